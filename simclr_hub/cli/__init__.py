@@ -1,0 +1,5 @@
+"""The command line; see `simclr-hub --help`."""
+
+
+def main() -> None:
+    """Entry."""

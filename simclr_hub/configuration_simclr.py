@@ -1,0 +1,185 @@
+"""SimCLRConfig: every SimCLR v1 and v2 architecture as one transformers config.
+
+Travels to the Hub as remote code, so it imports only the standard library, transformers and huggingface_hub.
+Unusual: an unknown key is an error. transformers turns it into an attribute, so that a typo gives another model.
+"""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
+
+#: Blocks in each of the four groups, by the depth in the name (official `resnet.py`, `resnet()`).
+DEPTHS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+}
+
+# What transformers itself writes into, or reads out of, a config besides declared fields.
+_TRANSFORMERS_KEYS = frozenset(
+    "model_type num_labels torch_dtype name_or_path _name_or_path _commit_hash auto_map custom_pipelines "
+    "output_attentions attn_implementation experts_implementation _attn_implementation_internal "
+    "_experts_implementation_internal per_layer_config quantization_config stage_names out_features out_indices "
+    "_out_features _out_indices".split()
+)
+
+
+@strict
+class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
+    """Architecture of a SimCLR encoder f, its projection head g, and an optional classifier.
+
+    Args:
+        num_channels: channels of the input image.
+        depths: blocks in each group; `DEPTHS` has the named ones.
+        layer_type: `"bottleneck"` (ResNet-50 and deeper) or `"basic"` (ResNet-18 and 34).
+        width_multiplier: channels relative to the plain ResNet; fractions are allowed where `64 x width` is whole.
+        sk_ratio: > 0 replaces a bottleneck's 3x3 with selective kernels and the stem and shortcuts with ResNet-D's
+            (official value 0.0625).
+        se_ratio: > 0 adds squeeze-and-excitation after the last BatchNorm of each block.
+        stem_type: `"imagenet"` (7x7 or three 3x3, stride 2, then max-pool), `"cifar"` (one 3x3, stride 1, no pool:
+            what the official code builds for images of 32 pixels or less) or `"small"` (one 3x3, stride 2, no pool:
+            ours, for pretraining on small images without a GPU).
+        projection_layers: layers of g; 0 for none (then z = h). v1 trained 2, v2 3.
+        projection_type: `"nonlinear"`, or `"linear"` (then g is one layer).
+        projection_dim: width of z.
+        classifier_layer: what the classifier sits on: 0 = h, j = the output of g's layer j after its ReLU.
+            The released 1 % and 10 % fine-tuned v2 checkpoints use 1.
+        image_size: side in pixels that the weights were trained for.
+        batch_norm_eps: BatchNorm's epsilon.
+        batch_norm_momentum: PyTorch's momentum of the moving statistics (1 - TensorFlow's decay).
+
+    Raises:
+        ValueError: an unknown key, or values that do not fit each other; huggingface_hub's strict errors are its subclasses.
+
+    Example:
+        >>> SimCLRConfig.v2(depth=152, width_multiplier=3, selective_kernel=True).hidden_size
+        6144
+    """
+
+    model_type = "simclr"
+
+    num_channels: int = 3
+    depths: list[int] | tuple[int, ...] = (3, 4, 6, 3)
+    layer_type: str = "bottleneck"
+    width_multiplier: float | int = 1
+    sk_ratio: float | int = 0.0
+    se_ratio: float | int = 0.0
+    stem_type: str = "imagenet"
+    projection_layers: int = 2
+    projection_type: str = "nonlinear"
+    projection_dim: int = 128
+    classifier_layer: int = 0
+    image_size: int = 224
+    batch_norm_eps: float = 1e-5
+    batch_norm_momentum: float = 0.1
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        unknown = sorted(kwargs.keys() - _TRANSFORMERS_KEYS)
+        if unknown:
+            known = sorted(f for f in type(self).__annotations__ if not f.startswith("_"))
+            raise ValueError(f"unknown SimCLRConfig key {', '.join(unknown)}; the architecture has {', '.join(known)}")
+        self.depths = list(self.depths)
+        self.stage_names = ["stem", *(f"stage{i}" for i in range(1, len(self.depths) + 1))]
+        kwargs.pop("stage_names", None)
+        self.set_output_features_output_indices(
+            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
+        )
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def v1(cls, depth: int = 50, width_multiplier: float = 1, **kwargs: Any) -> "SimCLRConfig":
+        """SimCLR v1 (arXiv 2002.05709): ResNet of `depth`, head of 2 layers."""
+        return cls(**{**_encoder(depth, width_multiplier), "projection_layers": 2, **kwargs})
+
+    @classmethod
+    def v2(
+        cls, depth: int = 50, width_multiplier: float = 1, selective_kernel: bool = False, **kwargs: Any
+    ) -> "SimCLRConfig":
+        """SimCLR v2 (arXiv 2006.10029): ResNet of `depth`, optionally selective kernels, head of 3 layers."""
+        sk_ratio = 0.0625 if selective_kernel else 0.0
+        return cls(**{**_encoder(depth, width_multiplier), "sk_ratio": sk_ratio, "projection_layers": 3, **kwargs})
+
+    @property
+    def expansion(self) -> int:
+        """Output channels of a block over its inner channels."""
+        return 4 if self.layer_type == "bottleneck" else 1
+
+    @property
+    def embedding_size(self) -> int:
+        """Channels after the stem."""
+        return int(64 * self.width_multiplier)
+
+    @property
+    def hidden_sizes(self) -> list[int]:
+        """Channels of each block group's output."""
+        return [self.embedding_size * 2**i * self.expansion for i in range(len(self.depths))]
+
+    @property
+    def hidden_size(self) -> int:
+        """Width D of h."""
+        return self.hidden_sizes[-1]
+
+    def validate_blocks(self) -> None:
+        """Depths, block type and their combination with selective kernels."""
+        if not self.depths or min(self.depths) < 1:
+            raise ValueError(f"depths={self.depths}: at least one group, at least one block in each")
+        _one_of("layer_type", self.layer_type, ("bottleneck", "basic"))
+        if self.sk_ratio > 0 and self.layer_type == "basic":
+            raise ValueError(
+                "sk_ratio > 0 with layer_type='basic': no SimCLR code builds it; use sk_ratio=0 or depth >= 50"
+            )
+        for name in ("sk_ratio", "se_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} is not within [0, 1]")
+
+    def validate_widths(self) -> None:
+        """Channels must come out whole, an SK stem's also when halved."""
+        width = 64 * self.width_multiplier
+        step = 2 if self.sk_ratio > 0 and self.stem_type == "imagenet" else 1
+        if width < step or width % step:
+            raise ValueError(
+                f"width_multiplier={self.width_multiplier}: 64 x width = {width:g} must be a multiple of {step}"
+            )
+        for name in ("num_channels", "projection_dim", "image_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+
+    def validate_stem(self) -> None:
+        """The stem is one of the three."""
+        _one_of("stem_type", self.stem_type, ("imagenet", "cifar", "small"))
+
+    def validate_projection(self) -> None:
+        """The head and the layer that the classifier sits on."""
+        _one_of("projection_type", self.projection_type, ("nonlinear", "linear"))
+        if self.projection_layers < 0 or (self.projection_type == "linear" and self.projection_layers > 1):
+            raise ValueError(
+                f"projection_layers={self.projection_layers} with projection_type={self.projection_type!r}: "
+                "0 is no head, a linear head has 1 layer, a nonlinear one any number"
+            )
+        if not 0 <= self.classifier_layer <= self.projection_layers:
+            raise ValueError(
+                f"classifier_layer={self.classifier_layer} is not within 0 (h) .. projection_layers={self.projection_layers}"
+            )
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
+
+
+def _encoder(depth: int, width_multiplier: float) -> dict[str, Any]:
+    if depth not in DEPTHS:
+        raise ValueError(f"depth={depth} is not one of {', '.join(map(str, DEPTHS))}; for others pass depths=(...)")
+    return {
+        "depths": DEPTHS[depth],
+        "layer_type": "bottleneck" if depth >= 50 else "basic",
+        "width_multiplier": width_multiplier,
+    }
+
+
+__all__ = ["SimCLRConfig"]

@@ -1,0 +1,238 @@
+"""Anything a user calls an image, to its bytes (read once), their hash, and upright RGB.
+
+Unusual: formats are decided by content from an allowlist (an EPS or SVG named .jpg starts no decoder); 16-bit and
+float images are scaled, not clipped to white; transparency lies over white; EXIF orientation is applied.
+"""
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageCms, UnidentifiedImageError
+from torch import Tensor
+
+from .errors import CorruptImageError, ImageError, ImageTooLargeError, UnreadableImageError, UnsupportedImageError
+
+#: Formats that are decoded, by Pillow's names; none of their decoders starts another program.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000")
+#: File names that a folder scan takes for images.
+SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .mpo .png .webp .gif .bmp .tif .tiff .avif .ppm .pgm .pbm .pnm .jp2 .j2k .jpx".split()
+)
+#: Larger files are refused unread. Pixels are bounded by Pillow: twice `PIL.Image.MAX_IMAGE_PIXELS`, 179 million.
+MAX_BYTES = 1 << 29
+
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class LoadedImage:
+    """An image ready for the processor: pixels (3, H, W), uint8 or float32 in [0, 1]; hash of what it came from."""
+
+    pixels: Tensor
+    content_hash: bytes
+
+
+def load_image(source: Any) -> LoadedImage:
+    """A path, bytes, binary file object, PIL image, numpy array (H, W[, C]) or torch tensor ([C,] H, W) as an image.
+
+    Arrays are uint8, uint16, or float in [0, 1], with 1, 3 or 4 channels; 4 are RGB and alpha.
+
+    Raises:
+        ImageError: it cannot be read, is no image of an allowed format, is damaged or too large; the text names it.
+        TypeError: `source` is none of these types.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        data, _ = read_file(source)
+        return load_bytes(data, describe(source))
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return load_bytes(bytes(source), "<bytes>")
+    if isinstance(source, Image.Image):
+        return _hashed(_pixels(upright_rgb(source, "<PIL image>")))
+    if isinstance(source, np.ndarray):
+        return _hashed(_from_array(source, channels_last=True))
+    if isinstance(source, Tensor):
+        return _hashed(_from_array(source.detach().cpu().numpy(), channels_last=False))
+    if hasattr(source, "read"):
+        name = describe(getattr(source, "name", "<file object>"))
+        data = source.read(MAX_BYTES + 1)
+        if not isinstance(data, bytes):
+            raise TypeError(f"{name}: opened as text; open it in binary mode ('rb')")
+        return load_bytes(data, name)
+    raise TypeError(
+        f"{type(source).__name__} is not an image: give a path, bytes, a binary file, a PIL image, a numpy array or a torch tensor"
+    )
+
+
+def load_bytes(data: bytes, name: str) -> LoadedImage:
+    """The bytes of an image file as an image; `name` is for errors.
+
+    Raises:
+        ImageError: see `decode`.
+    """
+    return LoadedImage(_pixels(decode(data, name)), hashlib.sha256(data).digest())
+
+
+def describe(source: Any) -> str:
+    """A name for messages: a path printable in any terminal, or the type."""
+    if isinstance(source, (str, os.PathLike)):
+        text = os.fsdecode(source)
+        return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return f"<{type(source).__name__}>"
+
+
+def read_file(path: str | os.PathLike[str] | bytes, *, follow_symlinks: bool = True) -> tuple[bytes, os.stat_result]:
+    """The whole of a regular file and the stat that belongs to these bytes.
+
+    Opened once: size and time are compared before and after, and a file that changed meanwhile is read again.
+
+    Raises:
+        UnreadableImageError: missing, no permission, not a regular file, empty, or changing at each of three tries.
+        ImageTooLargeError: larger than `MAX_BYTES`.
+    """
+    name = describe(path if not isinstance(path, bytes) else os.fsdecode(path))
+    if isinstance(path, str) and path.startswith(("http://", "https://")):
+        raise UnreadableImageError(f"{name}: this is a URL; download the file first and give its path")
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a FIFO must not block
+    if not follow_symlinks:
+        flags |= getattr(os, "O_NOFOLLOW", 0)
+    try:
+        with open(path, "rb", opener=lambda p, _: os.open(p, flags)) as file:
+            for _ in range(3):
+                before = os.fstat(file.fileno())
+                if not stat.S_ISREG(before.st_mode):
+                    raise UnreadableImageError(f"{name}: not a regular file")
+                if before.st_size > MAX_BYTES:
+                    raise ImageTooLargeError(f"{name}: {before.st_size:,} bytes, more than {MAX_BYTES:,}")
+                file.seek(0)
+                data = file.read(MAX_BYTES + 1)
+                after = os.fstat(file.fileno())
+                if len(data) == after.st_size and before.st_mtime_ns == after.st_mtime_ns:
+                    if not data:
+                        raise UnreadableImageError(f"{name}: empty file")
+                    return data, after
+    except FileNotFoundError as e:
+        raise UnreadableImageError(f"{name}: no such file") from e
+    except (OSError, ValueError) as e:  # ValueError: a NUL in the name
+        raise UnreadableImageError(f"{name}: {getattr(e, 'strerror', None) or e}") from e
+    raise UnreadableImageError(f"{name}: changed while it was read")
+
+
+def decode(data: bytes, name: str) -> Image.Image:
+    """The first frame of an image file's bytes, upright RGB.
+
+    Raises:
+        UnsupportedImageError: no image, or a format outside `FORMATS`.
+        CorruptImageError: truncated or damaged.
+        ImageTooLargeError: more bytes than `MAX_BYTES` or more pixels than Pillow allows.
+    """
+    import io
+
+    if len(data) > MAX_BYTES:
+        raise ImageTooLargeError(f"{name}: more than {MAX_BYTES:,} bytes")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            image.load()
+            return upright_rgb(image, name)
+    except ImageError:
+        raise
+    except UnidentifiedImageError as e:
+        raise UnsupportedImageError(f"{name}: not an image of a supported format ({', '.join(FORMATS)})") from e
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as e:
+        raise ImageTooLargeError(f"{name}: {e or 'too many pixels for the memory'}") from e
+    except Exception as e:  # Pillow's decoders raise OSError, SyntaxError, ValueError, TypeError, RuntimeError, ...
+        raise CorruptImageError(f"{name}: damaged image: {e or type(e).__name__}") from e
+
+
+def upright_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Any mode as RGB, rotated as its EXIF says.
+
+    Raises:
+        CorruptImageError: float pixels that are not finite.
+    """
+    try:
+        turn = _TRANSPOSE.get(image.getexif().get(0x0112, 1))
+    except Exception:  # damaged EXIF is no reason to lose the photo
+        turn = None
+    rgb = _rgb(image, name)
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        return Image.fromarray(_to_uint8(np.asarray(image), name)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    if image.mode == "LAB":
+        convert: Callable[..., Image.Image | None] = ImageCms.profileToProfile
+        srgb = convert(image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB")
+        assert srgb is not None  # None only with inPlace=True
+        return srgb
+    return image.convert("RGB")
+
+
+def _to_uint8(values: np.ndarray, name: str) -> np.ndarray:
+    """Wide grey values to 8 bits: by their range (0..1, 8, 16 or 32 bits), not by clipping."""
+    wide = values.astype(np.float64)
+    if not np.isfinite(wide).all():
+        raise CorruptImageError(f"{name}: pixels that are not finite")
+    top = float(wide.max(initial=0))
+    if values.dtype == np.uint16:
+        full = 65535.0
+    else:
+        full = next((r for r in ((1.0,) if values.dtype.kind == "f" else ()) + (255.0, 65535.0) if top <= r), 2.0**32 - 1)
+        full = max(full, top)
+    return np.rint(wide.clip(0) * (255 / full)).astype(np.uint8)
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (3, H, W) uint8
+
+
+def _from_array(array: np.ndarray, *, channels_last: bool) -> Tensor:
+    name = f"<array of shape {array.shape}, {array.dtype}>"
+    if array.ndim == 2:
+        array = array[..., None]
+    elif array.ndim == 3 and not channels_last:
+        array = array.transpose(1, 2, 0)
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
+        order = "(H, W), (H, W, C)" if channels_last else "(H, W), (C, H, W)"
+        raise UnsupportedImageError(f"{name}: an image is {order} with C of 1, 3 or 4")
+    if array.dtype == np.uint16:
+        array = np.rint(array / 257).astype(np.uint8)
+    if array.dtype == np.uint8:
+        return _pixels(_rgb(Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array), name))
+    if array.dtype.kind != "f":
+        raise UnsupportedImageError(f"{name}: pixels must be uint8, uint16, or float in [0, 1]")
+    pixels = torch.from_numpy(array.astype(np.float32)).permute(2, 0, 1)
+    if not (pixels.isfinite().all() and pixels.min() >= 0 and pixels.max() <= 1):
+        raise UnsupportedImageError(f"{name}: float pixels must lie in [0, 1]; divide by 255 first")
+    if len(pixels) == 4:
+        pixels = pixels[:3] * pixels[3:] + (1 - pixels[3:])
+    return pixels.expand(3, -1, -1).contiguous()
+
+
+def _hashed(pixels: Tensor) -> LoadedImage:
+    digest = hashlib.sha256(f"{pixels.dtype} {tuple(pixels.shape)}".encode())
+    digest.update(pixels.numpy().tobytes())
+    return LoadedImage(pixels, digest.digest())
+
+
+def is_image_name(path: str | bytes | Path) -> bool:
+    """Whether a folder scan takes this file for an image, by its suffix."""
+    return os.path.splitext(os.fsdecode(path))[1].lower() in SUFFIXES
