@@ -25,7 +25,7 @@ _TRANSFORMERS_KEYS = frozenset(
     "model_type num_labels torch_dtype name_or_path _name_or_path _commit_hash auto_map custom_pipelines "
     "output_attentions attn_implementation experts_implementation _attn_implementation_internal "
     "_experts_implementation_internal per_layer_config quantization_config stage_names out_features out_indices "
-    "_out_features _out_indices".split()
+    "_out_features _out_indices use_cache".split()
 )
 
 
@@ -54,7 +54,7 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
         batch_norm_momentum: PyTorch's momentum of the moving statistics (1 - TensorFlow's decay).
 
     Raises:
-        ValueError: an unknown key, or values that do not fit each other; huggingface_hub's strict errors are its subclasses.
+        ValueError: an unknown key, or values that do not fit each other; strict's errors are such.
 
     Example:
         >>> SimCLRConfig.v2(depth=152, width_multiplier=3, selective_kernel=True).hidden_size
@@ -163,7 +163,7 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         if not 0 <= self.classifier_layer <= self.projection_layers:
             raise ValueError(
-                f"classifier_layer={self.classifier_layer} is not within 0 (h) .. projection_layers={self.projection_layers}"
+                f"classifier_layer={self.classifier_layer} must be 0 (h) to projection_layers={self.projection_layers}"
             )
 
 

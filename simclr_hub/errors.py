@@ -1,20 +1,20 @@
 """Every exception that simclr_hub raises on purpose.
 
-    SimCLRHubError
-    +-- ImageError (ValueError)             one image cannot be used; names it and says why
-    |   +-- UnreadableImageError            missing, no permission, changed while read, not a regular file
-    |   +-- UnsupportedImageError           not an image, or of a format that is not allowed
-    |   +-- CorruptImageError               truncated or damaged
-    |   +-- ImageTooLargeError              more bytes or pixels than the limits
-    +-- CheckpointError (ValueError)        weights cannot be used: damaged, incomplete, of an unknown layout
-    +-- IndexError_                         the index on disk
-    |   +-- IndexExistsError / IndexNotFoundError
-    |   +-- IndexLockedError                another process writes to it; names the pid
-    |   +-- IndexDamagedError               its store is broken; says what can be saved
-    |   +-- IndexMismatchError (ValueError) made by another model or processing; names both
-    |   +-- PruneRefusedError               too much is missing at once: a disk may be unplugged
-    +-- RecipeError (ValueError)            a training recipe or one of its key=value settings
-    +-- MissingExtraError (ImportError)     an optional dependency; says the pip command
+SimCLRHubError
++-- ImageError (ValueError)             one image cannot be used; names it and says why
+|   +-- UnreadableImageError            missing, no permission, changed while read, not a regular file
+|   +-- UnsupportedImageError           not an image, or of a format that is not allowed
+|   +-- CorruptImageError               truncated or damaged
+|   +-- ImageTooLargeError              more bytes or pixels than the limits
++-- CheckpointError (ValueError)        weights cannot be used: damaged, incomplete, of an unknown layout
++-- IndexError_                         the index on disk
+|   +-- IndexExistsError / IndexNotFoundError
+|   +-- IndexLockedError                another process writes to it; names the pid
+|   +-- IndexDamagedError               its store is broken; says what can be saved
+|   +-- IndexMismatchError (ValueError) made by another model or processing; names both
+|   +-- PruneRefusedError               too much is missing at once: a disk may be unplugged
++-- RecipeError (ValueError)            a training recipe or one of its key=value settings
++-- MissingExtraError (ImportError)     an optional dependency; says the pip command
 """
 
 

@@ -5,6 +5,7 @@ float images are scaled, not clipped to white; transparency lies over white; EXI
 """
 
 import hashlib
+import io
 import os
 import stat
 from collections.abc import Callable
@@ -19,8 +20,11 @@ from torch import Tensor
 
 from .errors import CorruptImageError, ImageError, ImageTooLargeError, UnreadableImageError, UnsupportedImageError
 
-#: Formats that are decoded, by Pillow's names; none of their decoders starts another program.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000")
+Image.init()  # fills Image.OPEN, which says what this Pillow was built with
+#: Formats that are decoded, by Pillow's names; none of their decoders starts another program. JPEG includes MPO.
+FORMATS = tuple(
+    name for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000") if name in Image.OPEN
+)
 #: File names that a folder scan takes for images.
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .mpo .png .webp .gif .bmp .tif .tiff .avif .ppm .pgm .pbm .pnm .jp2 .j2k .jpx".split()
@@ -47,8 +51,19 @@ class LoadedImage:
     content_hash: bytes
 
 
+@dataclass(frozen=True)
+class FileBytes:
+    """An image file's bytes that were read already, with the name for messages."""
+
+    name: str
+    data: bytes
+
+
 def load_image(source: Any) -> LoadedImage:
-    """A path, bytes, binary file object, PIL image, numpy array (H, W[, C]) or torch tensor ([C,] H, W) as an image.
+    """Load an image from anything that holds one.
+
+    Takes a path, bytes, `FileBytes`, a binary file object, a PIL image, a numpy array (H, W[, C]) or a torch tensor
+    ([C,] H, W).
 
     Arrays are uint8, uint16, or float in [0, 1], with 1, 3 or 4 channels; 4 are RGB and alpha.
 
@@ -59,6 +74,8 @@ def load_image(source: Any) -> LoadedImage:
     if isinstance(source, (str, os.PathLike)):
         data, _ = read_file(source)
         return load_bytes(data, describe(source))
+    if isinstance(source, FileBytes):
+        return load_bytes(source.data, source.name)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return load_bytes(bytes(source), "<bytes>")
     if isinstance(source, Image.Image):
@@ -74,7 +91,8 @@ def load_image(source: Any) -> LoadedImage:
             raise TypeError(f"{name}: opened as text; open it in binary mode ('rb')")
         return load_bytes(data, name)
     raise TypeError(
-        f"{type(source).__name__} is not an image: give a path, bytes, a binary file, a PIL image, a numpy array or a torch tensor"
+        f"{type(source).__name__} is not an image: "
+        "give a path, bytes, a binary file, a PIL image, a numpy array or a torch tensor"
     )
 
 
@@ -140,8 +158,6 @@ def decode(data: bytes, name: str) -> Image.Image:
         CorruptImageError: truncated or damaged.
         ImageTooLargeError: more bytes than `MAX_BYTES` or more pixels than Pillow allows.
     """
-    import io
-
     if len(data) > MAX_BYTES:
         raise ImageTooLargeError(f"{name}: more than {MAX_BYTES:,} bytes")
     try:
@@ -195,7 +211,9 @@ def _to_uint8(values: np.ndarray, name: str) -> np.ndarray:
     if values.dtype == np.uint16:
         full = 65535.0
     else:
-        full = next((r for r in ((1.0,) if values.dtype.kind == "f" else ()) + (255.0, 65535.0) if top <= r), 2.0**32 - 1)
+        full = next(
+            (r for r in ((1.0,) if values.dtype.kind == "f" else ()) + (255.0, 65535.0) if top <= r), 2.0**32 - 1
+        )
         full = max(full, top)
     return np.rint(wide.clip(0) * (255 / full)).astype(np.uint8)
 

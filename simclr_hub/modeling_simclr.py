@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutputWithNoAttention
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from .configuration_simclr import SimCLRConfig
 
@@ -49,7 +49,9 @@ def _batch_norm(config: SimCLRConfig, channels: int) -> nn.BatchNorm2d:
 class SimCLRConvLayer(nn.Module):
     """Convolution without bias, BatchNorm, and ReLU unless `activation=False`."""
 
-    def __init__(self, config: SimCLRConfig, c_in: int, c_out: int, kernel: int, stride: int = 1, activation: bool = True):
+    def __init__(
+        self, config: SimCLRConfig, c_in: int, c_out: int, kernel: int, stride: int = 1, activation: bool = True
+    ):
         super().__init__()
         self.convolution = nn.Conv2d(c_in, c_out, kernel, stride, padding=(kernel - 1) // 2, bias=False)
         self.normalization = _batch_norm(config, c_out)
@@ -89,7 +91,7 @@ class SimCLRStem(nn.Module):
 
 
 class SimCLRShortcut(nn.Module):
-    """The first block's projection: 1x1 convolution, after a 2x2 average pool when kernels are selective (ResNet-D)."""
+    """The first block's projection: 1x1 convolution; with selective kernels after a 2x2 average pool (ResNet-D)."""
 
     def __init__(self, config: SimCLRConfig, c_in: int, c_out: int, stride: int):
         super().__init__()
@@ -143,6 +145,7 @@ class SimCLRBlock(nn.Module):
     def __init__(self, config: SimCLRConfig, c_in: int, channels: int, stride: int, first: bool):
         super().__init__()
         c_out = channels * config.expansion
+        layers: list[nn.Module]
         self.shortcut = SimCLRShortcut(config, c_in, c_out, stride) if first else nn.Identity()
         if config.layer_type == "basic":
             layers = [
@@ -150,14 +153,12 @@ class SimCLRBlock(nn.Module):
                 SimCLRConvLayer(config, channels, c_out, 3, activation=False),
             ]
         else:
-            middle = (
-                SimCLRSelectiveKernel(config, channels, stride)
-                if config.sk_ratio > 0
-                else SimCLRConvLayer(config, channels, channels, 3, stride)
-            )
+            selective = config.sk_ratio > 0
             layers = [
                 SimCLRConvLayer(config, c_in, channels, 1),
-                middle,
+                SimCLRSelectiveKernel(config, channels, stride)
+                if selective
+                else SimCLRConvLayer(config, channels, channels, 3, stride),
                 SimCLRConvLayer(config, channels, c_out, 1, activation=False),
             ]
         self.layers = nn.Sequential(*layers)
@@ -186,7 +187,7 @@ class SimCLREncoder(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) to the maps of the stem and of every group, each (B, C_i, H_i, W_i)."""
-        maps = (self.stem(pixel_values),)
+        maps: tuple[Tensor, ...] = (self.stem(pixel_values),)
         for stage in self.stages:
             maps += (stage(maps[-1]),)
         return maps
@@ -233,7 +234,7 @@ class SimCLRPreTrainedModel(PreTrainedModel):
     config: SimCLRConfig
     base_model_prefix = "simclr"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]  # transformers itself annotates it more narrowly
     _no_split_modules = ["SimCLRBlock"]
 
     def __init__(self, config: SimCLRConfig, *args: Any, **kwargs: Any):
@@ -253,14 +254,10 @@ class SimCLRPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-            init.ones_(module.weight)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-            init.zeros_(module.num_batches_tracked)
+            for name, value in (*module.named_parameters(), *module.named_buffers()):
+                (init.ones_ if name in ("weight", "running_var") else init.zeros_)(value)
         elif isinstance(module, SimCLRBlock):
-            init.zeros_(module.layers[-1].normalization.weight)  # each block starts as its shortcut
+            init.zeros_(module.layers[-1].normalization.weight)  # type: ignore  # each block starts as its shortcut
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -270,38 +267,27 @@ class SimCLRPreTrainedModel(PreTrainedModel):
         have (g in a backbone, a classifier in a bare model) may be left over.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
         model._check_loaded(info, str(pretrained_model_name_or_path))
         return (model, info) if wants_info else model
 
     def _check_loaded(self, info: dict[str, Any], name: str) -> None:
-        parts = {key.removeprefix("simclr.").split(".")[0] for key in self.state_dict()}
-        unexpected = [k for k in info["unexpected_keys"] if k.removeprefix("simclr.").split(".")[0] in parts]
-        # A key of no part at all (another prefix, another library) is not ours to ignore either.
-        unexpected += [
-            k
-            for k in info["unexpected_keys"]
-            if k.removeprefix("simclr.").split(".")[0] not in parts | {"encoder", "projection", "classifier"}
-        ]
-        missing = [k for k in info["missing_keys"] if not k.startswith("classifier.")]
-        mismatched = [
-            str(k[0] if isinstance(k, tuple) else k)
-            for k in info.get("mismatched_keys", ())
-            if not str(k[0] if isinstance(k, tuple) else k).startswith("classifier.")
-        ]
+        headless = self.config.projection_layers == 0  # then a head in the file is left out on purpose
+        mismatched = [key[0] if isinstance(key, tuple) else key for key in info.get("mismatched_keys", ())]
         impossible = [
-            k
-            for k, v in self.state_dict().items()
-            if v.is_floating_point()
-            and not v.is_meta
-            and (not bool(v.isfinite().all()) or (k.endswith("running_var") and bool((v < 0).any())))
+            key
+            for key, value in self.state_dict().items()
+            if value.is_floating_point()
+            and not value.is_meta
+            and (not bool(value.isfinite().all()) or (key.endswith("running_var") and bool((value < 0).any())))
         ]
         problems = [
             f"{len(keys)} {what} ({', '.join(sorted(keys)[:4])}{', ...' if len(keys) > 4 else ''})"
             for what, keys in (
-                ("missing", missing),
-                ("unexpected", unexpected),
-                ("of another shape", mismatched),
+                ("missing", [k for k in info["missing_keys"] if not k.startswith("classifier.")]),
+                ("unexpected", [k for k in info["unexpected_keys"] if not (headless and "projection." in k)]),
+                ("of another shape", [k for k in mismatched if not k.startswith("classifier.")]),
                 ("with non-finite or impossible values", impossible),
             )
             if keys
@@ -321,6 +307,8 @@ class SimCLRModel(SimCLRPreTrainedModel):
         >>> model(torch.zeros(1, 3, 224, 224)).pooler_output.shape
         torch.Size([1, 2048])
     """
+
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\."]
 
     def __init__(self, config: SimCLRConfig):
         super().__init__(config)
@@ -343,6 +331,7 @@ class SimCLRModel(SimCLRPreTrainedModel):
             output_hidden_states: also return the stem's and the block groups' maps.
             output_projections: also return g's layers; without it g is not computed.
             return_dict: False gives a tuple.
+            **kwargs: ignored, as in every transformers model.
         """
         maps = self.encoder(pixel_values)
         h = maps[-1].mean((2, 3))  # (B, D)
@@ -364,7 +353,7 @@ class SimCLRForImageClassification(SimCLRPreTrainedModel):
         self.simclr = SimCLRModel(config)
         n = config.classifier_layer
         width = config.projection_dim if 0 < n == config.projection_layers else config.hidden_size
-        self.classifier = nn.Linear(width, config.num_labels)
+        self.classifier = nn.Linear(width, config.num_labels or 0)
         self.post_init()
 
     def forward(
@@ -393,6 +382,7 @@ class SimCLRBackbone(BackboneMixin, SimCLRPreTrainedModel):
     """The encoder's maps for detection and segmentation: `out_features` of "stem", "stage1" .. "stage4"."""
 
     has_attentions = False
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\.", r"(^|\.)projection\."]
 
     def __init__(self, config: SimCLRConfig):
         super().__init__(config)
@@ -400,7 +390,7 @@ class SimCLRBackbone(BackboneMixin, SimCLRPreTrainedModel):
         self.encoder = SimCLREncoder(config)
         self.post_init()
 
-    def forward(
+    def forward(  # type: ignore[override]  # no attentions, and further arguments are let pass
         self,
         pixel_values: Tensor,
         output_hidden_states: bool | None = None,

@@ -94,12 +94,12 @@ def sample_crop_boxes(
 def crop_and_flip(x: Tensor, boxes: Tensor, flip: Tensor, size: int) -> Tensor:
     """Boxes (B, 4) of x (B, 3, H, W), mirrored where flip (B,) is true, bilinearly to (B, 3, size, size)."""
     height, width = x.shape[-2:]
-    y, left, h, w = boxes.to(x.dtype).T
+    y, left, h, w = boxes.to(x).T
     centre_x, centre_y = (2 * left + w) / width - 1, (2 * y + h) / height - 1
     zero = torch.zeros_like(h)
     theta = torch.stack(
         [
-            torch.stack([w / width * torch.where(flip, -1, 1), zero, centre_x], 1),
+            torch.stack([w / width * torch.where(flip.to(x.device), -1, 1), zero, centre_x], 1),
             torch.stack([zero, h / height, centre_y], 1),
         ],
         1,
@@ -118,6 +118,9 @@ class Views:
         jitter: strengths of brightness, contrast and saturation: each factor is U(max(1 - s, 0), 1 + s).
         jitter_p: probability that a sample is jittered.
         greyscale_p: probability that a sample loses its colour.
+
+    Raises:
+        ValueError: a size, share, strength or probability that is out of range.
     """
 
     size: int
@@ -126,8 +129,20 @@ class Views:
     jitter_p: float = 0.8
     greyscale_p: float = 0.2
 
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size={self.size} must be at least 1 pixel")
+        if len(self.area) != 2 or not 0 < self.area[0] <= self.area[1] <= 1:
+            raise ValueError(f"area={self.area} must be two shares of the image, 0 < low <= high <= 1")
+        if len(self.jitter) != 3 or not all(s >= 0 for s in self.jitter):
+            raise ValueError(f"jitter={self.jitter} must be three strengths >= 0: brightness, contrast, saturation")
+        for name in ("jitter_p", "greyscale_p"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} is not a probability")
+
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) to one view of each, float32 (B, 3, size, size) in [0, 1]."""
+        # Every parameter is drawn on the CPU: one generator, the same views on any device.
         n = len(images)
         boxes = sample_crop_boxes(n, *images.shape[-2:], area=(self.area[0], self.area[1]))
         x = crop_and_flip(images.float() / 255, boxes, torch.rand(n) < 0.5, self.size)
@@ -138,7 +153,8 @@ class Views:
             for i, (operation, s) in enumerate(zip(operations, self.jitter, strict=True)):
                 rows = (jittered & (order[:, position] == i)).nonzero()[:, 0]
                 factor = torch.empty(len(rows)).uniform_(max(1 - s, 0), 1 + s)
-                x[rows] = operation(x[rows], factor)
-        grey = (torch.rand(n) < self.greyscale_p).nonzero()[:, 0]
+                rows = rows.to(x.device)
+                x[rows] = operation(x[rows], factor.to(x.device))
+        grey = (torch.rand(n) < self.greyscale_p).nonzero()[:, 0].to(x.device)
         x[grey] = to_greyscale(x[grey])
         return x

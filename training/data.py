@@ -33,7 +33,7 @@ class ImageArray(Dataset[dict[str, Tensor]]):
 
     @classmethod
     def load(cls, source: str, split: str, side: int, cache: Path) -> "ImageArray":
-        """Decode a folder of images or parquet files, or a Hub dataset, through `datasets`; the second time from `cache`.
+        """Decode a folder of images or parquet files, or a Hub dataset, through `datasets`; later from `cache`.
 
         Args:
             source: a folder (class folders or parquet files) or a dataset's id on the Hub.
@@ -62,7 +62,7 @@ def _open(source: str, split: str) -> tuple[Iterator[Any], list[int] | None]:
 
     try:
         data = datasets.load_dataset(source, split=split)
-    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, ValueError) as e:
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as e:  # ConnectionError is an OSError
         raise RecipeError(f"data={source}: {e}") from e
     columns = [name for name, kind in data.features.items() if isinstance(kind, datasets.Image)]
     if not columns:
@@ -85,5 +85,3 @@ def _resized(row: dict[str, Any], side: int, name: str) -> np.ndarray:
 def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Stack the rows of a batch: images (B, 3, side, side), uint8."""
     return {"images": torch.stack([row["images"] for row in rows])}
-
-

@@ -36,7 +36,7 @@ def nt_xent_loss(
 
     Example:
         >>> nt_xent_loss(torch.eye(4), torch.eye(4), temperature=0.5)
-        tensor(0.5933)
+        tensor(0.5944)
     """
     if z_a.ndim != 2 or z_a.shape != z_b.shape or len(z_a) < 2:
         raise ValueError(f"z_a and z_b must be (N, d) alike with N >= 2, got {tuple(z_a.shape)}, {tuple(z_b.shape)}")

@@ -18,7 +18,7 @@ class LARS(torch.optim.Optimizer):
         trust_coefficient: trust = trust_coefficient x |w| / |g|, and 1 where either norm is 0.
 
     Raises:
-        ValueError: a negative argument.
+        ValueError: an argument that is negative or not a number.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class LARS(torch.optim.Optimizer):
             lr=lr, momentum=momentum, weight_decay=weight_decay, trust_coefficient=trust_coefficient, adapt=True
         )
         for name, value in defaults.items():
-            if value < 0:
+            if not value >= 0:  # nan too
                 raise ValueError(f"{name}={value} must not be negative")
         super().__init__(params, defaults)
 
@@ -54,7 +54,9 @@ class LARS(torch.optim.Optimizer):
                     trust = group["trust_coefficient"] * w_norm / g_norm
                     g = g * torch.where((w_norm > 0) & (g_norm > 0), trust, torch.ones_like(trust))
                 state = self.state[p]
-                velocity = state.setdefault("momentum_buffer", torch.zeros_like(p))
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(p)
+                velocity = state["momentum_buffer"]
                 velocity.mul_(group["momentum"]).add_(g, alpha=group["lr"])
                 p.sub_(velocity)
         return loss

@@ -1,4 +1,8 @@
-"""transformers' Trainer with the parts that make it SimCLR: two views, NT-Xent, LARS, averaged weights, safe checkpoints."""
+"""transformers' Trainer with the parts that make it SimCLR: two views, NT-Xent, LARS, averaged weights.
+
+Unusual: a checkpoint is written beside its place and renamed there whole, so a kill at any moment leaves only complete
+ones to resume from; accumulating gradients gives the mean over small batches, not more negatives.
+"""
 
 import copy
 import os
@@ -24,12 +28,15 @@ from .optimization import LARS, parameter_groups
 
 @dataclass
 class SimCLRTrainingArguments(TrainingArguments):
-    """transformers' arguments, with SimCLR's defaults, and:
+    """transformers' arguments, and SimCLR's own.
 
     Args:
         temperature: of NT-Xent.
         momentum: of LARS.
         ema_decay: share of the averaged weights kept at a step; 0 keeps no average.
+
+    Raises:
+        RecipeError: a value out of range, or more than one device.
     """
 
     temperature: float = field(default=0.1)
@@ -37,6 +44,14 @@ class SimCLRTrainingArguments(TrainingArguments):
     ema_decay: float = field(default=0.0)
 
     def __post_init__(self) -> None:
+        for name, allowed in (
+            ("temperature", self.temperature > 0),
+            ("momentum", 0 <= self.momentum < 1),
+            ("ema_decay", 0 <= self.ema_decay < 1),
+        ):
+            if not allowed:
+                limits = "positive" if name == "temperature" else "within [0, 1)"
+                raise RecipeError(f"{name}={getattr(self, name)} must be {limits}")
         super().__post_init__()
         self.remove_unused_columns = False
         self.dataloader_drop_last = True
@@ -69,10 +84,12 @@ class SimCLRTrainer(Trainer):
     """Pretrains a `SimCLRModel` on batches of uint8 images; `views` draws the two views of each batch."""
 
     args: SimCLRTrainingArguments
+    loss_is_scaled_for_ga = False  # compute_loss gives a mean; the Trainer divides it by the accumulation steps
 
     def __init__(self, model: nn.Module, args: SimCLRTrainingArguments, views: Views, **kwargs: Any):
         super().__init__(model=model, args=args, data_collator=collate, **kwargs)
         self.views = views
+        self._partial: str | None = None  # where a checkpoint is being written
         self.average = WeightAverage(model, args.ema_decay) if args.ema_decay > 0 else None
         if self.average is not None:
             self.add_callback(self.average)
@@ -96,7 +113,7 @@ class SimCLRTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _get_output_dir(self, trial: Any) -> str:
-        return getattr(self, "_partial", None) or super()._get_output_dir(trial)
+        return self._partial or str(super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write the checkpoint beside its place and rename it there whole, then drop the older ones."""
@@ -120,4 +137,10 @@ class SimCLRTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.average is not None:
-            self.average.model.load_state_dict(load_file(Path(resume_from_checkpoint, "ema", "model.safetensors")))
+            weights = Path(resume_from_checkpoint, "ema", "model.safetensors")
+            if not weights.exists():
+                raise RecipeError(
+                    f"{resume_from_checkpoint} has no averaged weights to go on from; "
+                    "set ema_decay=0 as when it was made, or another output_dir="
+                )
+            self.average.model.load_state_dict(load_file(weights))

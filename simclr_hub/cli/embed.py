@@ -1,0 +1,88 @@
+"""`simclr-hub embed`: features of images into a file."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from .._files import write_file
+from ..embedder import Embedder, Failure, as_sources
+from ..errors import MissingExtraError
+from ..images import describe
+from ..progress import progress_bar
+from ._output import json_option, print_json
+
+
+@click.command("embed")
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="A .npz or .parquet file.")
+@click.option("--model", help="Directory, Hub id or id@revision; the default checkpoint if not given.")
+@click.option("--layer", default="h", show_default=True, help="h, or g1, g2, ..., z of the projection head.")
+@click.option("--normalize", is_flag=True, help="Scale each vector to length 1.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images a forward pass.")
+@click.option("--device", help="cpu, cuda, mps, ...")
+@json_option
+def embed_command(
+    images: tuple[Path, ...],
+    output: Path,
+    model: str | None,
+    layer: str,
+    normalize: bool,
+    batch_size: int | None,
+    device: str | None,
+    as_json: bool,
+) -> int:
+    """Write the features of IMAGES (files and folders) to a file.
+
+    The file has `paths` and `vectors` (N, D) float32, row by row; images that cannot be read are named and left out.
+    """
+    write = _writers().get(output.suffix)
+    if write is None:
+        raise click.UsageError(f"{output}: the output must end in .npz or .parquet")
+    sources = [path for given in images for path in as_sources(given)]
+    try:
+        embedder = Embedder(model, layer=layer, normalize=normalize, batch_size=batch_size, device=device)
+    except (ValueError, RuntimeError) as e:
+        if type(e) not in (ValueError, RuntimeError):
+            raise
+        raise click.UsageError(str(e)) from e
+    paths, vectors, failures = [], [], []
+    with progress_bar("embedding", len(sources)) as advance:
+        for item in embedder.stream(sources):
+            advance(1)
+            if isinstance(item, Failure):
+                failures.append(item)
+                continue
+            paths.append(str(item.source))
+            vectors.append(item.vector)
+    matrix = np.stack(vectors) if vectors else np.empty((0, embedder.dim), np.float32)
+    write_file(output, lambda file: write(file, paths, matrix))
+    if as_json:
+        record = {"embedded": len(paths), "dim": embedder.dim, "output": str(output)}
+        print_json(record | {"failed": [{"path": str(f.source), "error": str(f.error)} for f in failures]})
+    else:
+        for failure in failures:
+            click.echo(f"left out: {failure.error}", err=True)
+        click.echo(f"{len(paths):,} vectors of {embedder.dim} to {describe(output)}")
+    return 3 if failures else 0
+
+
+def _writers() -> dict[str, Any]:
+    def npz(file: Any, paths: list[str], vectors: np.ndarray) -> None:
+        np.savez(file, paths=np.array([describe(p) for p in paths], dtype=np.str_), vectors=vectors)
+
+    def parquet(file: Any, paths: list[str], vectors: np.ndarray) -> None:
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError as e:
+            raise MissingExtraError("pyarrow", "parquet") from e
+        flat = pyarrow.array(vectors.ravel(), pyarrow.float32())
+        columns = {
+            "path": pyarrow.array([describe(p) for p in paths], pyarrow.string()),
+            "vector": pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
+        }
+        pyarrow.parquet.write_table(pyarrow.table(columns), file)
+
+    return {".npz": npz, ".parquet": parquet}

@@ -1,0 +1,147 @@
+"""`index`, `search`, `status`, `failures`, `prune`: the similarity index from the command line."""
+
+import dataclasses
+from pathlib import Path
+
+import click
+
+from ..gallery import Row, write_gallery
+from ..index import SimilarityIndex, SyncReport
+from ..progress import progress_bar
+from ._output import json_option, print_json, print_table, short_path
+
+_index_argument = click.argument("index", type=click.Path(path_type=Path))
+
+
+@click.command("index")
+@click.argument("photos", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), default="photos.index", help="The index, a directory."
+)
+@click.option("--model", help="Directory, Hub id or id@revision; the default checkpoint if not given.")
+@json_option
+def index_command(photos: Path, output: Path, model: str | None, as_json: bool) -> int:
+    """Create an index of the folder PHOTOS, or bring it up to date.
+
+    New and changed photos are embedded, renamed ones recognised, vanished ones marked missing. It may be stopped at
+    any moment and run again. Nothing is written below PHOTOS.
+    """
+    with open_or_create(output, model) as index:
+        report = sync(index, photos)
+    if as_json:
+        print_json(dataclasses.asdict(report))
+    else:
+        print_report(report, output)
+    return 3 if report.failed else 0
+
+
+def open_or_create(path: Path, model: str | None) -> SimilarityIndex:
+    """The index at `path`, made if there is none."""
+    return SimilarityIndex.open(path, model=model) if path.exists() else SimilarityIndex.create(path, model=model)
+
+
+def sync(index: SimilarityIndex, photos: Path) -> SyncReport:
+    """Synchronise with a progress bar."""
+    done = 0
+    with progress_bar("indexing", None) as advance:
+
+        def progress(now: int, total: int) -> None:
+            nonlocal done
+            advance(now - done, total)
+            done = now
+
+        return index.sync(photos, progress=progress)
+
+
+def print_report(report: SyncReport, index: Path) -> None:
+    """The counts of a sync in two or three lines."""
+    parts = [
+        f"{getattr(report, name):,} {name}"
+        for name in ("embedded", "unchanged", "renamed", "copied", "failed")
+        if getattr(report, name) or name == "embedded"
+    ]
+    click.echo(f"{report.found:,} photos found: {', '.join(parts)} ({report.seconds:.1f} s)")
+    for reason, n in sorted(report.skipped.items()):
+        click.echo(f"  {n:,} skipped: {reason}")
+    if report.missing:
+        click.echo(f"  {report.missing:,} missing, kept: `simclr-hub prune {index}` forgets them")
+    if report.failed:
+        click.echo(f"  {report.failed:,} could not be read: `simclr-hub failures {index}` says why")
+    for folder in report.listing_errors:
+        click.echo(f"  could not be listed, its photos kept as they were: {folder}")
+
+
+@click.command("search")
+@_index_argument
+@click.argument("query", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-k", default=10, show_default=True, type=click.IntRange(min=1), help="How many matches.")
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write the results as a page.")
+@json_option
+def search_command(index: Path, query: tuple[Path, ...], k: int, html: Path | None, as_json: bool) -> None:
+    """Find the photos in INDEX that are most similar to the image QUERY (or several).
+
+    The score is the cosine of the two feature vectors: 1 is the same picture.
+    """
+    with SimilarityIndex.open(index) as opened:
+        results = opened.search([str(q) for q in query], k=k)
+    if html:
+        rows = [Row(q, [(m.path, m.score) for m in found]) for q, found in zip(query, results, strict=True)]
+        write_gallery(html, rows, title="Similar photos", note=f"Found in {index} by cosine similarity.")
+    if as_json:
+        print_json(
+            [
+                {"query": str(q), "matches": [{"path": m.path, "score": m.score} for m in found]}
+                for q, found in zip(query, results, strict=True)
+            ]
+        )
+        return
+    for q, found in zip(query, results, strict=True):
+        if len(query) > 1:
+            click.echo(f"{short_path(str(q))}:")
+        print_table(["score", "photo"], [(m.score, short_path(m.path)) for m in found])
+    if html:
+        click.echo(f"wrote {html}")
+
+
+@click.command("status")
+@_index_argument
+@json_option
+def status_command(index: Path, as_json: bool) -> None:
+    """What INDEX holds and what made it."""
+    with SimilarityIndex.open(index) as opened:
+        status = opened.status()
+    if as_json:
+        print_json(status)
+    else:
+        for key, value in status.items():
+            text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+            text = ", ".join(map(str, text)) if isinstance(text, list) else text
+            click.echo(f"{key:12} {text}")
+
+
+@click.command("failures")
+@_index_argument
+@json_option
+def failures_command(index: Path, as_json: bool) -> int:
+    """The photos that could not be read, and why."""
+    with SimilarityIndex.open(index) as opened:
+        failures = opened.failures()
+    if as_json:
+        print_json([{"path": path, "error": error} for path, error in failures])
+    else:
+        print_table(["photo", "error"], [(short_path(path), error) for path, error in failures])
+    return 3 if failures else 0
+
+
+@click.command("prune")
+@_index_argument
+@click.option("--force", is_flag=True, help="Even if more than 10 % are missing or the last listing failed.")
+@json_option
+def prune_command(index: Path, force: bool, as_json: bool) -> None:
+    """Forget the photos that are missing. Only the index changes, never a photo."""
+    with SimilarityIndex.open(index) as opened:
+        forgotten = opened.prune(force=force)
+    if as_json:
+        print_json({"forgotten": forgotten})
+    else:
+        click.echo(f"{forgotten:,} missing photos forgotten")

@@ -1,0 +1,66 @@
+"""Search results as one static HTML page: thumbnails inside, no scripts, nothing loaded from elsewhere."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from PIL import Image
+
+from ._files import write_file
+from .errors import ImageError
+from .images import describe, load_image
+
+#: Longest side of a thumbnail in pixels.
+THUMBNAIL = 256
+
+
+@dataclass(frozen=True)
+class Row:
+    """One search: the query (anything `load_image` takes) and the found (path, score) pairs, best first."""
+
+    query: Any
+    matches: Sequence[tuple[str, float]]
+
+
+def write_gallery(path: Path, rows: Sequence[Row], *, title: str, note: str = "") -> None:
+    """Write the page; a photo that cannot be read any more keeps its place and its name.
+
+    Args:
+        path: the HTML file, replaced if it exists.
+        rows: the searches, in the order they are shown.
+        title: heading of the page.
+        note: one sentence below it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    # Autoescape, and no value stands inside a script or a style: file names are not to be trusted.
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    sections = [
+        {
+            "query": _picture(row.query),
+            "matches": [_picture(match) | {"score": f"{score:.3f}"} for match, score in row.matches],
+        }
+        for row in rows
+    ]
+    html = environment.get_template("gallery.html").render(title=title, note=note, sections=sections)
+    write_file(path, lambda file: file.write(html.encode()))
+
+
+def _picture(source: Any) -> dict[str, str]:
+    full = describe(source)
+    name = Path(full).name or full
+    try:
+        image = Image.fromarray(load_image(source).pixels.permute(1, 2, 0).contiguous().numpy())
+    except ImageError as e:
+        return {"name": name, "full": str(e), "data": ""}
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return {"name": name, "full": full, "data": base64.b64encode(buffer.getvalue()).decode()}

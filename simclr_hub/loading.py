@@ -1,0 +1,97 @@
+"""A name, a directory or a Hub id@revision, to a model, its processor, and what identifies the weights."""
+
+import hashlib
+import json
+import os
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import huggingface_hub
+import torch
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers.utils import logging
+
+from .configuration_simclr import SimCLRConfig
+from .errors import CheckpointError
+from .image_processing_simclr import SimCLRImageProcessor
+from .modeling_simclr import SimCLRModel
+
+DEFAULT = "default"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+#: What of a Hub repository is downloaded: never code, never a pickle.
+_PATTERNS = ["config.json", "preprocessor_config.json", "*.safetensors", "model.safetensors.index.json"]
+
+
+def load(name: str | os.PathLike[str] | None = None) -> tuple[SimCLRModel, SimCLRImageProcessor]:
+    """A SimCLR encoder in eval mode and the processor that belongs to it.
+
+    Args:
+        name: None or "default" (the checkpoint inside this package), a directory that `from_pretrained` or
+            `simclr-hub convert` knows, or a Hub id, "org/name" or "org/name@revision".
+
+    Raises:
+        CheckpointError: there is no such model, or its weights are damaged, incomplete or of another model.
+    """
+    directory, source = _locate(name)
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # transformers' own, for what takes a moment
+    try:
+        model = SimCLRModel.from_pretrained(directory, local_files_only=True, dtype=torch.float32)
+        if (directory / "preprocessor_config.json").exists():
+            processor = SimCLRImageProcessor.from_pretrained(directory, local_files_only=True)
+        else:
+            processor = SimCLRImageProcessor(size=model.config.image_size)
+    except CheckpointError:
+        raise
+    except (
+        Exception
+    ) as e:  # transformers and safetensors raise OSError, ValueError, RuntimeError, SafetensorError, ...
+        raise CheckpointError(f"{source}: {e}") from e
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    model.config.name_or_path = source
+    return model.eval(), processor
+
+
+def weights_hash(model: SimCLRModel, *, with_projection: bool = False) -> str:
+    """SHA-256 over the architecture and every weight of the encoder (and of g), independent of where they lie."""
+    config: SimCLRConfig = model.config
+    architecture = {k: getattr(config, k) for k in sorted(SimCLRConfig.__annotations__) if k not in _NOT_IDENTITY}
+    digest = hashlib.sha256(json.dumps(architecture).encode())
+    for key, value in sorted(model.state_dict().items()):
+        if not key.endswith("num_batches_tracked") and (with_projection or key.startswith("encoder.")):
+            digest.update(f"{key} {tuple(value.shape)}".encode())
+            digest.update(value.detach().float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+_NOT_IDENTITY = {
+    "model_type",
+    "projection_layers",
+    "projection_type",
+    "projection_dim",
+    "classifier_layer",
+    "image_size",
+}
+
+
+def _locate(name: str | os.PathLike[str] | None) -> tuple[Path, str]:
+    """The directory that holds the model, and its lasting name."""
+    if name is None or name == DEFAULT:
+        return Path(str(files(__package__) / "assets" / "default")), DEFAULT
+    path = Path(name)
+    if path.is_dir():
+        return path, str(path.resolve())
+    if not isinstance(name, str) or not _HUB_ID.fullmatch(name):
+        raise CheckpointError(
+            f"{os.fspath(name)}: neither a directory nor a Hub id such as org/name or org/name@revision"
+        )
+    repo, _, revision = name.partition("@")
+    try:
+        # The snapshot's folder is the commit: the name is resolved once, and offline works from the cache.
+        snapshot = huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=_PATTERNS)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
+        raise CheckpointError(f"{name}: no such directory here, and from the Hub: {e}") from e
+    return Path(snapshot), f"{repo}@{Path(snapshot).name}"

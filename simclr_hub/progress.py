@@ -1,0 +1,55 @@
+"""A progress bar with rate and time left, on a terminal, for work of over two seconds."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+#: Work that ends sooner shows no bar.
+DELAY = 2.0
+
+
+@contextmanager
+def progress_bar(what: str, total: int | None, *, show: bool | None = None) -> Iterator[Callable[..., None]]:
+    """Give a function that is told how many more are done, and the total if it is known only then.
+
+    Args:
+        what: shown before the bar.
+        total: how many there will be, None if unknown.
+        show: True at once, False never; None on a terminal after two seconds.
+    """
+    if show is None and not sys.stderr.isatty():
+        show = False
+    if show is False:
+        yield lambda n, total=None: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TaskProgressColumn(show_speed=True),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task(what, total=total)
+    started = time.monotonic()
+
+    def advance(n: int, total: int | None = total) -> None:
+        bar.update(task, advance=n, total=total)
+        if not bar.live.is_started and (show or time.monotonic() - started > DELAY):
+            bar.start()
+
+    try:
+        yield advance
+    finally:
+        bar.stop()
