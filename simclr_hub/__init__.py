@@ -5,7 +5,7 @@
     the model in transformers:   SimCLRConfig, SimCLRModel, SimCLRForImageClassification, SimCLRBackbone,
                                  SimCLRImageProcessor
 
-Importing this loads neither faiss nor accelerate, and registers SimCLR with transformers' Auto classes.
+Importing this does not load faiss, datasets or the training code; it registers SimCLR with transformers' Auto classes.
 """
 
 from typing import Any

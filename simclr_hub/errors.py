@@ -70,6 +70,14 @@ class IndexMismatchError(IndexError_, ValueError):
     """The index was made by another model, processing or version."""
 
 
+class IndexWriteError(IndexError_):
+    """The index could not be written; it is as it was before."""
+
+
+class RootUnavailableError(IndexError_):
+    """The photo folder is not there or cannot be listed."""
+
+
 class PruneRefusedError(IndexError_):
     """So much is missing that a disk may be unplugged."""
 

@@ -19,5 +19,5 @@ def fast_copy(model: SimCLRModel, device: torch.device, dtype: torch.dtype) -> S
         if isinstance(layer, SimCLRConvLayer):
             layer.convolution = fuse_conv_bn_eval(layer.convolution, layer.normalization)
             layer.normalization = nn.Identity()  # type: ignore[assignment]
-    nn.Module.to(fast, device=device, dtype=dtype, memory_format=torch.channels_last)
+    fast.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-arg]
     return fast

@@ -137,12 +137,14 @@ def read_file(path: str | os.PathLike[str] | bytes, *, follow_symlinks: bool = T
                 if before.st_size > MAX_BYTES:
                     raise ImageTooLargeError(f"{name}: {before.st_size:,} bytes, more than {MAX_BYTES:,}")
                 file.seek(0)
-                data = file.read(MAX_BYTES + 1)
+                data = file.read(before.st_size + 1)
                 after = os.fstat(file.fileno())
                 if len(data) == after.st_size and before.st_mtime_ns == after.st_mtime_ns:
                     if not data:
                         raise UnreadableImageError(f"{name}: empty file")
                     return data, after
+    except ImageError:
+        raise
     except FileNotFoundError as e:
         raise UnreadableImageError(f"{name}: no such file") from e
     except (OSError, ValueError) as e:  # ValueError: a NUL in the name

@@ -162,6 +162,7 @@ class SimCLRBlock(nn.Module):
                 SimCLRConvLayer(config, channels, c_out, 1, activation=False),
             ]
         self.layers = nn.Sequential(*layers)
+        self.layers[-1].normalization.starts_at_zero = True  # a new block is its shortcut
         self.gate = SimCLRSqueezeExcitation(config, channels, c_out) if config.se_ratio > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -255,9 +256,8 @@ class SimCLRPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             for name, value in (*module.named_parameters(), *module.named_buffers()):
-                (init.ones_ if name in ("weight", "running_var") else init.zeros_)(value)
-        elif isinstance(module, SimCLRBlock):
-            init.zeros_(module.layers[-1].normalization.weight)  # type: ignore  # each block starts as its shortcut
+                ones = name == "running_var" or (name == "weight" and not getattr(module, "starts_at_zero", False))
+                (init.ones_ if ones else init.zeros_)(value)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

@@ -4,7 +4,7 @@ Meant for small images (Tiny ImageNet, CIFAR-10): the array is side x side x 3 b
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ class ImageArray(Dataset[dict[str, Tensor]]):
         if not (meta.exists() and json.loads(meta.read_text())["key"] == key):
             cache.mkdir(parents=True, exist_ok=True)
             rows, labels = _open(source, split)
+            if not rows:
+                raise RecipeError(f"data={source}: split {split} has no images")
             images = np.stack([_resized(row, side, f"{source}[{i}]") for i, row in enumerate(rows)])
             write_file(array, lambda f: np.save(f, images))
             record = json.dumps({"key": key, "labels": labels})
@@ -57,7 +59,7 @@ class ImageArray(Dataset[dict[str, Tensor]]):
         return cls(np.load(array, mmap_mode="r"), None if labels is None else np.array(labels))
 
 
-def _open(source: str, split: str) -> tuple[Iterator[Any], list[int] | None]:
+def _open(source: str, split: str) -> tuple[Sequence[Any], list[int] | None]:
     import datasets
 
     try:
@@ -69,7 +71,7 @@ def _open(source: str, split: str) -> tuple[Iterator[Any], list[int] | None]:
         raise RecipeError(f"data={source} has no image column, only {', '.join(data.features)}")
     data = data.cast_column(columns[0], datasets.Image(decode=False))
     labels = list(data["label"]) if "label" in data.features else None
-    return iter(data[columns[0]]), labels
+    return data[columns[0]], labels
 
 
 def _resized(row: dict[str, Any], side: int, name: str) -> np.ndarray:

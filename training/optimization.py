@@ -38,7 +38,7 @@ class LARS(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient; returns the closure's value."""
         loss = None
         if closure is not None:
@@ -68,7 +68,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     The official code decides by name (batch_normalization, bias, head_supervised); this decides by kind: what has
     fewer than two dimensions is a bias or BatchNorm's, and `classifier` is head_supervised.
     """
-    adapted, plain = [], []
+    adapted: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, p in model.named_parameters():
         if p.requires_grad:
             (plain if p.ndim < 2 or name.startswith("classifier.") else adapted).append(p)

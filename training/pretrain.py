@@ -15,6 +15,7 @@ from typing import Any
 import filelock
 import torch
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from transformers.trainer_utils import get_last_checkpoint, set_seed
 
 from simclr_hub._files import new_directory
@@ -94,19 +95,25 @@ def pretrain(name: str, settings: tuple[str, ...] = ()) -> Path:
         raise RecipeError(f"{name} needs data=FOLDER (class folders or parquet) or a dataset's id on the Hub")
     if not isinstance(side, int) or side < 1:
         raise RecipeError(f"{name}: side={side} must be a whole number of pixels, the side that images are kept at")
-    output = Path(recipe["training"].setdefault("output_dir", f"runs/{Path(name).stem}"))
+    output = Path(str(recipe["training"].get("output_dir") or f"runs/{Path(name).stem}"))
     try:
-        args = SimCLRTrainingArguments(**recipe["training"])
+        args = SimCLRTrainingArguments(**{**recipe["training"], "output_dir": str(output)})
         config = SimCLRConfig(**recipe["model"])
         views = Views(**recipe["views"])
-    except (TypeError, ValueError) as e:
-        raise RecipeError(f"{name}: {e}") from e
+    except (StrictDataclassError, TypeError, ValueError) as e:
+        reason = " ".join(str(e.__cause__ or e).split())  # a strict error's own text is the whole config
+        raise RecipeError(f"{name}: {reason}") from e
     output.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(output / ".lock", timeout=0):
             for unfinished in output.glob(".checkpoint-*"):  # what a kill left of a checkpoint being written
                 shutil.rmtree(unfinished)
             data = ImageArray.load(str(recipe["data"]), str(recipe.get("split", "train")), side, output / "cache")
+            if len(data) < args.train_batch_size:  # the last, smaller batch is dropped: nothing would train
+                raise RecipeError(
+                    f"data={recipe['data']}: {len(data)} images are fewer than a batch; "
+                    f"set per_device_train_batch_size={len(data)} or less"
+                )
             set_seed(args.seed)
             return _train(data, views, args, _model(config, init_from), output)
     except filelock.Timeout as e:

@@ -6,7 +6,6 @@ ones to resume from; accumulating gradients gives the mean over small batches, n
 
 import copy
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
 from simclr_hub._files import new_directory
@@ -65,13 +64,15 @@ class SimCLRTrainingArguments(TrainingArguments):
 class WeightAverage(TrainerCallback):
     """Exponential moving average of the weights and BatchNorm's statistics, warmed up over the first steps."""
 
-    def __init__(self, model: nn.Module, decay: float):
-        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+    def __init__(self, model: PreTrainedModel, decay: float):
+        self.model = copy.deepcopy(model)
+        self.model.requires_grad_(False).eval()
         self.decay = decay
 
     @torch.no_grad()
-    def on_step_end(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the average towards the model."""
+        model: nn.Module = kwargs["model"]
         keep = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
         for ours, theirs in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
             if ours.is_floating_point():
@@ -84,9 +85,10 @@ class SimCLRTrainer(Trainer):
     """Pretrains a `SimCLRModel` on batches of uint8 images; `views` draws the two views of each batch."""
 
     args: SimCLRTrainingArguments
+    model: nn.Module
     loss_is_scaled_for_ga = False  # compute_loss gives a mean; the Trainer divides it by the accumulation steps
 
-    def __init__(self, model: nn.Module, args: SimCLRTrainingArguments, views: Views, **kwargs: Any):
+    def __init__(self, model: PreTrainedModel, args: SimCLRTrainingArguments, views: Views, **kwargs: Any):
         super().__init__(model=model, args=args, data_collator=collate, **kwargs)
         self.views = views
         self._partial: str | None = None  # where a checkpoint is being written
@@ -102,14 +104,15 @@ class SimCLRTrainer(Trainer):
         return self.optimizer
 
     def compute_loss(
-        self, model: nn.Module, inputs: Mapping[str, Tensor], return_outputs: bool = False, **kwargs: Any
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """NT-Xent between two views of each image, through one pass, so that BatchNorm sees both."""
         images = inputs["images"]  # (N, 3, H, W) uint8
         pixels = torch.cat([self.views(images), self.views(images)])  # (2N, 3, size, size)
         outputs = model(pixels.contiguous(memory_format=torch.channels_last), output_projections=True)
         z = outputs.projections[-1] if outputs.projections else outputs.pooler_output  # (2N, d)
-        loss = nt_xent_loss(*z.chunk(2), temperature=self.args.temperature)
+        z_a, z_b = z.chunk(2)
+        loss = nt_xent_loss(z_a, z_b, self.args.temperature)
         return (loss, outputs) if return_outputs else loss
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -117,7 +120,7 @@ class SimCLRTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write the checkpoint beside its place and rename it there whole, then drop the older ones."""
-        output_dir = Path(self.args.output_dir)
+        output_dir = Path(str(self.args.output_dir))
         name = f"checkpoint-{self.state.global_step}"
         if (output_dir / name).exists():  # saved at this step already (the last step is also an epoch's end)
             return

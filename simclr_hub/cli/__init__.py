@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 fatal, 2 usage, 3 done but some photos could not be read.
 import importlib
 import os
 import sys
+import warnings
 from typing import Any
 
 import click
@@ -51,6 +52,7 @@ def main(args: list[str] | None = None) -> Any:
     # Weights load in a moment: transformers' own bars and reports would only hide our output.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
+    warnings.filterwarnings("ignore", module="PIL")  # a damaged photo is reported as a failure, or it decoded
     from ..errors import SimCLRHubError
 
     try:

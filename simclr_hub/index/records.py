@@ -1,0 +1,108 @@
+"""What the store records, as values: a file's stamp, a photo, a root folder.
+
+Unusual: paths are bytes, since file names need not be text, and every record has a checksum that the store keeps
+with it, since SQLite itself does not notice a flipped bit.
+"""
+
+import os
+import zlib
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+SEPARATOR = os.fsencode(os.sep)
+#: Times of files and clocks are trusted no finer than this (FAT stores even seconds).
+GRANULARITY_NS = 2 * 10**9
+
+State = Literal["live", "missing", "failed"]
+#: How the last listing of a whole root went: "failed" below some folder, "unavailable" altogether.
+ListingState = Literal["ok", "failed", "unavailable"]
+
+
+class Stamp(NamedTuple):
+    """What changes when a file does; compared for equality only, since clocks and copied times run backwards."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, stat: os.stat_result) -> "Stamp":
+        """The stamp in a stat."""
+        ctime_ns = 0 if os.name == "nt" else stat.st_ctime_ns  # there it is the time of creation
+        return cls(stat.st_size, stat.st_mtime_ns, ctime_ns, stat.st_ino)
+
+    def settled(self, scan_time_ns: int) -> bool:
+        """Whether a change after this scan must change the stamp; a file just written may change within one tick."""
+        return max(self.mtime_ns, self.ctime_ns) + GRANULARITY_NS < scan_time_ns
+
+
+@dataclass(frozen=True)
+class Root:
+    """A folder that was synchronised: its real path, and how its last listing went."""
+
+    id: int
+    path: bytes
+    listing: ListingState
+
+    def join(self, path: bytes) -> bytes:
+        """The absolute path of a photo."""
+        return os.path.join(self.path, path)
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A file below a root.
+
+    Attributes:
+        root_id: its root.
+        path: relative to the root.
+        stamp: belongs to the bytes that `content_hash` is of.
+        settled: the stamp alone tells whether the file changed; if not, it is hashed again next time.
+        content_hash: SHA-256 of the file; None if it has no vector because it failed.
+        state: "live"; "missing": not there at the last listing, and kept; "failed": there, but it has no vector.
+        error: why it failed.
+        metadata: JSON object for `Match.metadata`.
+    """
+
+    root_id: int
+    path: bytes
+    stamp: Stamp
+    settled: bool
+    content_hash: bytes | None
+    state: State
+    error: str | None = None
+    metadata: str = "{}"
+
+    def columns(self) -> tuple[int, bytes, str, int, bytes | None, str, str | None, str]:
+        """As the store's row; the stamp is text, since times and inodes may exceed SQLite's integers."""
+        stamp = " ".join(map(str, self.stamp))
+        return (
+            self.root_id, self.path, stamp, int(self.settled), self.content_hash, self.state, self.error, self.metadata
+        )  # fmt: skip
+
+    @classmethod
+    def from_columns(
+        cls, root_id: int, path: bytes, stamp: str, settled: int, content_hash: bytes | None, state: State,
+        error: str | None, metadata: str,
+    ) -> "Photo":  # fmt: skip
+        """The reverse of `columns`."""
+        return cls(root_id, path, Stamp(*map(int, stamp.split())), bool(settled), content_hash, state, error, metadata)
+
+    @property
+    def visible(self) -> tuple[object, ...]:
+        """What a search can see of it."""
+        return self.state, self.content_hash, self.metadata
+
+
+def checksum(*columns: object) -> int:
+    """CRC-32 of a row; large bytes are not copied."""
+    crc = 0
+    for column in columns:
+        crc = zlib.crc32(column if isinstance(column, bytes) else repr(column).encode(), crc)
+    return crc
+
+
+def is_below(path: bytes, folder: bytes) -> bool:
+    """Whether `path` is `folder` or lies below it; everything lies below b""."""
+    return not folder or path == folder or path.startswith(folder.rstrip(SEPARATOR) + SEPARATOR)

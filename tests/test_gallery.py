@@ -1,0 +1,58 @@
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from simclr_hub.gallery import THUMBNAIL, Row, write_gallery
+
+HOSTILE = ['<script>alert(1)</script>.png', '" onerror="alert(1).png', "'><img src=x>.png", "a\u202egnp.exe.png", "\x1b[2J.png"]
+
+
+class Tags(HTMLParser):
+    """What a browser takes for tags and attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.attributes = [], set()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+
+def test_names_cannot_break_out(tmp_path):
+    paths = []
+    for name in HOSTILE:
+        path = tmp_path / name.replace("/", "\u2215")
+        Image.new("RGB", (10, 10), "red").save(path, "PNG")
+        paths.append(str(path))
+    page = tmp_path / "page.html"
+    write_gallery(page, [Row(paths[0], [(p, 0.5) for p in paths])], title="<b>title</b>", note='"<i>note')
+    html = page.read_text()
+    seen = Tags()
+    seen.feed(html)
+    assert seen.attributes <= {"lang", "charset", "name", "content", "title", "src", "alt", "class"}
+    assert "script" not in seen.tags and "i" not in seen.tags and seen.tags.count("img") == 6
+    assert "&lt;script&gt;" in html and "\x1b" not in html and "\u202e" not in html
+
+
+def test_thumbnails_are_inside_and_small(photos, tmp_path):
+    Image.new("RGB", (1000, 600), "blue").save(photos / "large.jpg")
+    write_gallery(tmp_path / "g.html", [Row(photos / "large.jpg", [(str(photos / "0.jpg"), 0.987654)])], title="t")
+    html = (tmp_path / "g.html").read_text()
+    images = [Image.open(io.BytesIO(base64.b64decode(d))) for d in re.findall(r"base64,([^\"]+)", html)]
+    assert [i.size for i in images] == [(THUMBNAIL, 154), (50, 40)]
+    assert "0.988" in html and "http" not in html
+
+
+def test_a_photo_that_is_gone_keeps_its_place(photos, tmp_path):
+    write_gallery(tmp_path / "g.html", [Row(photos / "0.jpg", [("gone.jpg", 0.9)])], title="t")
+    assert "gone.jpg" in (tmp_path / "g.html").read_text()
+
+
+def test_a_page_that_cannot_be_written_is_an_error(photos, tmp_path):
+    with pytest.raises(OSError):
+        write_gallery(tmp_path / "no" / "g.html", [], title="t")

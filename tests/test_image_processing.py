@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from simclr_hub import SimCLRImageProcessor
+from simclr_hub.image_processing_simclr import transform
+
+OFFICIAL = Path(__file__).parent / "data" / "official" / "preprocess.npz"
+
+
+@pytest.mark.parametrize("i", range(5))
+@pytest.mark.parametrize("kind", ["numpy", "pil", "torch"])
+def test_exact_equals_the_official_transform(i, kind):
+    data = np.load(OFFICIAL)
+    image, expected = data[f"image_{i}"], data[f"out_{i}"]
+    given = {"numpy": image, "pil": Image.fromarray(image), "torch": torch.from_numpy(image).permute(2, 0, 1)}[kind]
+    processor = SimCLRImageProcessor(size=len(expected), exact=True)
+    out = processor(images=given, return_tensors="pt").pixel_values[0].permute(1, 2, 0).numpy()
+    assert np.abs(out - expected).max() < 2e-6
+
+
+def test_a_batch_of_mixed_shapes_keeps_its_order():
+    images = [torch.randint(0, 256, (3, 40 + i % 2, 50), dtype=torch.uint8) for i in range(5)]
+    together = SimCLRImageProcessor(size=33)(images=images, return_tensors="pt").pixel_values
+    alone = [SimCLRImageProcessor(size=33)(images=x, return_tensors="pt").pixel_values[0] for x in images]
+    assert torch.equal(together, torch.stack(alone))
+
+
+def test_within_a_factor_of_two_the_default_is_exact():
+    x = torch.rand(2, 3, 145, 200)  # crop 127 to 64: below 2
+    assert torch.equal(transform(x, 64), transform(x, 64, exact=True))
+
+
+def test_fine_patterns_alias_only_when_exact():
+    stripes = torch.zeros(1, 3, 1024, 1024)
+    stripes[..., ::8, :] = 1.0  # mean 1/8, far finer than the output's pixels
+    assert (transform(stripes, 64) - 1 / 8).abs().max() < 0.08
+    assert (transform(stripes, 64, exact=True) - 1 / 8).abs().max() > 0.3
+
+
+def test_large_photos_are_averaged_over_whole_blocks():
+    x = torch.rand(1, 3, 640, 640)  # crop 560 to 64: 8.75, so blocks of 5 x 5
+    blocks = torch.nn.functional.avg_pool2d(x[..., 40:600, 40:600], 5)
+    assert torch.allclose(transform(x, 64), transform(blocks, 64, exact=True, crop_proportion=1.0), atol=1e-6)
+
+
+def test_small_sizes_take_the_image_as_it_is():
+    x = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(transform(x, 32, exact=True), x.float() / 255)
+    with pytest.raises(ValueError, match="40 x 32"):
+        transform(torch.rand(1, 3, 40, 32), 32, exact=True)
+    assert transform(torch.rand(1, 3, 40, 50), 32).shape == (1, 3, 32, 32)
+
+
+def test_pil_images_are_upright_and_over_white():
+    image = Image.new("RGBA", (64, 32), (255, 0, 0, 0))
+    out = SimCLRImageProcessor(size=16)(images=image, return_tensors="pt").pixel_values
+    assert torch.equal(out, torch.ones(1, 3, 16, 16))
+    tall = Image.new("RGB", (64, 96))
+    tall.paste((255, 255, 255), (0, 0, 64, 48))  # white above black
+    tall.getexif()[0x0112] = 3  # stored upside down
+    out = SimCLRImageProcessor(size=16)(images=tall, return_tensors="pt").pixel_values
+    assert out[0, 0, 0].max() == 0 and out[0, 0, -1].min() == 1
+
+
+def test_saved_options_come_back(tmp_path):
+    SimCLRImageProcessor(size=96, exact=True, crop_proportion=1.0).save_pretrained(tmp_path)
+    again = SimCLRImageProcessor.from_pretrained(tmp_path)
+    assert (again.size["height"], again.exact, again.crop_proportion) == (96, True, 1.0)
+
+
+def test_a_size_that_is_not_square_is_refused():
+    with pytest.raises(ValueError, match="square"):
+        SimCLRImageProcessor(size={"height": 32, "width": 64})(images=np.zeros((50, 50, 3), np.uint8))
+
+
+def test_one_pixel_wide_images_have_features_too():
+    for shape in ((1, 1), (1, 500), (300, 2)):
+        assert transform(torch.rand(1, 3, *shape), 64).isfinite().all()

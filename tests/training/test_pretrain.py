@@ -1,0 +1,234 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import yaml
+from filelock import FileLock
+from PIL import Image
+from safetensors.torch import load_file
+
+from simclr_hub import SimCLRModel
+from simclr_hub.errors import ImageError, RecipeError
+from simclr_hub.training.data import ImageArray
+from simclr_hub.training.pretrain import load_recipe, pretrain
+
+RECIPE = {
+    "side": 16,
+    "model": {
+        "depths": [1, 1],
+        "layer_type": "basic",
+        "width_multiplier": 0.125,
+        "stem_type": "small",
+        "projection_dim": 16,
+        "image_size": 16,
+    },
+    "views": {"size": 16},
+    "training": {
+        "per_device_train_batch_size": 8,
+        "max_steps": 4,
+        "save_steps": 2,
+        "ema_decay": 0.9,
+        "use_cpu": True,
+        "disable_tqdm": True,
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def own_datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    datasets.disable_progress_bars()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Class folders of 9 images each, one of them not 16 x 16."""
+    generator = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for i in range(9):
+            side = 32 if i == 0 else 16
+            pixels = generator.integers(0, 256, (side, side, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / label / f"{i}.png")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(RECIPE))
+    return str(path)
+
+
+def test_the_shipped_recipe_and_settings() -> None:
+    plain = load_recipe("tiny_imagenet_default")
+    assert plain["model"]["width_multiplier"] == 0.5 and plain["training"]["learning_rate"] == 1.2
+    changed = load_recipe(
+        "tiny_imagenet_default",
+        ("data=photos", "side=32", "views.size=24", "model.depths=[1, 1]", "learning_rate=1e-3", "training.seed=7"),
+    )
+    assert (changed["data"], changed["side"], changed["views"]["size"]) == ("photos", 32, 24)
+    assert changed["model"]["depths"] == [1, 1]
+    assert changed["training"]["learning_rate"] == 0.001  # plain YAML 1.1 would give the text "1e-3"
+    assert changed["training"]["seed"] == 7
+    assert plain == load_recipe("tiny_imagenet_default")
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (("width",), "setting 'width' is not key=value"),
+        (("learning_rat=1",), "learning_rat"),
+        (("views.sise=1",), "sise"),
+        (("model.widht=1",), "widht"),
+        (("optimizer.lr=1",), "optimizer.lr"),
+        (("views.size=0",), "size=0"),
+        (("model.stem_type=large",), "stem_type='large'"),
+        (("temperature=-1",), "temperature=-1"),
+        (("temperature=warm",), "'>' not supported"),
+        (("side=big",), "side=big"),
+        (("views.size=[1",), r"views.size=\[1: not YAML"),
+        (("data=",), "needs data=FOLDER"),
+        (("data=no/such/folder/here",), "data=no/such/folder/here"),
+        (("split=test",), "test"),
+        (("init_from=/nowhere/model",), "init_from=/nowhere/model"),
+        (("per_device_train_batch_size=32",), "18 images are fewer than a batch"),
+    ],
+)
+def test_wrong_settings_are_named(settings: tuple[str, ...], named: str, recipe: str, photos: Path) -> None:
+    output = f"output_dir={photos.parent / 'out'}"
+    with pytest.raises(RecipeError, match=named):
+        pretrain(recipe, (f"data={photos}", output, *settings))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("- a\n- b", "not list"),
+        ("", "not NoneType"),
+        ("model: [1", "not YAML"),
+        ("model: 3", "model must have keys, not 3"),
+        ("modle: {}\nviews: {size: 1}", "unknown key modle"),
+    ],
+)
+def test_wrong_recipes_are_named(text: str, named: str, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=named) as e:
+        load_recipe(str(path))
+    assert "wrong.yaml" in str(e.value)
+
+
+def test_an_unknown_recipe_names_the_known_ones() -> None:
+    with pytest.raises(RecipeError, match="no recipe 'tiny'; there are .*tiny_imagenet_default"):
+        load_recipe("tiny")
+    with pytest.raises(RecipeError, match="no recipe 'nowhere.yaml'"):
+        load_recipe("nowhere.yaml")
+
+
+def test_a_folder_to_a_loadable_model_and_further(recipe: str, photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    settings = (f"data={photos}", f"output_dir={output}")
+    final = pretrain(recipe, settings)
+    assert final == output / "final"
+    model = SimCLRModel.from_pretrained(final).eval()
+    assert model(torch.rand(2, 3, 16, 16)).pooler_output.shape == (2, 16)
+    assert {path.name for path in output.iterdir()} == {"cache", "checkpoint-2", "checkpoint-4", "final", ".lock"}
+    ema = load_file(output / "checkpoint-4" / "ema" / "model.safetensors")
+    assert all(torch.equal(value, ema[key]) for key, value in load_file(final / "model.safetensors").items())
+
+    (output / ".checkpoint-6.killed").mkdir()  # what a kill leaves
+    assert pretrain(recipe, (*settings, "max_steps=6")) == final
+    state = json.loads((output / "checkpoint-6" / "trainer_state.json").read_text())
+    assert state["global_step"] == 6
+    assert not list(output.glob(".checkpoint-*"))
+    ema = load_file(output / "checkpoint-6" / "ema" / "model.safetensors")
+    assert all(torch.equal(value, ema[key]) for key, value in load_file(final / "model.safetensors").items())
+
+    other = pretrain(
+        recipe, (f"data={photos}", f"output_dir={tmp_path / 'other'}", f"init_from={final}", "max_steps=1")
+    )
+    assert SimCLRModel.from_pretrained(other).config.depths == [1, 1]
+
+
+def test_a_second_process_in_the_same_directory_is_refused(recipe: str, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".lock"):
+        with pytest.raises(RecipeError, match="another process trains in .*out"):
+            pretrain(recipe, (f"data={photos}", f"output_dir={tmp_path / 'out'}"))
+
+
+def test_images_are_decoded_once_with_labels(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = ImageArray.load(str(photos), "train", 16, tmp_path / "cache")
+    assert first.images.shape == (18, 3, 16, 16) and first.images.dtype == np.uint8
+    assert first.labels is not None and first.labels.tolist() == [0] * 9 + [1] * 9
+    expected = np.asarray(Image.open(photos / "cat" / "1.png")).transpose(2, 0, 1)
+    assert np.array_equal(first[1]["images"].numpy(), expected)
+    monkeypatch.setattr(datasets, "load_dataset", None)  # not called again
+    again = ImageArray.load(str(photos), "train", 16, tmp_path / "cache")
+    assert np.array_equal(again.images, first.images) and np.array_equal(again.labels, first.labels)
+
+
+def test_parquet_gives_the_same_array(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "parquet").mkdir()
+    datasets.load_dataset(str(photos), split="train").to_parquet(tmp_path / "parquet" / "train-00000-of-00001.parquet")
+    from_folder = ImageArray.load(str(photos), "train", 16, tmp_path / "a")
+    from_parquet = ImageArray.load(str(tmp_path / "parquet"), "train", 16, tmp_path / "b")
+    assert np.array_equal(from_folder.images, from_parquet.images)
+    assert np.array_equal(from_folder.labels, from_parquet.labels)
+
+
+def test_broken_and_missing_data_are_named(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("words")
+    with pytest.raises(RecipeError, match="texts has no image column, only text"):
+        ImageArray.load(str(tmp_path / "texts"), "train", 16, tmp_path / "cache")
+    (photos / "dog" / "3.png").write_bytes((photos / "dog" / "3.png").read_bytes()[:200])
+    with pytest.raises(ImageError, match="3.png"):
+        ImageArray.load(str(photos), "train", 16, tmp_path / "cache")
+
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("Couldn't reach the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(RecipeError, match="data=org/name: Couldn't reach the Hub"):
+        ImageArray.load("org/name", "train", 16, tmp_path / "cache")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_killed_at_any_moment_a_rerun_gives_the_same_weights(recipe: str, photos: Path, tmp_path: Path) -> None:
+    def command(output: Path) -> list[str]:
+        settings = [f"data={photos}", f"output_dir={output}", "max_steps=150", "save_steps=1", "save_total_limit=2"]
+        return [sys.executable, "-m", "simclr_hub.training.pretrain", recipe, *settings]
+
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "datasets")}
+    subprocess.run(command(tmp_path / "whole"), check=True, env=environment, capture_output=True)
+    generator = random.Random(0)
+    kills = 0
+    for _ in range(8):
+        process = subprocess.Popen(
+            command(tmp_path / "killed"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        before = set(tmp_path.glob("killed/checkpoint-*"))
+        while process.poll() is None and set(tmp_path.glob("killed/checkpoint-*")) <= before:
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0, 0.5))
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+        for checkpoint in tmp_path.glob("killed/checkpoint-*"):
+            assert {"model.safetensors", "optimizer.pt", "trainer_state.json", "ema"} <= set(os.listdir(checkpoint))
+    assert kills >= 3
+    subprocess.run(command(tmp_path / "killed"), check=True, env=environment, capture_output=True)
+    whole = load_file(tmp_path / "whole" / "final" / "model.safetensors")
+    resumed = load_file(tmp_path / "killed" / "final" / "model.safetensors")
+    assert not [key for key in whole if not torch.equal(whole[key], resumed[key])]
