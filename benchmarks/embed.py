@@ -68,7 +68,9 @@ def main() -> None:
                 run()
                 rates.setdefault(name, []).append(len(paths) / (time.perf_counter() - start))
     ours = statistics.median(rates["simclr_hub"][1:])
-    print(f"| {len(paths)} photos, {torch.get_num_threads()} threads | photos/s, median | ours over it |\n|---|---|---|")
+    print(
+        f"| {len(paths)} photos, {torch.get_num_threads()} threads | photos/s, median | ours over it |\n|---|---|---|"
+    )
     for name, values in rates.items():
         median = statistics.median(values[1:])
         print(f"| {name} | {median:.1f} | {ours / median:.2f} |")

@@ -10,6 +10,8 @@ SimCLRHubError
 +-- IndexError_                         the index on disk
 |   +-- IndexExistsError / IndexNotFoundError
 |   +-- IndexLockedError                another process writes to it; names the pid
+|   +-- IndexWriteError                 it could not be written; what was committed is safe
+|   +-- RootUnavailableError            a photo folder is not there or cannot be listed
 |   +-- IndexDamagedError               its store is broken; says what can be saved
 |   +-- IndexMismatchError (ValueError) made by another model or processing; names both
 |   +-- PruneRefusedError               too much is missing at once: a disk may be unplugged

@@ -42,19 +42,26 @@ class SimCLRModelOutput(ModelOutput):
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
 
 
-def _batch_norm(config: SimCLRConfig, channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum)
-
-
 class SimCLRConvLayer(nn.Module):
-    """Convolution without bias, BatchNorm, and ReLU unless `activation=False`."""
+    """Convolution without bias, BatchNorm, and ReLU unless `activation=False`.
+
+    `starts_at_zero` initialises BatchNorm's scale to 0, for the last of a block: a new block is its shortcut.
+    """
 
     def __init__(
-        self, config: SimCLRConfig, c_in: int, c_out: int, kernel: int, stride: int = 1, activation: bool = True
+        self,
+        config: SimCLRConfig,
+        c_in: int,
+        c_out: int,
+        kernel: int,
+        stride: int = 1,
+        activation: bool = True,
+        starts_at_zero: bool = False,
     ):
         super().__init__()
         self.convolution = nn.Conv2d(c_in, c_out, kernel, stride, padding=(kernel - 1) // 2, bias=False)
-        self.normalization = _batch_norm(config, c_out)
+        self.normalization = nn.BatchNorm2d(c_out, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum)
+        self.normalization.starts_at_zero = starts_at_zero  # type: ignore[assignment]
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,7 +157,7 @@ class SimCLRBlock(nn.Module):
         if config.layer_type == "basic":
             layers = [
                 SimCLRConvLayer(config, c_in, channels, 3, stride),
-                SimCLRConvLayer(config, channels, c_out, 3, activation=False),
+                SimCLRConvLayer(config, channels, c_out, 3, activation=False, starts_at_zero=True),
             ]
         else:
             selective = config.sk_ratio > 0
@@ -159,10 +166,9 @@ class SimCLRBlock(nn.Module):
                 SimCLRSelectiveKernel(config, channels, stride)
                 if selective
                 else SimCLRConvLayer(config, channels, channels, 3, stride),
-                SimCLRConvLayer(config, channels, c_out, 1, activation=False),
+                SimCLRConvLayer(config, channels, c_out, 1, activation=False, starts_at_zero=True),
             ]
         self.layers = nn.Sequential(*layers)
-        self.layers[-1].normalization.starts_at_zero = True  # a new block is its shortcut
         self.gate = SimCLRSqueezeExcitation(config, channels, c_out) if config.se_ratio > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,7 +8,13 @@ from PIL import Image
 
 from simclr_hub.gallery import THUMBNAIL, Row, write_gallery
 
-HOSTILE = ['<script>alert(1)</script>.png', '" onerror="alert(1).png', "'><img src=x>.png", "a\u202egnp.exe.png", "\x1b[2J.png"]
+HOSTILE = [
+    "<script>alert(1)</script>.png",
+    '" onerror="alert(1).png',
+    "'><img src=x>.png",
+    "a\u202egnp.exe.png",
+    "\x1b[2J.png",
+]
 
 
 class Tags(HTMLParser):

@@ -6,6 +6,7 @@ ones to resume from; accumulating gradients gives the mean over small batches, n
 
 import copy
 import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import sort_checkpoints
 
 from simclr_hub._files import new_directory
 from simclr_hub.errors import RecipeError
@@ -135,7 +136,13 @@ class SimCLRTrainer(Trainer):
             (partial / name).rmdir()
             if self.average is not None:
                 self.average.model.save_pretrained(partial / "ema")
-        rotate_checkpoints(output_dir=str(output_dir), save_total_limit=self.args.save_total_limit)
+        keep = self.args.save_total_limit or 0
+        if keep > 0:
+            for old in map(Path, sort_checkpoints(str(output_dir))[:-keep]):
+                away = old.with_name(f".{old.name}.dropped")  # a kill must not leave half of it under its name
+                shutil.rmtree(away, ignore_errors=True)
+                os.replace(old, away)
+                shutil.rmtree(away)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -56,17 +56,16 @@ class TFBundle:
 
     def __init__(self, source: str | os.PathLike[str]):
         path = Path(source)
-        if path.is_dir():
+        if os.path.isdir(path):  # unlike Path's methods, os.path's count what may not be looked at as absent
             path = _named_by_checkpoint_file(path)
         self.prefix = path.with_name(path.name.removesuffix(".index"))
         self._index = self.prefix.with_name(self.prefix.name + ".index")
-        if not self._index.exists():
+        if not os.path.exists(self._index):
             raise CheckpointError(
-                f"{path}: no TensorFlow checkpoint (no {self._index.name}); give its directory or prefix"
+                f"{path}: no TensorFlow checkpoint (no {self._index.name}); give its folder or prefix"
             )
         try:
-            table = dict(_read_table(_read_small(self._index)))
-            self._entries = self._parse(table)
+            self._entries = self._parse(dict(_read_table(_read_small(self._index))))
         except _Damaged as e:
             raise CheckpointError(f"{self._index}: {e}") from None
         self.shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({k: e.shape for k, e in self._entries.items()})
@@ -87,9 +86,9 @@ class TFBundle:
         except OSError as e:
             raise CheckpointError(f"{entry.shard}: {e.strerror}") from e
         if len(raw) != entry.size:
-            raise CheckpointError(f"{entry.shard}: ends within {name}; the file is truncated, fetch it again")
+            raise CheckpointError(f"{entry.shard}: ends within {name!r}; the file is truncated, fetch it again")
         if _masked_crc(raw) != entry.crc:
-            raise CheckpointError(f"{entry.shard}: {name} does not match its checksum; the file is damaged")
+            raise CheckpointError(f"{entry.shard}: {name!r} does not match its checksum; the file is damaged")
         return np.frombuffer(raw, "<" + entry.dtype).reshape(entry.shape).astype(entry.dtype)  # native, writable
 
     def _parse(self, table: dict[bytes, bytes]) -> dict[str, _Entry]:
@@ -108,25 +107,22 @@ class TFBundle:
                 raise _Damaged(f"the name {key!r} is not UTF-8 (sliced variables are not supported)") from None
             fields = _message(value, {1: 0, 2: 2, 3: 0, 4: 0, 5: 0, 6: 5, 7: 2})
             if 7 in fields:
-                raise _Damaged(f"{name} is stored in slices, which are not supported")
+                raise _Damaged(f"{name!r} is stored in slices, which are not supported")
             dtype = _DTYPES.get(fields.get(1, [0])[-1])
             if dtype is None:
                 continue
             shard, offset, size, crc = (fields.get(field, [0])[-1] for field in (3, 4, 5, 6))
             if shard >= shards:
-                raise _Damaged(f"{name} lies in part {shard} of {shards}")
+                raise _Damaged(f"{name!r} lies in part {shard} of {shards}")
             shape = _shape(name, fields.get(2, []))
             # Python's integers do not overflow; empty dimensions count as one, so that NumPy's do not either.
             if math.prod(n or 1 for n in shape) >= 1 << 48 or math.prod(shape) * np.dtype(dtype).itemsize != size:
-                raise _Damaged(f"{name} of shape {shape} and type {np.dtype(dtype).name} cannot have {size} bytes")
+                raise _Damaged(f"{name!r} of shape {shape} and type {np.dtype(dtype).name} cannot have {size} bytes")
             path = self.prefix.with_name(f"{self.prefix.name}.data-{shard:05d}-of-{shards:05d}")
             if path not in sizes:
                 sizes[path] = _size(path)
             if offset + size > sizes[path]:
-                raise CheckpointError(
-                    f"{path}: {sizes[path]:,} bytes, but {name} ends at {offset + size:,}; the file is truncated, "
-                    "fetch it again"
-                )
+                raise CheckpointError(f"{path}: ends before {name!r} does; the file is truncated, fetch it again")
             entries[name] = _Entry(dtype, shape, path, offset, size, crc)
         return entries
 
@@ -143,19 +139,17 @@ def _named_by_checkpoint_file(directory: Path) -> Path:
         raise CheckpointError(f'{listing}: has no line model_checkpoint_path: "..."; give the path of the .index file')
     name = found[1]
     if name in ("", ".", "..") or re.search(r"[/\\\0]", name):  # escapes are backslashes too
-        raise CheckpointError(
-            f"{listing}: names {name!r}, which is not a plain name; give the path of the .index file"
-        )
+        raise CheckpointError(f"{listing}: names {name!r}, not a plain name; give the path of the .index file")
     return directory / name
 
 
 def _size(path: Path) -> int:
     try:
-        if not path.is_file():  # also a FIFO, which would hang
-            raise CheckpointError(f"{path}: no such file")
-        return path.stat().st_size
-    except (OSError, ValueError) as e:  # ValueError: a NUL in the name
-        raise CheckpointError(f"{path}: {e}") from e
+        if os.path.isfile(path):  # not a FIFO, which would hang
+            return os.path.getsize(path)
+    except OSError as e:
+        raise CheckpointError(f"{path}: {e.strerror}") from e
+    raise CheckpointError(f"{path}: no such file")
 
 
 def _read_small(path: Path) -> bytes:
@@ -266,5 +260,5 @@ def _shape(name: str, protos: list[bytes]) -> tuple[int, ...]:
     fields = _message(b"".join(protos), {2: 2, 3: 0})  # a message given in parts is their concatenation
     dims = fields.get(2, [])
     if len(dims) > _MAX_RANK or fields.get(3, [0])[-1]:
-        raise _Damaged(f"{name} has {len(dims)} dimensions, or an unknown number")
+        raise _Damaged(f"{name!r} has {len(dims)} dimensions, or an unknown number")
     return tuple(_message(dim, {1: 0, 2: 2}).get(1, [0])[-1] for dim in dims)

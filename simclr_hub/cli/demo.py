@@ -9,7 +9,7 @@ from ..gallery import Row, write_gallery
 from ._output import print_table
 from .index import open_or_create, print_report, sync
 
-QUERY = "cat_1.jpg"
+QUERY = "banana_1.jpg"
 #: One query of each of these is on the page.
 SHOWN = ("cat_1", "banana_1", "dress_1", "chess_1", "carrots_1", "shoes_2", "watermelon_1", "hat_1")
 

@@ -1,8 +1,8 @@
 """FAISS's exact index: a cache of the store that can always be rebuilt.
 
 Unusual: its file is read only if the SHA-256 of its bytes is the one that the store recorded for its current
-generation, since faiss loads about every fourth damaged file without complaint and then finds the wrong photos; and it is
-written by us, since faiss reports success on a full disk.
+generation, since faiss loads about every fourth damaged file without complaint and then finds the wrong photos; and it
+is written by us, since faiss reports success on a full disk.
 """
 
 import functools
@@ -28,17 +28,14 @@ def build(vectors: np.ndarray) -> Any:
 
 
 def read(store: Store) -> Any | None:
-    """The index in the store's cache file; None if it is not of this generation, not there, or not as it was written."""
-    generation, sha256 = store.cache()
-    if generation != store.generation():
-        return None
-    try:
-        data = np.fromfile(_file(store), np.uint8)
-    except OSError:
-        return None
-    if hashlib.sha256(data.data).hexdigest() != sha256:
-        return None
-    return _faiss().deserialize_index(data)
+    """The index in the store's cache file; None if it is not there, of another generation, or damaged."""
+    data = _data(store)
+    return None if data is None else _faiss().deserialize_index(data)
+
+
+def fits(store: Store) -> bool:
+    """Whether the cache file can be read."""
+    return _data(store) is not None
 
 
 def write(store: Store, index: Any, generation: int) -> None:
@@ -62,6 +59,18 @@ def vectors_of(index: Any) -> np.ndarray:
     return vectors
 
 
+def _data(store: Store) -> np.ndarray | None:
+    """The bytes of the cache file, if they are those that were recorded for this generation."""
+    generation, sha256 = store.cache()
+    if generation != store.generation():
+        return None
+    try:
+        data = np.fromfile(_file(store), np.uint8)
+    except OSError:
+        return None
+    return data if hashlib.sha256(data.data).hexdigest() == sha256 else None
+
+
 def _file(store: Store) -> Path:
     return store.file.with_name(CACHE_NAME)
 
@@ -70,7 +79,7 @@ def _file(store: Store) -> Path:
 def _faiss() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # SWIG's, about types without __module__
-        import faiss  # type: ignore[import-untyped]
+        import faiss
     # One query runs on one thread; batches gain little past a few.
     faiss.omp_set_num_threads(min(faiss.omp_get_max_threads(), os.cpu_count() or 1, 8))
     return faiss

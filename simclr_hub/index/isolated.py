@@ -26,8 +26,8 @@ def find_guilty(paths: list[bytes]) -> dict[bytes, str]:
     guilty: dict[bytes, str] = {}
     todo = list(paths)
     while todo:
-        code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main()"
-        with suppress(subprocess.TimeoutExpired):  # the child ends itself; this is for one that never started
+        code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main({SECONDS}, {MEMORY})"
+        try:
             child = subprocess.run(
                 [sys.executable, "-c", code],
                 input=b"\0".join(todo),
@@ -35,13 +35,16 @@ def find_guilty(paths: list[bytes]) -> dict[bytes, str]:
                 stderr=subprocess.DEVNULL,
                 timeout=120 + (SECONDS + 5) * len(todo),
             )
+        except subprocess.TimeoutExpired:
+            break  # the child ends itself: this one never started
         lines = child.stdout.splitlines()
         if lines[:1] != [b"ready"]:
             break  # no child can be started here, which says nothing about the photos
         verdicts = [json.loads(line) for line in lines[1:]]
         guilty.update({path: error for path, error in zip(todo, verdicts, strict=False) if error is not None})
         if len(verdicts) < len(todo):
-            guilty[todo[len(verdicts)]] = f"decoding it ended the process: {_reason(child.returncode)}"
+            path = todo[len(verdicts)]
+            guilty[path] = f"{describe(os.fsdecode(path))}: decoding it ends the process: {_reason(child.returncode)}"
         todo = todo[len(verdicts) + 1 :]
     return guilty
 
@@ -54,18 +57,18 @@ def _reason(returncode: int) -> str:
     return f"signal {-returncode}"
 
 
-def main() -> None:
+def main(seconds: int, memory: int) -> None:
     """The child: reads paths, separated by NUL, prints a line for each."""
     paths = sys.stdin.buffer.read().split(b"\0")
-    _limit_memory()
+    _limit_memory(memory)
     print("ready", flush=True)
     for path in paths:
-        faulthandler.dump_traceback_later(SECONDS, exit=True)  # works even while C code runs
-        print(json.dumps(_decode(path)), flush=True)
+        faulthandler.dump_traceback_later(seconds, exit=True)  # works even while C code runs
+        print(json.dumps(_decode(path, memory)), flush=True)
         faulthandler.cancel_dump_traceback_later()
 
 
-def _decode(path: bytes) -> str | None:
+def _decode(path: bytes, memory: int) -> str | None:
     """What is wrong with it, if anything."""
     name = describe(os.fsdecode(path))
     try:
@@ -75,18 +78,18 @@ def _decode(path: bytes) -> str | None:
     except ImageError as e:
         return str(e)
     except MemoryError:
-        return f"{name}: decoding it takes more than {MEMORY >> 30} GiB"
+        return f"{name}: decoding it takes more than {memory >> 20:,} MiB"
     return None
 
 
-def _limit_memory() -> None:
+def _limit_memory(memory: int) -> None:
     """Limit the address space, on Linux, where what is taken already is known."""
     try:
         import resource
 
         with open("/proc/self/statm") as file:
             taken = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, (taken + memory, resource.RLIM_INFINITY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     except (ImportError, OSError, ValueError):
         pass

@@ -12,7 +12,7 @@ from .scan import Listing
 
 @dataclass(frozen=True)
 class Plan:
-    """Every observed photo is in one of the first four, every recorded one that is not observed in the last or nowhere.
+    """Every observed photo is in one of the first four, a recorded one that was not observed in the last or nowhere.
 
     Attributes:
         unchanged: same stamp, and the stamp is trusted.

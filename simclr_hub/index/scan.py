@@ -48,7 +48,7 @@ def scan(root: bytes, folder: bytes = b"", *, exclude: Collection[tuple[int, int
     while pending:
         current = pending.pop()
         try:
-            for entry in _entries(os.path.join(root, current)):
+            for entry in _entries(os.path.join(root, current) if current else root):
                 path = os.path.join(current, entry.name)
                 try:
                     if entry.is_symlink():
@@ -73,9 +73,9 @@ def scan(root: bytes, folder: bytes = b"", *, exclude: Collection[tuple[int, int
                     errors[path] = e.strerror or str(e)
         except OSError as e:
             if current == folder:
+                name = describe(os.fsdecode(e.filename or root))
                 raise RootUnavailableError(
-                    f"{describe(os.fsdecode(os.path.join(root, folder)))}: {e.strerror or e}; nothing was changed. "
-                    "Is the disk plugged in and mounted?"
+                    f"{name}: {e.strerror or e}; nothing was changed. Is the disk plugged in and mounted?"
                 ) from e
             errors[current] = e.strerror or str(e)
     return Listing(photos, dict(skipped), errors)

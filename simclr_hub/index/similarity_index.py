@@ -6,7 +6,6 @@ Unusual: an index knows what made it and refuses anything made otherwise; a phot
 
 import operator
 import os
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,24 +15,17 @@ from typing import Any, overload
 import numpy as np
 
 from .. import _files
-from ..embedder import Embedder, Failure
-from ..errors import (
-    IndexError_,
-    IndexExistsError,
-    IndexMismatchError,
-    IndexNotFoundError,
-    PruneRefusedError,
-    SimCLRHubError,
-)
-from ..images import FileBytes, describe, read_file
+from ..errors import IndexError_, IndexExistsError, IndexNotFoundError
+from ..images import describe
 from . import faiss_cache
-from .records import Photo
+from .maker import Maker, as_embedder
+from .prune import forget_missing
+from .queries import query_vectors
+from .records import Photo, State
+from .report import SyncReport
 from .snapshot import Match, Snapshot, take_snapshot
 from .store import SCHEMA_VERSION, STORE_NAME, About, Store
-from .sync import EmbedderLike, SyncReport, sync_folder, unit_vector
-
-#: `prune` refuses when more of the photos than this are missing: a disk may be unplugged.
-PRUNE_SHARE = 0.1
+from .sync import sync_folder
 
 
 class SimilarityIndex:
@@ -47,10 +39,9 @@ class SimilarityIndex:
         ...     index.search("photos/cat.jpg", k=5)
     """
 
-    def __init__(self, store: Store, embedder: EmbedderLike | None):
+    def __init__(self, store: Store, model: Any = None):
         self._store = store
-        self._embedder = embedder
-        self._model_lock = threading.Lock()
+        self._maker = Maker(store, model)
         self._snapshot: Snapshot | None = None
         self._snapshot_cost = self._snapshot_time = 0.0
         self._syncing = False
@@ -70,7 +61,7 @@ class SimilarityIndex:
         """
         directory = Path(path)
         _refuse_existing(directory)
-        embedder = _as_embedder(model, **embedder_kwargs)
+        embedder = as_embedder(model, **embedder_kwargs)
         try:
             with _files.new_directory(directory) as partial:
                 Store.create(partial / STORE_NAME, About(dict(embedder.fingerprint), embedder.dim))
@@ -84,8 +75,8 @@ class SimilarityIndex:
 
         Args:
             path: its directory.
-            model: the model that made it, as `Embedder` takes it, or an embedder; None loads it by the recorded name when
-                it is needed.
+            model: the model that made it, as `Embedder` takes it, or an embedder; None loads it by the recorded name
+                when it is needed.
 
         Raises:
             IndexNotFoundError: there is none at `path`.
@@ -100,15 +91,10 @@ class SimilarityIndex:
             )
         store = Store(file, read_only=not (os.access(directory, os.W_OK) and os.access(file, os.W_OK)))
         try:
-            index = cls(store, None)
-            if model is not None:
-                index._embedder = index._checked(
-                    model if _is_embedder(model) else _as_embedder(model, **_settings(store.about.fingerprint))
-                )
+            return cls(store, model)
         except BaseException:
             store.close()
             raise
-        return index
 
     def close(self) -> None:
         """Close the store; the index cannot be used after that."""
@@ -129,9 +115,9 @@ class SimilarityIndex:
     ) -> SyncReport:
         """Bring the index up to date with the photos below a folder.
 
-        New and changed photos are embedded, renamed and copied ones recognised by their content, those that are not there
-        marked missing. Folders that were not synchronised now are not judged. It may be stopped at any moment: what was
-        committed stays, and the next sync goes on.
+        New and changed photos are embedded, renamed and copied ones recognised by their content, those that are not
+        there marked missing. Folders that were not synchronised now are not judged. It may be stopped at any moment:
+        what was committed stays, and the next sync goes on.
 
         Args:
             folder: nothing is written there.
@@ -148,7 +134,7 @@ class SimilarityIndex:
             try:
                 report = sync_folder(
                     self._store,
-                    self._get_embedder,
+                    self._maker.embedder,
                     os.fsencode(os.path.realpath(folder)),
                     exclude={(own.st_dev, own.st_ino)},
                     progress=progress,
@@ -168,8 +154,8 @@ class SimilarityIndex:
         """The photos most similar to a query, best first.
 
         Args:
-            query: an image as `load_image` takes it, or a vector (D,) of floats; a list or tuple of them gives a list of
-                results.
+            query: an image as `load_image` takes it, or a vector (D,) of floats; a list or tuple of them gives a list
+                of results.
             k: how many; fewer come back if the index has fewer.
 
         Raises:
@@ -180,7 +166,7 @@ class SimilarityIndex:
         if operator.index(k) < 1:
             raise ValueError(f"k={k} must be at least 1")
         queries = list(query) if isinstance(query, (list, tuple)) else [query]
-        vectors = self._query_vectors(queries)  # (Q, D)
+        vectors = query_vectors(queries, self._store, self._maker)  # (Q, D)
         snapshot = self._current()
         found = snapshot.search(vectors, k) if queries else []
         return found if isinstance(query, (list, tuple)) else found[0]
@@ -202,7 +188,7 @@ class SimilarityIndex:
                 "dim": self._store.about.dim,
                 "metric": self._store.about.metric,
                 "roots": [os.fsdecode(root.path) for root in self._store.roots().values()],
-                "made by": self._store.about.fingerprint,
+                "made_by": self._store.about.fingerprint,
                 "layout": SCHEMA_VERSION,
             }
 
@@ -218,40 +204,18 @@ class SimilarityIndex:
         """Forget the photos that are missing, and vectors that no photo has; how many photos were forgotten.
 
         Args:
-            force: even if much is missing or a listing failed; then also the photos of root folders that were not there
-                at their last sync and still are not.
+            force: even if much is missing or a listing failed; then also the photos of root folders that were not
+                there at their last sync and still are not.
 
         Raises:
             PruneRefusedError: more than a tenth of the photos are missing, or the last listing of a root failed.
         """
         with self._store.writing():
-            roots = self._store.roots()
-            photos = list(self._store.photos())
-            lost = {r.id for r in roots.values() if r.listing == "unavailable" and not os.path.isdir(r.path)}
-            doomed = [p for p in photos if p.state == "missing" or (force and p.root_id in lost)]
-            if not force:
-                for root in roots.values():
-                    if root.listing != "ok":
-                        raise PruneRefusedError(
-                            f"{describe(os.fsdecode(root.path))} could not be listed in full at its last sync; "
-                            "sync it again, or force the pruning"
-                        )
-                if len(doomed) > PRUNE_SHARE * len(photos):
-                    raise PruneRefusedError(
-                        f"{len(doomed):,} of {len(photos):,} photos are missing, more than {PRUNE_SHARE:.0%}: "
-                        "is a disk unplugged? Sync again, or force the pruning"
-                    )
-            with self._store.transaction():
-                for photo in doomed:
-                    self._store.forget(photo)
-                self._store.forget_vectors()
-                for root in roots.values():
-                    if root.id in lost and force:
-                        self._store.forget_root(root)
+            forgotten = forget_missing(self._store, force=force)
             self._write_cache()
-        return len(doomed)
+        return forgotten
 
-    def _in_state(self, state: str) -> list[tuple[str, Photo]]:
+    def _in_state(self, state: State) -> list[tuple[str, Photo]]:
         with self._store.reading():
             roots, photos = self._store.roots(), list(self._store.photos())
         return sorted(
@@ -261,121 +225,20 @@ class SimilarityIndex:
     def _current(self) -> Snapshot:
         """The newest snapshot; during a sync of this object an older one, rather than to read all again each time."""
         with self._store.lock:
-            old, now = self._snapshot, time.monotonic()
+            snapshot, now = self._snapshot, time.monotonic()
             recent = self._syncing and now - self._snapshot_time < 10 * self._snapshot_cost
-            if old is None or (not recent and self._store.generation() != old.generation):
-                self._snapshot = take_snapshot(self._store, old)
+            if snapshot is None or (not recent and self._store.generation() != snapshot.generation):
+                snapshot = self._snapshot = take_snapshot(self._store, snapshot)
                 self._snapshot_time = time.monotonic()
                 self._snapshot_cost = self._snapshot_time - now
-                if self._snapshot.rebuilt and not self._syncing:
-                    with suppress(IndexError_), self._store.writing():  # if nobody else writes
-                        self._publish(self._snapshot)
-            assert self._snapshot is not None
-            return self._snapshot
+            return snapshot
 
     def _write_cache(self) -> None:
-        """Bring the cache file up to date; inside `Store.writing`."""
-        if self._store.cache()[0] != self._store.generation():
+        """Bring the cache file up to date; inside `Store.writing`: a search never writes."""
+        if not faiss_cache.fits(self._store):
             self._snapshot = take_snapshot(self._store, self._snapshot)
-            self._publish(self._snapshot)
-
-    def _publish(self, snapshot: Snapshot) -> None:
-        with suppress(OSError, IndexError_):  # the store is what counts
-            faiss_cache.write(self._store, snapshot.index, snapshot.generation)
-
-    def _query_vectors(self, queries: list[Any]) -> np.ndarray:
-        """Vectors of length 1 (Q, D); images whose content is in the index need no model."""
-        vectors: list[np.ndarray | None] = []
-        images = []
-        for query in queries:
-            if isinstance(query, np.ndarray) and query.ndim == 1:
-                vectors.append(self._query_vector(query))
-                continue
-            vector = None
-            if isinstance(query, (str, os.PathLike)):
-                data, _ = read_file(query)
-                query = FileBytes(describe(query), data)
-                vector = self._store.vector(query.content_hash) if hasattr(query, "content_hash") else None
-            if vector is None:
-                images.append((len(vectors), query))
-            vectors.append(vector)
-        if images:
-            for item in self._get_embedder().stream(image for _, image in images):
-                if isinstance(item, Failure):
-                    raise item.error
-                vectors[images[item.position][0]] = self._query_vector(item.vector)
-        return np.array(vectors, np.float32).reshape(len(queries), self._store.about.dim)
-
-    def _query_vector(self, vector: np.ndarray) -> np.ndarray:
-        dim = self._store.about.dim
-        if vector.dtype.kind != "f":
-            raise ValueError(f"a query vector of {vector.dtype}: give floats")
-        if vector.shape != (dim,):
-            raise ValueError(f"a query vector of {len(vector)} numbers; this index holds vectors of {dim}")
-        unit = unit_vector(vector)
-        if unit is None:
-            raise ValueError("a query vector that is zero or not finite has no direction to compare")
-        return unit
-
-    def _get_embedder(self) -> EmbedderLike:
-        """The embedder, loaded by the name in the fingerprint if none was given."""
-        with self._model_lock:
-            if self._embedder is None:
-                fingerprint = self._store.about.fingerprint
-                name = fingerprint.get("model")
-                if not name:
-                    raise IndexMismatchError(
-                        f"{self._store.file.parent}: made by a model without a name; give it: open(path, model=...)"
-                    )
-                try:
-                    embedder = Embedder(name, **_settings(fingerprint))
-                except (SimCLRHubError, ValueError) as e:
-                    raise IndexMismatchError(
-                        f"{self._store.file.parent}: the model that made it cannot be loaded: {e}"
-                    ) from e
-                self._embedder = self._checked(embedder)
-            return self._embedder
-
-    def _checked(self, embedder: EmbedderLike) -> EmbedderLike:
-        """The embedder, if it gives the vectors that the index holds; the model's name alone does not matter."""
-        made_by, given = self._store.about.fingerprint, dict(embedder.fingerprint)
-        keys = (made_by.keys() | given.keys()) - {"model"}
-        different = sorted(key for key in keys if made_by.get(key) != given.get(key))
-        if different or embedder.dim != self._store.about.dim:
-
-            def describe_it(f: dict[str, str]) -> str:
-                return f"{f.get('model')!r} ({', '.join(f'{key} {f.get(key)}' for key in different)})"
-
-            raise IndexMismatchError(
-                f"{self._store.file.parent}: made by {describe_it(made_by)}, but given {describe_it(given)}; "
-                "use the model that made it, or create another index"
-            )
-        return embedder
-
-
-def _is_embedder(model: Any) -> bool:
-    return all(hasattr(model, name) for name in ("dim", "fingerprint", "stream"))
-
-
-def _as_embedder(model: Any, **kwargs: Any) -> EmbedderLike:
-    if not _is_embedder(model):
-        return Embedder(model, **kwargs)
-    if kwargs:
-        raise TypeError(f"{', '.join(kwargs)}: an embedder was given, which has its settings already")
-    embedder: EmbedderLike = model
-    return embedder
-
-
-def _settings(fingerprint: dict[str, str]) -> dict[str, Any]:
-    """The arguments of `Embedder` that a fingerprint tells of."""
-    import torch
-
-    return {
-        "layer": fingerprint.get("layer", "h"),
-        "normalize": fingerprint.get("normalized") == "yes",
-        "dtype": getattr(torch, fingerprint.get("precision", "float32")),
-        "exact": fingerprint.get("preprocessing", "exact").endswith("exact"),
-    }
+            with suppress(OSError, IndexError_):  # the store is what counts
+                faiss_cache.write(self._store, self._snapshot.index, self._snapshot.generation)
 
 
 def _refuse_existing(path: Path) -> None:

@@ -36,14 +36,12 @@ class Snapshot:
         hashes: each content once, sorted; row i of the index is the vector of content i.
         photos: for each content, the (absolute path, metadata as JSON) of the photos that have it.
         index: FAISS's.
-        rebuilt: it was made from the store, because the cache file did not fit.
     """
 
     generation: int
     hashes: Sequence[bytes]
     photos: Sequence[Sequence[tuple[str, str]]]
     index: Any
-    rebuilt: bool
 
     def search(self, queries: np.ndarray, k: int) -> list[list[Match]]:
         """For each query (Q, D) of length 1, the k photos (or all, if there are fewer) of the highest cosine."""
@@ -87,11 +85,11 @@ def take_snapshot(store: Store, previous: Snapshot | None = None) -> Snapshot:
         hashes = sorted(by_content)
         photos = [by_content[content_hash] for content_hash in hashes]
         if previous is not None and previous.hashes == hashes:
-            return Snapshot(generation, hashes, photos, previous.index, rebuilt=True)
+            return Snapshot(generation, hashes, photos, previous.index)
         index = faiss_cache.read(store)
         if index is not None and (index.ntotal, index.d) == (len(hashes), store.about.dim):
-            return Snapshot(generation, hashes, photos, index, rebuilt=False)
-        return Snapshot(generation, hashes, photos, faiss_cache.build(_read_vectors(store, hashes)), rebuilt=True)
+            return Snapshot(generation, hashes, photos, index)
+        return Snapshot(generation, hashes, photos, faiss_cache.build(_read_vectors(store, hashes)))
 
 
 def _read_vectors(store: Store, hashes: Sequence[bytes]) -> np.ndarray:

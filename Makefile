@@ -1,0 +1,34 @@
+# Each target makes .venv and installs into it on first use, and again when pyproject.toml changes.
+# Another Python: make test PYTHON=python3.12
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test slow check bench
+
+demo: $(INSTALLED)  ## index the sample photos, search, write gallery.html
+	$(BIN)/simclr-hub demo
+
+test: $(INSTALLED)  ## the fast suite
+	$(BIN)/pytest
+
+slow: $(INSTALLED)  ## kills, mutations, races: minutes
+	$(BIN)/pytest -m "slow and not gpu"
+
+check: $(INSTALLED)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy simclr_hub training benchmarks
+
+# With data, also the quality of features: make bench TINY_IMAGENET=FOLDER OPEN_PHOTOS=TAR_OR_FOLDER
+bench: $(INSTALLED)  ## the numbers of benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/embed.py
+ifneq ($(and $(TINY_IMAGENET),$(OPEN_PHOTOS)),)
+	$(BIN)/python benchmarks/features.py --tiny-imagenet "$(TINY_IMAGENET)" --open-photos "$(OPEN_PHOTOS)"
+endif
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@

@@ -1,0 +1,269 @@
+"""An SQLite file that keeps what it acknowledged: open, lock, transact, and every error named.
+
+Unusual: a rollback journal with synchronous=EXTRA, because a commit that was reported must outlive a power loss; one
+writer behind a lock file of its own, and the file is never opened outside SQLite, because closing it would drop
+SQLite's locks; the file's identity is checked again before each commit; a fork may not use its parent's connection.
+"""
+
+import os
+import sqlite3
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from ..errors import IndexDamagedError, IndexError_, IndexLockedError, IndexMismatchError, IndexWriteError
+
+LOCK_NAME = "writer.lock"
+#: How long to wait for another process's transaction.
+BUSY_SECONDS = 30.0
+
+
+class Database:
+    """An open file of a known layout.
+
+    All methods may be called from any thread; those that write, only inside `writing` and `transaction`.
+
+    Args:
+        file: the SQLite file, made by `create_file`.
+        schema: the statements that made its tables.
+        application_id: says whose file it is.
+        version: of the layout.
+        read_only: open without write access, for media that allow none.
+
+    Attributes:
+        lock: held during each call; hold it over several to keep other threads out.
+
+    Raises:
+        IndexDamagedError: it is damaged, or not a file of this kind.
+        IndexMismatchError: its layout is newer.
+    """
+
+    def __init__(
+        self, file: Path, schema: Sequence[str], *, application_id: int, version: int, read_only: bool = False
+    ):
+        self.file, self.read_only = file, read_only
+        self.lock = threading.RLock()
+        self._writer = filelock.FileLock(file.with_name(LOCK_NAME), timeout=0, thread_local=False)
+        self._writing = threading.Lock()
+        self._pid = os.getpid()
+        with self._errors():
+            self._db: sqlite3.Connection | None = sqlite3.connect(
+                f"{file.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}",
+                uri=True,
+                timeout=BUSY_SECONDS,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            try:
+                self._identity = self._file_identity()
+                self._check_layout(self._db, schema, application_id, version)
+                self._check_identity()
+            except BaseException:
+                self.close()
+                raise
+        _open_databases.add(self)
+
+    def close(self) -> None:
+        """Close the file; harmless twice, and in a forked child, where the connection is left to the parent."""
+        with self.lock:
+            db = self._db
+            if db is not None and os.getpid() == self._pid:
+                self._db = None
+                db.close()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Be the one writer.
+
+        Raises:
+            IndexLockedError: another process or thread is; names the process.
+            IndexWriteError: the file was opened read-only, or the lock file cannot be written.
+        """
+        self._connection()
+        directory = self.file.parent
+        if self.read_only:
+            raise IndexWriteError(f"{directory}: this index is read-only here; only searching works")
+        if not self._writing.acquire(blocking=False):
+            raise IndexLockedError(f"{directory}: another thread of this process ({os.getpid()}) writes to it; wait")
+        try:
+            lock_file = self.file.with_name(LOCK_NAME)
+            try:
+                self._writer.acquire()
+            except filelock.Timeout as e:
+                pid = "another process"
+                with suppress(OSError, ValueError):
+                    pid = f"process {int(lock_file.read_text())}"
+                raise IndexLockedError(f"{directory}: {pid} writes to it; wait until it is done") from e
+            except OSError as e:
+                raise IndexWriteError(f"{lock_file}: {e.strerror or e}") from e
+            try:
+                with suppress(OSError):  # on Windows nobody may write to it now, not even we
+                    lock_file.write_text(str(os.getpid()))
+                yield
+            finally:
+                self._writer.release()
+        finally:
+            self._writing.release()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All of the block's writes, or none.
+
+        Raises:
+            IndexWriteError: it could not be written; the file is as before.
+            IndexDamagedError: the file was moved, removed or replaced while open.
+        """
+        if not self._writing.locked():
+            raise RuntimeError("a transaction needs Database.writing")
+        with self.lock, self._errors():
+            db = self._connection()
+            self._check_identity()
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._before_commit()
+                self._check_identity()
+                db.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    db.execute("ROLLBACK")
+                raise
+            finally:
+                self._after_transaction()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """One state of the file over several reads, whatever other processes do."""
+        with self.lock, self._errors():
+            db = self._connection()
+            if db.in_transaction:
+                yield
+                return
+            db.execute("BEGIN")
+            try:
+                yield
+            finally:
+                with suppress(sqlite3.Error):
+                    db.execute("ROLLBACK")
+
+    def damaged(self, why: str) -> IndexDamagedError:
+        """The error that says so."""
+        return IndexDamagedError(
+            f"{self.file}: damaged: {why}; restore the index from a copy, or create it anew from the photos"
+        )
+
+    def _before_commit(self) -> None:
+        """A subclass's part of each transaction."""
+
+    def _after_transaction(self) -> None:
+        """A subclass's end of each transaction, committed or not."""
+
+    def _rows(self, sql: str, *values: object) -> list[Any]:
+        with self.lock, self._errors():
+            return self._connection().execute(sql, values).fetchall()
+
+    def _execute(self, sql: str, *values: object) -> int:
+        """Run one statement; how many rows it touched."""
+        with self.lock, self._errors():
+            return self._connection().execute(sql, values).rowcount
+
+    def _connection(self) -> sqlite3.Connection:
+        if os.getpid() != self._pid:
+            raise IndexError_(
+                f"{self.file.parent}: opened by process {self._pid}, used in its fork {os.getpid()}; "
+                "open the index again there"
+            )
+        if self._db is None:
+            raise IndexError_(f"{self.file.parent}: this index was closed; open it again")
+        return self._db
+
+    def _check_layout(self, db: sqlite3.Connection, schema: Sequence[str], application_id: int, version: int) -> None:
+        for pragma in ("synchronous = EXTRA", "foreign_keys = ON", "cell_size_check = ON", "trusted_schema = OFF"):
+            db.execute(f"PRAGMA {pragma}")
+        if db.execute("PRAGMA application_id").fetchone() != (application_id,):
+            raise self.damaged("not a store of simclr_hub")
+        (found,) = db.execute("PRAGMA user_version").fetchone()
+        if found > version:
+            raise IndexMismatchError(
+                f"{self.file}: layout {found}, made by a newer simclr_hub; this one reads up to {version}: upgrade"
+            )
+        statements = {sql for (sql,) in db.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")}
+        if found != version or statements != set(schema):
+            raise self.damaged("its tables are not those of a store")
+        if db.execute("PRAGMA journal_mode").fetchone() != ("delete",):
+            raise self.damaged("its journal mode was changed by another program")
+
+    def _file_identity(self) -> tuple[int, int]:
+        try:
+            found = os.stat(self.file)
+        except OSError as e:
+            raise self._replaced() from e
+        return found.st_dev, found.st_ino
+
+    def _check_identity(self) -> None:
+        if self._file_identity() != self._identity:
+            raise self._replaced()
+
+    def _replaced(self) -> IndexDamagedError:
+        return IndexDamagedError(f"{self.file}: moved, removed or replaced while it was open; open the index again")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """SQLite's errors as ours."""
+        try:
+            yield
+        except UnicodeDecodeError as e:  # from sqlite3: a message that quotes damaged text
+            raise self.damaged("text that is no UTF-8") from e
+        except sqlite3.Error as e:
+            text = str(e).lower()
+            if "locked" in text:
+                raise IndexLockedError(f"{self.file}: another process holds it; try again") from e
+            if any(word in text for word in ("full", "i/o", "readonly", "unable to open")):
+                raise IndexWriteError(
+                    f"{self.file}: {e}; what was committed before is safe. Check the disk's space and permissions"
+                ) from e
+            raise self.damaged(str(e)) from e
+
+
+def create_file(file: Path, schema: Sequence[str], *, application_id: int, version: int) -> sqlite3.Connection:
+    """Make a file of this layout; its one transaction is open for first rows, to be committed and closed."""
+    db = sqlite3.connect(file, isolation_level=None)
+    try:
+        for pragma in ("page_size = 16384", "journal_mode = DELETE", "synchronous = EXTRA"):
+            db.execute(f"PRAGMA {pragma}")
+        db.execute("BEGIN")
+        for statement in (
+            *schema,
+            f"PRAGMA application_id = {application_id}",
+            f"PRAGMA user_version = {version}",
+        ):
+            db.execute(statement)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+# A fork in the middle of a transaction would let the child's exit roll it back under the parent: wait for its end.
+_open_databases: "weakref.WeakSet[Database]" = weakref.WeakSet()
+_held: list[Database] = []
+
+
+def _before_fork() -> None:
+    for database in list(_open_databases):
+        database.lock.acquire()
+        _held.append(database)
+
+
+def _after_fork() -> None:
+    while _held:
+        _held.pop().lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

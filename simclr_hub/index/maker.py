@@ -1,0 +1,124 @@
+"""What makes the vectors of an index: its embedder, loaded when it is needed, checked against the fingerprint."""
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from ..embedder import Embedder, Embedding, Failure
+from ..errors import IndexMismatchError, SimCLRHubError
+from .store import Store
+
+
+class EmbedderLike(Protocol):
+    """What the index needs of `simclr_hub.Embedder`."""
+
+    @property
+    def dim(self) -> int: ...  # noqa: D102
+    @property
+    def fingerprint(self) -> Mapping[str, Any]: ...  # noqa: D102
+    def stream(self, sources: Iterable[Any]) -> Iterator[Embedding | Failure]: ...  # noqa: D102
+
+
+class Maker:
+    """The embedder of an index.
+
+    Args:
+        store: knows the fingerprint of what made it.
+        model: an embedder, or a model as `Embedder` takes it, which is loaded with the settings that the fingerprint
+            tells of; None loads the recorded model when it is needed.
+
+    Raises:
+        IndexMismatchError: `model` would not give the vectors that the index holds.
+        CheckpointError: `model` cannot be loaded.
+    """
+
+    def __init__(self, store: Store, model: Any = None):
+        self._file, self._about = store.file, store.about
+        self._lock = threading.Lock()
+        self._embedder: EmbedderLike | None = None
+        if model is not None:
+            settings = {} if is_embedder(model) else _settings(self._about.fingerprint)
+            self._embedder = self._checked(as_embedder(model, **settings))
+
+    def embedder(self) -> EmbedderLike:
+        """The embedder.
+
+        Raises:
+            IndexMismatchError: none was given, and the one that made the index cannot be had again.
+        """
+        with self._lock:
+            if self._embedder is None:
+                name = self._about.fingerprint.get("model")
+                if not name:
+                    raise IndexMismatchError(
+                        f"{self._file.parent}: made by a model without a name; give it: open(path, model=...)"
+                    )
+                try:
+                    embedder = Embedder(name, **_settings(self._about.fingerprint))
+                except (SimCLRHubError, ValueError) as e:
+                    raise IndexMismatchError(
+                        f"{self._file.parent}: the model that made it cannot be loaded: {e}; give it: "
+                        "open(path, model=...)"
+                    ) from e
+                self._embedder = self._checked(embedder)
+            return self._embedder
+
+    def _checked(self, embedder: EmbedderLike) -> EmbedderLike:
+        """The embedder, if its vectors are those of the index; the model's name alone does not matter."""
+        made_by, given = self._about.fingerprint, dict(embedder.fingerprint)
+        keys = (made_by.keys() | given.keys()) - {"model"}
+        different = sorted(key for key in keys if made_by.get(key) != given.get(key))
+        if different or embedder.dim != self._about.dim:
+            raise IndexMismatchError(
+                f"{self._file.parent}: made by {_tell(made_by, self._about.dim, different)}, but given "
+                f"{_tell(given, embedder.dim, different)}; use the model that made it, or create another index"
+            )
+        return embedder
+
+
+def is_embedder(model: Any) -> bool:
+    """Whether it can embed as it is."""
+    return all(hasattr(model, name) for name in ("dim", "fingerprint", "stream"))
+
+
+def as_embedder(model: Any, **settings: Any) -> EmbedderLike:
+    """An embedder as it is, or one made of a model.
+
+    Raises:
+        TypeError: settings for an embedder that has its own.
+    """
+    if not is_embedder(model):
+        return Embedder(model, **settings)
+    if settings:
+        raise TypeError(f"{', '.join(settings)}: an embedder was given, which has its settings already")
+    embedder: EmbedderLike = model
+    return embedder
+
+
+def _settings(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `Embedder` that a fingerprint tells of."""
+    return {
+        "layer": fingerprint.get("layer", "h"),
+        "normalize": fingerprint.get("normalized") == "yes",
+        "dtype": getattr(torch, fingerprint.get("precision", "float32")),
+        "exact": fingerprint.get("preprocessing", "exact").endswith("exact"),
+    }
+
+
+def _tell(fingerprint: Mapping[str, Any], dim: int, keys: list[str]) -> str:
+    """A fingerprint's name, width and what differs, for one line."""
+    parts = [f"dim {dim}", *(f"{key} {str(fingerprint.get(key))[:40]}" for key in keys)]
+    return f"{fingerprint.get('model')} ({', '.join(parts)})"
+
+
+def unit_vector(vector: np.ndarray) -> np.ndarray | None:
+    """A vector (D,) scaled to length 1, float32; None if it is zero or not finite."""
+    wide = vector.astype(np.float64)
+    length = float(np.linalg.norm(wide))
+    if not np.isfinite(length) or length == 0:
+        return None
+    unit: np.ndarray = (wide / length).astype(np.float32)
+    return unit

@@ -1,0 +1,305 @@
+"""From the files that have to be read to committed rows: read ahead, recognise, embed what is unknown, commit.
+
+Unusual: content that the store knows is never embedded again, whatever its name; and the paths that are about to be
+decoded are recorded first, so that after a crash the photo that caused it is found.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import chain
+
+import numpy as np
+
+from ..embedder import Embedding, Failure
+from ..errors import CorruptImageError, ImageError, IndexError_, UnreadableImageError
+from ..images import FileBytes, describe, read_file
+from .isolated import find_guilty
+from .maker import EmbedderLike, unit_vector
+from .plan import Plan
+from .records import Photo, Root, Stamp, is_below
+from .report import SyncReport
+from .scan import Listing
+from .store import Store
+
+#: A transaction holds what came in this many photos, bytes of their files, or seconds, whatever is first.
+BATCH_PHOTOS, BATCH_BYTES, BATCH_SECONDS = 64, 64 << 20, 2.0
+#: Files that are read ahead.
+READ_AHEAD = 8
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A file that was read."""
+
+    path: bytes
+    stamp: Stamp
+    content_hash: bytes
+
+
+#: What was seen and the file's bytes; what is wrong; or None if it is gone.
+_Read = tuple[_Seen, bytes] | ImageError | None
+
+
+class Pipeline:
+    """One sync of one root.
+
+    Args:
+        store: what to bring up to date; `Store.writing` is held.
+        root: the root.
+        recorded: its photos by path, as they were.
+        listing: its photos as they are.
+        report: counted up.
+        scan_time: nanoseconds since 1970 at which the listing began.
+        progress: called with (done, total) of the files that have to be read.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        root: Root,
+        recorded: dict[bytes, Photo],
+        listing: Listing,
+        report: SyncReport,
+        *,
+        scan_time: int,
+        progress: Callable[[int, int], object] | None = None,
+    ):
+        self._store, self._root, self._recorded, self._listing = store, root, recorded, listing
+        self._report, self._scan_time, self._progress = report, scan_time, progress
+        self._roots = store.roots()
+        self._done = self._total = 0
+        # Given to the embedder: by position there, and by content those that wait for the same.
+        self._given: list[_Seen | None] = []
+        self._waiting: dict[bytes, list[_Seen]] = {}
+        self._gone: dict[bytes, list[Photo]] = {}  # by content: recorded photos whose file is gone
+        self._in_flight: set[bytes] = set()
+        # For the next commit.
+        self._vectors: dict[bytes, np.ndarray] = {}
+        self._changes: list[Callable[[], None]] = []
+        self._decoded: list[bytes] = []
+        self._committed = time.monotonic()
+
+    def run(self, plan: Plan, folder: bytes, embedder: Callable[[], EmbedderLike]) -> None:
+        """Do what the plan says about the photos below `folder` (absolute); a batch is committed as a whole."""
+        self._judge(plan)
+        todo = sorted(plan.new + plan.rehash)
+        self._total = len(todo)
+        self._embed(self._without_guilty(todo, folder), embedder)
+
+    def _judge(self, plan: Plan) -> None:
+        """What needs no reading."""
+        for photo in plan.unchanged + plan.came_back:
+            self._report.came_back += photo.state == "missing"
+            if photo.content_hash:
+                self._report.unchanged += 1
+            else:
+                self._report.failed += 1
+        for photo in plan.came_back:
+            self._put(replace(photo, state="live" if photo.content_hash else "failed"))
+        for photo in plan.missing:
+            self._put(replace(photo, state="missing"))
+        self._commit()
+
+    def _without_guilty(self, todo: list[bytes], folder: bytes) -> list[bytes]:
+        """Those that do not end the process that decodes them: the last sync's suspects are tried alone."""
+        suspects = {path for path in self._store.in_flight() if is_below(path, folder)}
+        guilty = find_guilty([path for path in map(self._root.join, todo) if path in suspects])
+        for path in todo:
+            if (why := guilty.get(self._root.join(path))) is not None:
+                self._fail(path, self._listing.photos[path], CorruptImageError(why))
+        self._decoded += suspects
+        self._commit()
+        return [path for path in todo if self._root.join(path) not in guilty]
+
+    def _embed(self, todo: list[bytes], embedder: Callable[[], EmbedderLike]) -> None:
+        """Read the files, embed what is unknown, commit as it comes."""
+        sources = self._sources(todo)
+        try:
+            first = next(sources, None)
+            if first is not None:  # otherwise no model is needed
+                for item in embedder().stream(chain([first], sources)):
+                    self._result(item)
+                    self._commit_if_due()
+            self._commit()
+        except BaseException:
+            with suppress(IndexError_):  # the first error is the one to tell
+                self._decoded += self._in_flight
+                self._commit()
+            raise
+        finally:
+            sources.close()
+        if self._waiting:
+            raise RuntimeError(f"the embedder gave no result for {len(self._waiting)} photos")
+
+    def _sources(self, todo: list[bytes]) -> Generator[FileBytes, None, None]:
+        """The files of unknown content, each recorded as in flight before it is given away."""
+        batch: deque[tuple[_Seen, bytes]] = deque()
+        size = 0
+        for path, read in self._read_ahead(todo):
+            if isinstance(read, ImageError):
+                self._fail(path, self._listing.photos[path], read)
+            elif read is None:
+                self._vanish(path)
+            elif not self._known(read[0]):
+                batch.append(read)
+                size += len(read[1])
+                if len(batch) >= BATCH_PHOTOS or size >= BATCH_BYTES:
+                    yield from self._give(batch)
+                    size = 0
+            self._commit_if_due()
+        yield from self._give(batch)
+
+    def _give(self, batch: deque[tuple[_Seen, bytes]]) -> Iterator[FileBytes]:
+        self._commit(in_flight=[self._root.join(seen.path) for seen, _ in batch])
+        while batch:
+            seen, data = batch.popleft()
+            self._given.append(seen)
+            yield FileBytes(self._name(seen.path), data)
+
+    def _read_ahead(self, todo: list[bytes]) -> Iterator[tuple[bytes, _Read]]:
+        """The files in order, read by threads."""
+        pool = ThreadPoolExecutor(2, "simclr-read")
+        ahead: deque[tuple[bytes, Future[_Read]]] = deque()
+        try:
+            for path in todo:
+                ahead.append((path, pool.submit(self._read, path)))
+                if len(ahead) > READ_AHEAD:
+                    path, future = ahead.popleft()
+                    yield path, future.result()
+            for path, future in ahead:
+                yield path, future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, path: bytes) -> _Read:
+        try:
+            data, stat = read_file(self._root.join(path), follow_symlinks=False)
+        except ImageError as e:
+            return None if isinstance(e.__cause__, (FileNotFoundError, NotADirectoryError)) else e
+        return _Seen(path, Stamp.of(stat), hashlib.sha256(data).digest()), data
+
+    def _known(self, seen: _Seen) -> bool:
+        """Record a photo whose content needs no embedding; False if it is to be given to the embedder."""
+        old = self._recorded.get(seen.path)
+        if old is not None and old.content_hash == seen.content_hash:
+            self._succeed(seen)
+            self._report.unchanged += 1
+        elif seen.content_hash in self._vectors or self._store.vector(seen.content_hash) is not None:
+            self._rename_or_copy(seen)
+        elif seen.content_hash in self._waiting:
+            self._waiting[seen.content_hash].append(seen)
+        else:
+            self._waiting[seen.content_hash] = []
+            return False
+        return True
+
+    def _rename_or_copy(self, seen: _Seen) -> None:
+        gone = self._gone.get(seen.content_hash)
+        if gone is None:
+            gone = [p for p in self._store.photos_with(seen.content_hash) if self._is_gone(p)]
+            # Taken from the end: best the same root, and in it the same file name.
+            name = os.path.basename(seen.path)
+            gone.sort(key=lambda p: (p.root_id == self._root.id, os.path.basename(p.path) == name))
+            self._gone[seen.content_hash] = gone
+        if gone:
+            old = gone.pop()
+            self._changes.append(lambda: self._store.forget(old))
+            self._report.renamed += 1
+        else:
+            self._report.copied += 1
+        self._succeed(seen)
+
+    def _is_gone(self, photo: Photo) -> bool:
+        try:
+            os.lstat(self._roots[photo.root_id].join(photo.path))
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            return False  # unknown
+        return False
+
+    def _result(self, item: Embedding | Failure) -> None:
+        seen = self._given[item.position]
+        if seen is None:
+            raise RuntimeError(f"the embedder gave two results for position {item.position}")
+        self._given[item.position] = None
+        self._decoded.append(self._root.join(seen.path))
+        waiting = self._waiting.pop(seen.content_hash)
+        vector = None if isinstance(item, Failure) else unit_vector(item.vector)
+        if vector is None:
+            why = "its features are zero or not finite"
+            error = item.error if isinstance(item, Failure) else CorruptImageError(f"{self._name(seen.path)}: {why}")
+            for one in (seen, *waiting):
+                self._fail(one.path, one.stamp, error)
+            return
+        self._vectors[seen.content_hash] = vector
+        self._succeed(seen)
+        self._report.embedded += 1
+        for one in waiting:
+            self._rename_or_copy(one)
+
+    def _succeed(self, seen: _Seen) -> None:
+        metadata = json.dumps({"bytes": seen.stamp.size, "modified": seen.stamp.mtime_ns / 1e9})
+        settled = seen.stamp.settled(self._scan_time)
+        self._finish(
+            Photo(self._root.id, seen.path, seen.stamp, settled, seen.content_hash, "live", metadata=metadata)
+        )
+
+    def _fail(self, path: bytes, stamp: Stamp, error: ImageError) -> None:
+        # What could not be read is tried again each time; what could not be decoded, when the file changes.
+        settled = stamp.settled(self._scan_time) and not isinstance(error, UnreadableImageError)
+        text = str(error).encode(errors="backslashreplace").decode()
+        self._report.failed += 1
+        self._finish(Photo(self._root.id, path, stamp, settled, None, "failed", error=text))
+
+    def _vanish(self, path: bytes) -> None:
+        self._report.vanished += 1
+        old = self._recorded.get(path)
+        if old is not None and old.state != "missing":
+            self._put(replace(old, state="missing"))
+        self._step()
+
+    def _finish(self, photo: Photo) -> None:
+        old = self._recorded.get(photo.path)
+        self._report.came_back += old is not None and old.state == "missing"
+        self._put(photo)
+        self._step()
+
+    def _put(self, photo: Photo) -> None:
+        self._changes.append(lambda: self._store.put(photo))
+
+    def _step(self) -> None:
+        self._done += 1
+        if self._progress:
+            self._progress(self._done, self._total)
+
+    def _commit_if_due(self) -> None:
+        if len(self._changes) >= BATCH_PHOTOS or time.monotonic() - self._committed >= BATCH_SECONDS:
+            self._commit()
+
+    def _commit(self, in_flight: list[bytes] | None = None) -> None:
+        """One transaction for all that came since the last, and for what is given away next."""
+        if self._changes or self._decoded or in_flight:
+            with self._store.transaction():
+                for content_hash, vector in self._vectors.items():
+                    self._store.put_vector(content_hash, vector)
+                for change in self._changes:
+                    change()
+                self._store.forget_in_flight(self._decoded)
+                self._store.put_in_flight(in_flight or [])
+        self._in_flight.update(in_flight or [])
+        self._in_flight.difference_update(self._decoded)
+        self._vectors.clear()
+        self._changes.clear()
+        self._decoded.clear()
+        self._committed = time.monotonic()
+
+    def _name(self, path: bytes) -> str:
+        return describe(os.fsdecode(self._root.join(path)))

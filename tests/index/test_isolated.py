@@ -1,0 +1,116 @@
+"""Photos that kill the process that decodes them: stubs, since no known file does."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+from index_fakes import FakeEmbedder, make_photo
+
+from simclr_hub.embedder import Embedding, Failure
+from simclr_hub.images import FileBytes
+from simclr_hub.index import SimilarityIndex, isolated
+
+STUB = """
+import os, signal, sys, time
+import PIL.Image
+real = PIL.Image.open
+def open(file, *args, **kwargs):
+    start = file.read(4)
+    file.seek(0)
+    if start == b"SEGV":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if start == b"HANG":
+        time.sleep(1000)
+    if start == b"HUGE":
+        bytearray(8 << 30)
+    return real(file, *args, **kwargs)
+PIL.Image.open = open
+"""
+
+
+@pytest.fixture
+def stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Paths of photos; children that decode them run the stub above."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(STUB)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    make_photo(tmp_path / "photos/good.png", 0)
+    for name in ("HANG", "HUGE", "SEGV", "nope"):
+        (tmp_path / f"photos/{name}.jpg").write_bytes(name.encode() * 10)
+    return [bytes(path) for path in sorted((tmp_path / "photos").iterdir())]
+
+
+def test_a_crash_costs_only_the_photo(stubs: list[bytes]) -> None:
+    good, broken, segv = stubs[3], stubs[4], stubs[2]
+    guilty = isolated.find_guilty([good, broken, segv])
+    assert list(guilty) == [broken, segv]
+    assert "not an image of a supported format" in guilty[broken]
+    assert guilty[segv].endswith("SEGV.jpg: decoding it ends the process: SIGSEGV")
+
+
+@pytest.mark.slow
+def test_all_kinds_in_one_run(stubs: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolated, "SECONDS", 3)
+    guilty = isolated.find_guilty([*stubs, b"/nowhere.png"])
+    reasons = {path.rpartition(b"/")[2]: why.rpartition(": ")[2] for path, why in guilty.items()}
+    assert reasons.pop(b"nope.jpg").startswith("not an image")
+    del reasons[b"HUGE.jpg"]  # a MemoryError, said by the loader
+    assert reasons == {b"HANG.jpg": "no end within 3 s", b"SEGV.jpg": "SIGSEGV"}
+
+
+def test_no_child_no_verdict(stubs: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert isolated.find_guilty(stubs) == {}
+
+
+def test_nothing_to_try_starts_no_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolated.subprocess, "run", lambda *_, **__: pytest.fail("started"))
+    assert isolated.find_guilty([]) == {}
+
+
+def test_reasons_are_readable() -> None:
+    assert isolated._reason(-signal.SIGKILL) == "SIGKILL"
+    assert isolated._reason(-99) == "signal 99"
+
+
+def test_what_is_decoded_is_recorded_first(
+    index: SimilarityIndex, photos: Path, embedder: FakeEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simclr_hub.index.pipeline.BATCH_PHOTOS", 2)
+    real, recorded = embedder.stream, []
+
+    def stream(sources: Iterable[FileBytes]) -> Iterator[Embedding | Failure]:
+        def watch() -> Iterator[FileBytes]:
+            for source in sources:
+                recorded.append(os.fsencode(source.name) in index._store.in_flight())
+                yield source
+
+        return real(watch())
+
+    monkeypatch.setattr(embedder, "stream", stream)
+    index.sync(photos)
+    assert recorded == [True] * 4 and index._store.in_flight() == set()
+
+
+def test_the_guilty_become_failures_and_the_rest_is_embedded(
+    index: SimilarityIndex, photos: Path, monkeypatch: pytest.MonkeyPatch, settled: None
+) -> None:
+    killer, innocent = bytes(photos / "a.png"), bytes(photos / "b.png")
+    with index._store.writing(), index._store.transaction():
+        index._store.put_in_flight([killer, innocent, b"/elsewhere/x.png"])
+    asked: list[list[bytes]] = []
+
+    def find(paths: list[bytes]) -> dict[bytes, str]:
+        asked.append(paths)
+        return {killer: "it crashed"} if killer in paths else {}
+
+    monkeypatch.setattr("simclr_hub.index.pipeline.find_guilty", find)
+    report = index.sync(photos)
+    assert (report.embedded, report.failed, report.found) == (3, 1, 4)
+    assert index.failures() == [(str(photos / "a.png"), "it crashed")]
+    assert index._store.in_flight() == {b"/elsewhere/x.png"}  # for the sync of that folder
+    index.sync(photos)
+    assert asked == [[killer, innocent], []]

@@ -1,0 +1,298 @@
+import multiprocessing
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simclr_hub.errors import (
+    IndexDamagedError,
+    IndexError_,
+    IndexLockedError,
+    IndexMismatchError,
+    IndexWriteError,
+)
+from simclr_hub.index.records import Photo, Stamp
+from simclr_hub.index.store import STORE_NAME, About, Store
+
+STAMP = Stamp(2**70, -5, 2**64, 2**64 - 1)  # larger than SQLite's integers
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A store with one root and two photos of one content."""
+    path = tmp_path / "i" / STORE_NAME
+    path.parent.mkdir()
+    Store.create(path, About({"model": "m", "weights": "w"}, 3))
+    with closing(Store(path)) as store, store.writing(), store.transaction():
+        root = store.put_root(b"/photos\xff", "ok")
+        store.put_vector(b"h", np.array([0.6, 0.8, 0], np.float32))
+        for path_in_root in (b"a\xff\n", b"b"):
+            store.put(Photo(root.id, path_in_root, STAMP, True, b"h", "live", metadata='{"x": 1}'))
+    return path
+
+
+def test_what_is_put_is_read_back(file: Path) -> None:
+    with closing(Store(file)) as store:
+        assert store.about == About({"model": "m", "weights": "w"}, 3, "cosine")
+        first, _ = store.photos()
+        assert first == Photo(1, b"a\xff\n", STAMP, True, b"h", "live", None, '{"x": 1}')
+        assert store.photo(1, b"b") == store.photos_with(b"h")[1]
+        assert store.roots()[1].path == b"/photos\xff"
+        np.testing.assert_array_equal(store.vector(b"h"), np.array([0.6, 0.8, 0], np.float32))
+        assert store.counts() == {"live": 2, "missing": 0, "failed": 0, "vectors": 1}
+
+
+def test_durability_settings(file: Path) -> None:
+    with closing(Store(file)) as store:
+        pragmas = {
+            p: store._rows(f"PRAGMA {p}")[0][0] for p in "journal_mode synchronous page_size foreign_keys".split()
+        }
+    assert pragmas == {"journal_mode": "delete", "synchronous": 3, "page_size": 16384, "foreign_keys": 1}
+
+
+def test_the_generation_grows_with_what_a_search_can_see(file: Path) -> None:
+    with closing(Store(file)) as store, store.writing():
+
+        def generation_after(*photos: Photo) -> int:
+            with store.transaction():
+                for photo in photos:
+                    store.put(photo)
+            return store.generation()
+
+        photo = Photo(1, b"b", STAMP, True, b"h", "live", metadata='{"x": 1}')
+        before = store.generation()
+        assert generation_after(photo) == before
+        assert (
+            generation_after(Photo(1, b"b", STAMP._replace(inode=1), False, b"h", "live", None, '{"x": 1}')) == before
+        )
+        assert generation_after(Photo(1, b"b", STAMP, True, b"h", "missing")) == before + 1
+        assert generation_after(Photo(1, b"c", STAMP, True, None, "failed", "why")) == before + 2
+        with store.transaction():
+            store.forget(photo)
+        assert store.generation() == before + 3
+
+
+def test_a_transaction_is_all_or_nothing(file: Path) -> None:
+    with closing(Store(file)) as store, store.writing():
+        before = (store.generation(), list(store.photos()))
+        with pytest.raises(KeyboardInterrupt), store.transaction():
+            store.put(Photo(1, b"c", STAMP, True, b"h", "live"))
+            raise KeyboardInterrupt
+        assert (store.generation(), list(store.photos())) == before
+        with pytest.raises(IndexDamagedError, match="FOREIGN KEY"), store.transaction():
+            store.put(Photo(1, b"c", STAMP, True, b"without a vector", "live"))
+        assert (store.generation(), list(store.photos())) == before
+
+
+def test_writing_needs_the_lock(file: Path) -> None:
+    with closing(Store(file)) as store, pytest.raises(RuntimeError), store.transaction():
+        pass
+
+
+def test_a_second_writer_is_told_who_writes(file: Path) -> None:
+    code = f"""if True:
+        import filelock, os, pathlib
+        lock = filelock.FileLock({str(file.with_name("writer.lock"))!r}, timeout=0)
+        lock.acquire()
+        pathlib.Path(lock.lock_file).write_text(str(os.getpid()))
+        print("locked", flush=True)
+        input()
+    """
+    with closing(Store(file)) as store:
+        with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None and other.stdin is not None
+            other.stdout.readline()
+            with pytest.raises(IndexLockedError, match=f"process {other.pid} writes"), store.writing():
+                pass
+            assert len(list(store.photos())) == 2  # reading goes on
+            other.kill()
+        with store.writing():  # a killed writer leaves no lock, though its pid is still in the file
+            assert file.with_name("writer.lock").read_text() == str(os.getpid())
+
+
+def test_a_second_writer_in_this_process(file: Path) -> None:
+    with closing(Store(file)) as store, closing(Store(file)) as other, store.writing():
+        for second in (store, other):
+            with pytest.raises(IndexLockedError, match=str(os.getpid())), second.writing():
+                pass
+
+
+def test_racing_writers_lose_nothing(file: Path) -> None:
+    """Threads with a store of their own each, fighting for the lock; every acknowledged row must be there."""
+    acknowledged: list[bytes] = []
+
+    def write(name: int) -> None:
+        with closing(Store(file)) as store:
+            for i in range(15):
+                try:
+                    with store.writing():
+                        with store.transaction():
+                            store.put(Photo(1, b"%d-%d" % (name, i), STAMP, True, b"h", "live"))
+                        acknowledged.append(b"%d-%d" % (name, i))
+                except IndexLockedError:
+                    pass
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with closing(Store(file)) as store:
+        assert acknowledged and {p.path for p in store.photos()} == {*acknowledged, b"a\xff\n", b"b"}
+
+
+def test_a_reader_sees_one_state(file: Path) -> None:
+    with closing(Store(file)) as reader, closing(Store(file)) as writer:
+        with reader.reading():
+            before = list(reader.photos())
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(writer, "_errors", writer._errors)
+                writer._db.execute("PRAGMA busy_timeout = 50")  # type: ignore[union-attr]
+                with pytest.raises(IndexLockedError), writer.writing(), writer.transaction():
+                    writer.put(Photo(1, b"c", STAMP, True, b"h", "live"))
+            assert list(reader.photos()) == before
+        with writer.writing(), writer.transaction():
+            writer.put(Photo(1, b"c", STAMP, True, b"h", "live"))
+        assert len(list(reader.photos())) == 3
+
+
+@pytest.mark.parametrize("what", ["move", "delete", "replace"])
+def test_a_file_that_is_moved_deleted_or_replaced_is_not_committed_to(file: Path, what: str) -> None:
+    copy = shutil.copy(file, file.with_name("copy"))
+    with closing(Store(file)) as store, store.writing():
+        for when in ("inside", "before"):
+            with pytest.raises(IndexDamagedError, match=f"{STORE_NAME}: moved, removed or replaced"):
+                if when == "before":
+                    with store.transaction():
+                        pytest.fail("began")
+                with store.transaction():
+                    store.put(Photo(1, b"c", STAMP, True, b"h", "live"))
+                    if what == "delete":
+                        file.unlink()
+                    else:
+                        os.replace(*((file, file.with_name("moved")) if what == "move" else (copy, file)))
+    if what == "replace":
+        with closing(Store(file)) as store:
+            assert len(list(store.photos())) == 2
+
+
+def test_a_newer_layout_is_refused(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as db:
+        db.execute("PRAGMA user_version = 99")
+    with pytest.raises(IndexMismatchError, match="layout 99, made by a newer simclr_hub"):
+        Store(file)
+
+
+@pytest.mark.parametrize("change", ["not SQLite", "empty", "another application", "another table", "WAL"])
+def test_what_is_not_a_store_is_refused(file: Path, change: str) -> None:
+    if change in ("not SQLite", "empty"):
+        file.write_bytes(b"hello" * 9999 if change == "not SQLite" else b"")
+    else:
+        statement = {
+            "another application": "PRAGMA application_id = 7",
+            "another table": "CREATE TABLE other (x)",
+            "WAL": "PRAGMA journal_mode = WAL",
+        }[change]
+        with closing(sqlite3.connect(file)) as db:
+            db.execute(statement)
+    with pytest.raises(IndexDamagedError, match=re.escape(str(file))):
+        Store(file)
+
+
+def test_read_only(file: Path) -> None:
+    with closing(Store(file, read_only=True)) as store:
+        assert len(list(store.photos())) == 2
+        with pytest.raises(IndexWriteError, match="read-only here; only searching works"), store.writing():
+            pass
+
+
+def test_a_closed_store_says_so(file: Path) -> None:
+    store = Store(file)
+    store.close()
+    store.close()
+    with pytest.raises(IndexError_, match="closed; open it again"):
+        store.generation()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_may_not_use_the_store_and_does_it_no_harm(file: Path) -> None:
+    def use(pipe: "multiprocessing.connection.Connection") -> None:
+        for call in (store.generation, lambda: store.writing().__enter__()):
+            try:
+                call()
+                pipe.send("worked")
+            except IndexError_ as e:
+                pipe.send(str(e))
+        store.close()
+
+    with closing(Store(file)) as store, store.writing():
+        ours, theirs = multiprocessing.Pipe()
+        # A thread is in the middle of a transaction when this one forks.
+        began, done = threading.Event(), threading.Event()
+
+        def commit() -> None:
+            with store.transaction():
+                store.put(Photo(1, b"c", STAMP, True, b"h", "live"))
+                began.set()
+                done.wait(0.2)
+
+        thread = threading.Thread(target=commit)
+        thread.start()
+        began.wait()
+        child = multiprocessing.get_context("fork").Process(target=use, args=(theirs,))
+        child.start()
+        child.join()
+        thread.join()
+        assert child.exitcode == 0
+        for _ in range(2):
+            assert f"opened by process {os.getpid()}" in ours.recv()
+        with store.transaction():  # the lock and the connection are still ours
+            store.put(Photo(1, b"d", STAMP, True, b"h", "live"))
+        assert len(list(store.photos())) == 4
+        with closing(Store(file)) as other, pytest.raises(IndexLockedError), other.writing():
+            pass
+
+
+def test_no_damage_is_read_as_something_else(file: Path, tmp_path: Path) -> None:
+    """Flipped bytes: the store reads as before, or the damage is named; there is no third case, and no crash."""
+    with closing(Store(file)) as store, store.writing():
+        for i in range(60):
+            with store.transaction():
+                content = b"content %d" % i
+                store.put_vector(content, np.random.default_rng(i).normal(size=3).astype(np.float32))
+                store.put(Photo(1, b"photo %d" % i, STAMP, True, content, "live"))
+
+    def contents(path: Path) -> object:
+        with closing(Store(path)) as store, store.reading():
+            vectors = sorted((h, v.tobytes()) for h, v in store.vectors())
+            return store.about, store.roots(), list(store.photos()), vectors
+
+    expected, data = contents(file), file.read_bytes()
+    random = np.random.default_rng(0)
+    used = [i for i, byte in enumerate(data) if byte]  # most of the pages is empty
+    noticed = 0
+    mutant = tmp_path / "mutant"
+    mutant.mkdir()
+    for n in range(300):
+        damaged = bytearray(data)
+        if n % 10 == 0:
+            del damaged[random.integers(len(data)) :]
+        else:
+            damaged[used[random.integers(len(used))]] ^= int(random.integers(1, 256))
+        (mutant / STORE_NAME).write_bytes(damaged)
+        for extra in mutant.glob("*-*"):
+            extra.unlink()
+        try:
+            assert contents(mutant / STORE_NAME) == expected
+        except (IndexDamagedError, IndexMismatchError, IndexWriteError) as e:
+            assert STORE_NAME in str(e)
+            noticed += 1
+    assert noticed > 150
