@@ -35,6 +35,12 @@ def fsync_file(path: Path) -> None:
         os.close(fd)
 
 
+def _public_mode() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
 def write_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Replace `path` by what `write` puts into the binary file it is given.
 
@@ -47,9 +53,7 @@ def write_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp makes 0600
+        os.chmod(name, _public_mode())  # mkstemp makes 0600
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -72,6 +76,7 @@ def new_directory(path: Path) -> Iterator[Path]:
         yield partial
         for file in partial.rglob("*"):
             if file.is_file():
+                file.chmod(_public_mode())  # safetensors writes 0600
                 fsync_file(file)
             else:
                 fsync_directory(file)

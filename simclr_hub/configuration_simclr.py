@@ -54,7 +54,8 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
         batch_norm_momentum: PyTorch's momentum of the moving statistics (1 - TensorFlow's decay).
 
     Raises:
-        ValueError: an unknown key, or values that do not fit each other; strict's errors are such.
+        ValueError: an unknown key.
+        StrictDataclassError: huggingface_hub's, for values of a wrong type or that do not fit each other.
 
     Example:
         >>> SimCLRConfig.v2(depth=152, width_multiplier=3, selective_kernel=True).hidden_size

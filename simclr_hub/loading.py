@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
@@ -34,10 +36,9 @@ def load(name: str | os.PathLike[str] | None = None) -> tuple[SimCLRModel, SimCL
         CheckpointError: there is no such model, or its weights are damaged, incomplete or of another model.
     """
     directory, source = _locate(name)
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # transformers' own, for what takes a moment
     try:
-        model = SimCLRModel.from_pretrained(directory, local_files_only=True, dtype=torch.float32)
+        with quiet_transformers():
+            model = SimCLRModel.from_pretrained(directory, local_files_only=True, dtype=torch.float32)
         if (directory / "preprocessor_config.json").exists():
             processor = SimCLRImageProcessor.from_pretrained(directory, local_files_only=True)
         else:
@@ -48,11 +49,20 @@ def load(name: str | os.PathLike[str] | None = None) -> tuple[SimCLRModel, SimCL
         Exception
     ) as e:  # transformers and safetensors raise OSError, ValueError, RuntimeError, SafetensorError, ...
         raise CheckpointError(f"{source}: {e}") from e
+    model.config.name_or_path = source
+    return model.eval(), processor
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' own progress bars, for loading and saving, which take a moment."""
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
     finally:
         if bars:
             logging.enable_progress_bar()
-    model.config.name_or_path = source
-    return model.eval(), processor
 
 
 def weights_hash(model: SimCLRModel, *, with_projection: bool = False) -> str:

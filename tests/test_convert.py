@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import tf_writer
 import torch
-from conftest import tiny_config
 from huggingface_hub.errors import StrictDataclassError
 from official_graph import OfficialGraph
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from test_official import PUBLISHED_SIZES, relative
+from tiny import tiny_config
 
 from simclr_hub import SimCLRBackbone, SimCLRConfig, SimCLRForImageClassification, SimCLRImageProcessor, SimCLRModel
 from simclr_hub.checkpoints.convert import convert, infer_config

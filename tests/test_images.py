@@ -8,8 +8,8 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from conftest import SAMPLE_PHOTOS
 from PIL import Image
+from tiny import SAMPLE_PHOTOS
 
 from simclr_hub import errors
 from simclr_hub.images import FileBytes, decode, describe, load_image, read_file

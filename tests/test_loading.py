@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import tiny_config
+from tiny import tiny_config
 
 from simclr_hub import SimCLRForImageClassification, SimCLRModel, errors, load
 from simclr_hub.loading import weights_hash

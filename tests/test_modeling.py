@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import randomized, tiny_config
+from tiny import randomized, tiny_config
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 from simclr_hub import (

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import randomized, tiny_config
 from official_graph import OfficialGraph
+from tiny import randomized, tiny_config
 
 from simclr_hub import SimCLRConfig, SimCLRForImageClassification, SimCLRModel
 from simclr_hub.checkpoints.convert import convert

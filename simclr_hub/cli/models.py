@@ -34,8 +34,10 @@ def convert_command(
     SOURCE is the checkpoint's directory, or the path of its model.ckpt-STEP. TensorFlow is not needed.
     """
     from ..checkpoints.convert import convert
+    from ..loading import quiet_transformers
 
-    config = convert(source, out, ema=ema, classifier_layer=classifier_layer, image_size=image_size)
+    with quiet_transformers():
+        config = convert(source, out, ema=ema, classifier_layer=classifier_layer, image_size=image_size)
     if as_json:
         print_json({"output": str(out), "config": json.loads(config.to_json_string())})
     else:
