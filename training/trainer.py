@@ -55,6 +55,7 @@ class SimCLRTrainingArguments(TrainingArguments):
         super().__post_init__()
         self.remove_unused_columns = False
         self.dataloader_drop_last = True
+        self.dataloader_pin_memory = self.device.type == "cuda"
         if self.n_gpu > 1 or self.world_size > 1:
             raise RecipeError(
                 f"{max(self.n_gpu, self.world_size)} devices: this version pretrains in one process on one device; "

@@ -117,8 +117,9 @@ def _tell(fingerprint: Mapping[str, Any], dim: int, keys: list[str]) -> str:
 def unit_vector(vector: np.ndarray) -> np.ndarray | None:
     """A vector (D,) scaled to length 1, float32; None if it is zero or not finite."""
     wide = vector.astype(np.float64)
-    length = float(np.linalg.norm(wide))
-    if not np.isfinite(length) or length == 0:
+    largest = np.abs(wide).max(initial=0)
+    if not np.isfinite(largest) or largest == 0:
         return None
-    unit: np.ndarray = (wide / length).astype(np.float32)
+    wide /= largest  # so that no square overflows or vanishes
+    unit: np.ndarray = (wide / np.linalg.norm(wide)).astype(np.float32)
     return unit
