@@ -42,6 +42,8 @@ class SimilarityIndex:
     def __init__(self, store: Store, model: Any = None):
         self._store = store
         self._maker = Maker(store, model)
+        directory = os.stat(store.file.parent)
+        self._own = (directory.st_dev, directory.st_ino)  # not to be indexed
         self._snapshot: Snapshot | None = None
         self._snapshot_cost = self._snapshot_time = 0.0
         self._syncing = False
@@ -128,7 +130,6 @@ class SimilarityIndex:
             IndexLockedError: another process writes to the index.
             IndexWriteError: the index could not be written; what was committed before is safe.
         """
-        own = os.stat(self._store.file.parent)
         with self._store.writing():
             self._syncing = True
             try:
@@ -136,7 +137,7 @@ class SimilarityIndex:
                     self._store,
                     self._maker.embedder,
                     os.fsencode(os.path.realpath(folder)),
-                    exclude={(own.st_dev, own.st_ino)},
+                    exclude={self._own},
                     progress=progress,
                 )
             finally:
@@ -217,10 +218,8 @@ class SimilarityIndex:
 
     def _in_state(self, state: State) -> list[tuple[str, Photo]]:
         with self._store.reading():
-            roots, photos = self._store.roots(), list(self._store.photos())
-        return sorted(
-            ((os.fsdecode(roots[p.root_id].join(p.path)), p) for p in photos if p.state == state), key=lambda x: x[0]
-        )
+            roots, photos = self._store.roots(), list(self._store.photos(state=state))
+        return sorted(((os.fsdecode(roots[p.root_id].join(p.path)), p) for p in photos), key=lambda pair: pair[0])
 
     def _current(self) -> Snapshot:
         """The newest snapshot; during a sync of this object an older one, rather than to read all again each time."""

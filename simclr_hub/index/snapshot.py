@@ -75,9 +75,7 @@ def take_snapshot(store: Store, previous: Snapshot | None = None) -> Snapshot:
     with store.reading():
         generation, roots = store.generation(), store.roots()
         by_content: dict[bytes, list[tuple[str, str]]] = {}
-        for photo in store.photos():
-            if photo.state != "live":
-                continue
+        for photo in store.photos(state="live"):
             root = roots.get(photo.root_id)
             if root is None or photo.content_hash is None:
                 raise store.damaged("a photo without a root folder or content")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .database import Database, create_file
-from .records import ListingState, Photo, Root, checksum
+from .records import ListingState, Photo, Root, State, checksum
 
 SCHEMA_VERSION = 1
 STORE_NAME = "store.sqlite3"
@@ -83,11 +83,13 @@ class Store(Database):
         """A number that grows with every commit that a search can see."""
         return int(self._meta("state")["generation"])
 
-    def photos(self, root_id: int | None = None) -> Iterator[Photo]:
-        """All photos, or those of a root, by path; each is verified when it is taken."""
-        which = "" if root_id is None else f"WHERE root_id = {root_id:d}"
+    def photos(self, root_id: int | None = None, state: State | None = None) -> Iterator[Photo]:
+        """All photos, or those of a root or in a state, by path; each is verified when it is taken."""
+        wanted = {"root_id": root_id, "state": state}
+        conditions = " AND ".join(f"{column} = ?" for column, value in wanted.items() if value is not None) or "TRUE"
+        values = [value for value in wanted.values() if value is not None]
         with self.reading():
-            rows = self._rows(f"SELECT {_PHOTO} FROM photos {which} ORDER BY root_id, path")
+            rows = self._rows(f"SELECT {_PHOTO} FROM photos WHERE {conditions} ORDER BY root_id, path", *values)
             found = self._rows("SELECT count(*) FROM photos")[0][0]
             recorded = self._meta("state")["photos"] + self._added
         if found != recorded:

@@ -66,7 +66,7 @@ def sync_folder(
     report.listing_errors = [
         f"{describe(os.fsdecode(root.join(p)))}: {error}" for p, error in sorted(listing.errors.items())
     ]
-    report.missing = sum(p.state == "missing" and is_below(p.path, where.folder) for p in store.photos(root.id))
+    report.missing = sum(is_below(photo.path, where.folder) for photo in store.photos(root.id, "missing"))
     report.seconds = time.monotonic() - started
     return report
 
