@@ -8,7 +8,7 @@ import numpy as np
 
 from .._files import write_file
 from ..embedder import Embedder, Failure, as_sources
-from ..errors import MissingExtraError
+from ..errors import MissingExtraError, SimCLRHubError
 from ..images import describe
 from ..progress import progress_bar
 from ._output import json_option, print_json
@@ -43,9 +43,9 @@ def embed_command(
     sources = [path for given in images for path in as_sources(given)]
     try:
         embedder = Embedder(model, layer=layer, normalize=normalize, batch_size=batch_size, device=device)
-    except (ValueError, RuntimeError) as e:
-        if type(e) not in (ValueError, RuntimeError):
-            raise
+    except SimCLRHubError:
+        raise
+    except (ValueError, RuntimeError) as e:  # a layer or a device that there is not
         raise click.UsageError(str(e)) from e
     paths, vectors, failures = [], [], []
     with progress_bar("embedding", len(sources)) as advance:

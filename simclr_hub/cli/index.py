@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from ..gallery import Row, write_gallery
+from ..images import describe
 from ..index import SimilarityIndex, SyncReport
 from ..progress import progress_bar
 from ._output import json_option, print_json, print_table, short_path
@@ -129,7 +130,8 @@ def failures_command(index: Path, as_json: bool) -> int:
     if as_json:
         print_json([{"path": path, "error": error} for path, error in failures])
     else:
-        print_table(["photo", "error"], [(short_path(path), error) for path, error in failures])
+        reasons = [error.removeprefix(f"{describe(path)}: ") for path, error in failures]
+        print_table(["photo", "error"], [(short_path(f[0]), why) for f, why in zip(failures, reasons, strict=True)])
     return 3 if failures else 0
 
 

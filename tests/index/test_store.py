@@ -8,6 +8,7 @@ import sys
 import threading
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -259,6 +260,14 @@ def test_a_fork_may_not_use_the_store_and_does_it_no_harm(file: Path) -> None:
         assert len(list(store.photos())) == 4
         with closing(Store(file)) as other, pytest.raises(IndexLockedError), other.writing():
             pass
+
+
+@pytest.mark.parametrize("where", [{}, {"root_id": 1}, {"state": "live"}])
+def test_a_photo_that_is_gone_is_damage(file: Path, where: dict[str, Any]) -> None:
+    with closing(sqlite3.connect(file)) as db, db:
+        db.execute("DELETE FROM photos WHERE path = ?", (b"b",))
+    with closing(Store(file)) as store, pytest.raises(IndexDamagedError, match="1 photos are there, 2 were recorded"):
+        store.photos(**where)
 
 
 def test_no_damage_is_read_as_something_else(file: Path, tmp_path: Path) -> None:
