@@ -80,3 +80,24 @@ def test_a_size_that_is_not_square_is_refused():
 def test_one_pixel_wide_images_have_features_too():
     for shape in ((1, 1), (1, 500), (300, 2)):
         assert transform(torch.rand(1, 3, *shape), 64).isfinite().all()
+
+
+def test_the_kernel_comes_from_a_table_of_1024_offsets():
+    """The fixtures' offsets all lie on the table; these do not. Written as TensorFlow's loop does it."""
+    x = torch.rand(1, 3, 50, 50, generator=torch.Generator().manual_seed(0))
+    a, n_in, n_out = -0.75, 50, 37
+
+    def kernel(t):
+        t = abs(t)
+        return ((a + 2) * t - (a + 3)) * t * t + 1 if t <= 1 else ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
+
+    matrix = torch.zeros(n_out, n_in)
+    for i in range(n_out):
+        position = i * n_in / n_out
+        base = int(position)
+        offset = round((position - base) * 1024) / 1024
+        for tap in range(-1, 3):
+            matrix[i, min(max(base + tap, 0), n_in - 1)] += kernel(offset - tap)
+    expected = (matrix @ x @ matrix.T).clamp(0, 1)
+    got = transform(x, n_out, exact=True, crop_proportion=1.0)
+    assert (got - expected).abs().max() < 2e-6

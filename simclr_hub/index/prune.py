@@ -21,7 +21,7 @@ def forget_missing(store: Store, *, force: bool = False) -> int:
     Raises:
         PruneRefusedError: more than a tenth is missing, or the last listing of a root with photos failed.
     """
-    photos, roots = list(store.photos()), store.roots()
+    photos, roots = store.photos(), store.roots()
     used = {photo.root_id for photo in photos}
     lost = {root.id for root in roots.values() if root.listing == "unavailable" and not os.path.isdir(root.path)}
     doomed = [p for p in photos if p.state == "missing" or (force and p.root_id in lost)]

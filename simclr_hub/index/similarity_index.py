@@ -218,7 +218,7 @@ class SimilarityIndex:
 
     def _in_state(self, state: State) -> list[tuple[str, Photo]]:
         with self._store.reading():
-            roots, photos = self._store.roots(), list(self._store.photos(state=state))
+            roots, photos = self._store.roots(), self._store.photos(state=state)
         return sorted(((os.fsdecode(roots[p.root_id].join(p.path)), p) for p in photos), key=lambda pair: pair[0])
 
     def _current(self) -> Snapshot:

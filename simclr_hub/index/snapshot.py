@@ -94,12 +94,12 @@ def _read_vectors(store: Store, hashes: Sequence[bytes]) -> np.ndarray:
     """The vectors of these contents (N, D), read in the order of the file."""
     row_of = {content_hash: row for row, content_hash in enumerate(hashes)}
     vectors = np.empty((len(hashes), store.about.dim), np.float32)
-    found = 0
+    found: set[bytes] = set()
     for content_hash, vector in store.vectors():
         row = row_of.get(content_hash)
         if row is not None:
             vectors[row] = vector
-            found += 1
-    if found != len(hashes):
-        raise store.damaged(f"{len(hashes) - found} photos without a vector")
+            found.add(content_hash)
+    if len(found) != len(hashes):
+        raise store.damaged(f"{len(hashes) - len(found)} photos without a vector")
     return vectors
