@@ -47,6 +47,8 @@ def write(store: Store, index: Any, generation: int) -> None:
         OSError: the file could not be written.
         IndexWriteError: its checksum could not be recorded.
     """
+    for stale in store.file.parent.glob(f".{CACHE_NAME}.*"):  # of a process that was killed
+        stale.unlink()
     data = _faiss().serialize_index(index)
     write_file(_file(store), lambda file: file.write(data.data))
     with store.transaction():

@@ -218,7 +218,7 @@ class Pipeline:
 
     def _is_gone(self, photo: Photo) -> bool:
         try:
-            os.lstat(self._roots[photo.root_id].join(photo.path))
+            os.lstat(self._store.locate(photo, self._roots))
         except (FileNotFoundError, NotADirectoryError):
             return True
         except OSError:

@@ -219,7 +219,7 @@ class SimilarityIndex:
     def _in_state(self, state: State) -> list[tuple[str, Photo]]:
         with self._store.reading():
             roots, photos = self._store.roots(), self._store.photos(state=state)
-        return sorted(((os.fsdecode(roots[p.root_id].join(p.path)), p) for p in photos), key=lambda pair: pair[0])
+        return sorted(((os.fsdecode(self._store.locate(p, roots)), p) for p in photos), key=lambda pair: pair[0])
 
     def _current(self) -> Snapshot:
         """The newest snapshot; during a sync of this object an older one, rather than to read all again each time."""

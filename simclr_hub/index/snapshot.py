@@ -76,10 +76,10 @@ def take_snapshot(store: Store, previous: Snapshot | None = None) -> Snapshot:
         generation, roots = store.generation(), store.roots()
         by_content: dict[bytes, list[tuple[str, str]]] = {}
         for photo in store.photos(state="live"):
-            root = roots.get(photo.root_id)
-            if root is None or photo.content_hash is None:
-                raise store.damaged("a photo without a root folder or content")
-            by_content.setdefault(photo.content_hash, []).append((os.fsdecode(root.join(photo.path)), photo.metadata))
+            if photo.content_hash is None:
+                raise store.damaged("a photo without content")
+            path = os.fsdecode(store.locate(photo, roots))
+            by_content.setdefault(photo.content_hash, []).append((path, photo.metadata))
         hashes = sorted(by_content)
         photos = [by_content[content_hash] for content_hash in hashes]
         if previous is not None and previous.hashes == hashes:

@@ -126,6 +126,13 @@ class Store(Database):
             roots[columns[0]] = Root(*columns)
         return roots
 
+    def locate(self, photo: Photo, roots: dict[int, Root]) -> bytes:
+        """The absolute path of a photo."""
+        root = roots.get(photo.root_id)
+        if root is None:
+            raise self.damaged("a photo without a root folder")
+        return root.join(photo.path)
+
     def vector(self, content_hash: bytes) -> np.ndarray | None:
         """The vector (D,) of a content."""
         rows = self._rows("SELECT content_hash, vector, crc FROM vectors WHERE content_hash = ?", content_hash)

@@ -1,5 +1,7 @@
 """A photo folder, an embedder and an empty index for each test."""
 
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +10,15 @@ from index_fakes import FakeEmbedder, make_photo
 
 from simclr_hub.index import SimilarityIndex
 from simclr_hub.index.records import Stamp
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """In memory if there is such a place: kills and failures do not need a disk, and fsync is slow on one."""
+    memory = Path("/dev/shm")
+    path = Path(tempfile.mkdtemp(prefix="simclr-hub-test-", dir=memory if memory.is_dir() else None)).resolve()
+    yield path
+    shutil.rmtree(path)
 
 
 @pytest.fixture

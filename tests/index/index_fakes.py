@@ -65,7 +65,7 @@ def check_index(index: SimilarityIndex) -> list[str]:
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert db.execute("PRAGMA foreign_key_check").fetchall() == []
     roots = store.roots()
-    live = {os.fsdecode(roots[p.root_id].join(p.path)): p for p in store.photos() if p.state == "live"}
+    live = {os.fsdecode(store.locate(p, roots)): p for p in store.photos(state="live")}
     paths, vectors = index.vectors()
     assert paths == sorted(live)
     for path, vector in zip(paths, vectors, strict=True):

@@ -43,6 +43,34 @@ def stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     return [bytes(path) for path in sorted((tmp_path / "photos").iterdir())]
 
 
+FAKE_CHILD = """#!{python} -IS
+import os, signal, sys
+print("ready", flush=True)
+for path in sys.stdin.buffer.read().split(b"\\0"):
+    if b"SEGV" in path:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if b"HANG" in path:
+        os._exit(1)
+    print('"no image"' if b"nope" in path else "null", flush=True)
+"""
+
+
+def test_children_go_on_behind_the_guilty(stubs: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = tmp_path / "child"
+    child.write_text(FAKE_CHILD.format(python=sys.executable))
+    child.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(child))
+    hang, _, segv, good, nope = stubs
+    why = "decoding it ends the process"
+    assert isolated.find_guilty([good, segv, good, nope, hang, good, good]) == {
+        segv: f"{segv.decode()}: {why}: SIGSEGV",
+        nope: "no image",
+        hang: f"{hang.decode()}: {why}: no end within 60 s",
+    }
+    assert isolated.find_guilty([good, good]) == {}
+
+
+@pytest.mark.slow
 def test_a_crash_costs_only_the_photo(stubs: list[bytes]) -> None:
     good, broken, segv = stubs[3], stubs[4], stubs[2]
     guilty = isolated.find_guilty([good, broken, segv])

@@ -114,8 +114,8 @@ class Folder(RuleBasedStateMachine):
             np.testing.assert_allclose(vector, self._vector(self.rows[os.path.relpath(path, self.photos)]), atol=1e-6)
 
     def _held(self) -> dict[str, tuple[bytes | None, str]]:
-        roots, photos = self.index._store.roots(), list(self.index._store.photos())
-        paths = [os.path.relpath(os.fsdecode(roots[p.root_id].join(p.path)), self.photos) for p in photos]
+        roots, photos = self.index._store.roots(), self.index._store.photos()
+        paths = [os.path.relpath(os.fsdecode(self.index._store.locate(p, roots)), self.photos) for p in photos]
         assert len(set(paths)) == len(paths)  # no photo twice, whatever the roots
         return {path: (p.content_hash, p.state) for path, p in zip(paths, photos, strict=True)}
 
