@@ -171,9 +171,9 @@ def decode(data: bytes, name: str) -> Image.Image:
     except UnidentifiedImageError as e:
         raise UnsupportedImageError(f"{name}: not an image of a supported format ({', '.join(FORMATS)})") from e
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as e:
-        raise ImageTooLargeError(f"{name}: {e or 'too many pixels for the memory'}") from e
+        raise ImageTooLargeError(f"{name}: {str(e) or 'too many pixels for the memory'}") from e
     except Exception as e:  # Pillow's decoders raise OSError, SyntaxError, ValueError, TypeError, RuntimeError, ...
-        raise CorruptImageError(f"{name}: damaged image: {e or type(e).__name__}") from e
+        raise CorruptImageError(f"{name}: damaged image: {str(e) or type(e).__name__}") from e
 
 
 def upright_rgb(image: Image.Image, name: str) -> Image.Image:

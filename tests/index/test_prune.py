@@ -50,7 +50,7 @@ def test_refused_when_a_listing_failed(index: SimilarityIndex, many: Path, monke
     real = os.scandir
 
     def scandir(path: bytes) -> object:
-        if path.endswith(b"/below"):
+        if os.fsencode(path).endswith(b"/below"):
             raise PermissionError(13, "Permission denied", path)
         return real(path)
 

@@ -108,7 +108,7 @@ def fail_listing(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     real = os.scandir
 
     def scandir(path: bytes) -> object:
-        if path.rstrip(b"/") == os.fsencode(folder):
+        if os.fsencode(path).rstrip(b"/") == os.fsencode(folder):
             raise PermissionError(13, "Permission denied", path)
         return real(path)
 

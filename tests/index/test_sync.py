@@ -233,7 +233,7 @@ def test_an_unreadable_folder_keeps_its_photos(
     real = os.scandir
 
     def scandir(path: bytes) -> object:
-        if path.endswith(b"/below"):
+        if os.fsencode(path).endswith(b"/below"):
             raise PermissionError(13, "Permission denied", path)
         return real(path)
 
