@@ -14,6 +14,7 @@ import functools
 import math
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
@@ -47,7 +48,8 @@ class SimCLRImageProcessor(TorchvisionBackend):
         crop_proportion: 0.875 in the official code.
 
     Raises:
-        ValueError: a size that is not square, or with `exact=True` at most 32 and not the image's.
+        ValueError: a size that is not square; one of at most 32 with `exact=True` that is not the image's; float pixels
+            outside [0, 1]; a PIL image of mode I or F.
     """
 
     valid_kwargs = SimCLRImageProcessorKwargs
@@ -62,11 +64,17 @@ class SimCLRImageProcessor(TorchvisionBackend):
         """One image to (3, H, W), uint8 or float."""
         if isinstance(image, Image.Image):
             image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I;16"):  # Pillow would clip to white
+                image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+            elif image.mode in ("I", "F"):
+                raise ValueError(f"a PIL image of mode {image.mode!r} has no known white: scale it to 8 bits first")
             if image.has_transparency_data:
                 rgba = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
             image = image.convert("RGB")
         tensor: Tensor = super().process_image(image, *args, **kwargs)
+        if tensor.is_floating_point() and not (tensor.min() >= 0 and tensor.max() <= 1):
+            raise ValueError("float pixels must lie in [0, 1]; divide by 255 first")
         return tensor
 
     def _preprocess(self, images: list[Tensor], **kwargs: Any) -> BatchFeature:  # type: ignore[override]

@@ -210,7 +210,7 @@ def _to_uint8(values: np.ndarray, name: str) -> np.ndarray:
     if not np.isfinite(wide).all():
         raise CorruptImageError(f"{name}: pixels that are not finite")
     top = float(wide.max(initial=0))
-    if values.dtype == np.uint16:
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:  # of either byte order
         full = 65535.0
     else:
         full = next(

@@ -69,6 +69,8 @@ def weights_hash(model: SimCLRModel, *, with_projection: bool = False) -> str:
     """SHA-256 over the architecture and every weight of the encoder (and of g), independent of where they lie."""
     config: SimCLRConfig = model.config
     architecture = {k: getattr(config, k) for k in sorted(SimCLRConfig.__annotations__) if k not in _NOT_IDENTITY}
+    # 1 and 1.0 are the same width.
+    architecture = {k: float(v) if isinstance(v, int) else v for k, v in architecture.items()}
     digest = hashlib.sha256(json.dumps(architecture).encode())
     for key, value in sorted(model.state_dict().items()):
         if not key.endswith("num_batches_tracked") and (with_projection or key.startswith("encoder.")):

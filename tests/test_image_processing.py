@@ -101,3 +101,18 @@ def test_the_kernel_comes_from_a_table_of_1024_offsets():
     expected = (matrix @ x @ matrix.T).clamp(0, 1)
     got = transform(x, n_out, exact=True, crop_proportion=1.0)
     assert (got - expected).abs().max() < 2e-6
+
+
+def test_what_would_become_white_is_refused_or_scaled():
+    processor = SimCLRImageProcessor(size=16)
+    for wrong in (
+        np.full((20, 20, 3), 200.0, np.float32),
+        torch.full((3, 20, 20), -1.0),
+        torch.full((3, 20, 20), np.nan),
+    ):
+        with pytest.raises(ValueError, match=r"\[0, 1\]"):
+            processor(images=wrong, return_tensors="pt")
+    with pytest.raises(ValueError, match="'F'"):
+        processor(images=Image.fromarray(np.ones((20, 20), np.float32)), return_tensors="pt")
+    deep = Image.fromarray(np.full((20, 20), 32768, np.uint16))
+    assert processor(images=deep, return_tensors="pt").pixel_values.mean().item() == pytest.approx(128 / 255, abs=1e-3)

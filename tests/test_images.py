@@ -95,6 +95,9 @@ def test_sixteen_bits_are_scaled_not_clipped():
     expected = torch.from_numpy(ramp[0] / 257)
     for source in (ramp, encoded(Image.fromarray(ramp)), Image.fromarray(ramp.astype(np.int32))):
         assert (load_image(source).pixels[0, 0] - expected).abs().max() <= 1
+    dark = np.full((2, 2), 200, ">u2")  # big-endian, and below 256: still of 65535
+    tiff = encoded(Image.frombytes("I;16B", (2, 2), dark.tobytes()), "TIFF")
+    assert load_image(tiff).pixels.max() == 1
     floats = Image.fromarray(np.linspace(0, 1, 256, dtype=np.float32)[None])
     assert (load_image(encoded(floats, "TIFF")).pixels[0, 0].int() - torch.arange(256)).abs().max() <= 1
     with pytest.raises(errors.CorruptImageError, match="finite"):

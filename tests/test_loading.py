@@ -54,3 +54,10 @@ def test_a_directory_without_weights(tmp_path):
     tiny_config().save_pretrained(tmp_path)
     with pytest.raises(errors.CheckpointError):
         load(tmp_path)
+
+
+def test_a_whole_width_is_the_same_written_either_way():
+    model = SimCLRModel(tiny_config(width_multiplier=1))
+    before = weights_hash(model)
+    model.config.width_multiplier = 1.0
+    assert weights_hash(model) == before
