@@ -48,8 +48,8 @@ class SimCLRImageProcessor(TorchvisionBackend):
         crop_proportion: 0.875 in the official code.
 
     Raises:
-        ValueError: a size that is not square; one of at most 32 with `exact=True` that is not the image's; float pixels
-            outside [0, 1]; a PIL image of mode I or F.
+        ValueError: a size that is not square; with `exact=True` one of at most 32 that is not the image's; float
+            pixels outside [0, 1]; a PIL image of mode I or F.
     """
 
     valid_kwargs = SimCLRImageProcessorKwargs
