@@ -137,9 +137,25 @@ def test_convert_prints_what_it_made(run):
     assert code == 0 and "h of 256" in out and (Path("out") / "model.safetensors").exists()
 
 
-def test_doctor_knows_the_default_checkpoint(run):
+def test_doctor_finds_every_precision_of_this_machine_right(run):
     code, out, _ = run("doctor", "--json")
-    assert code == 0 and json.loads(out)["healthy"] is True
+    report = json.loads(out)
+    assert code == 0 and report["healthy"] is True
+    found = {(r["device"], r["precision"]): r["verdict"] for r in report["runtimes"]}
+    assert found["cpu", "float32"] == "right" and "WRONG" not in found.values()
+    assert report["versions"]["torch"] and report["cache"]["model cache"]
+
+
+def test_doctor_sees_a_wrong_vector_and_a_missing_package(run, monkeypatch):
+    from simclr_hub import embedder
+    from simclr_hub.cli import doctor
+
+    embed = embedder.embed
+    monkeypatch.setattr(embedder, "embed", lambda *args, **kwargs: embed(*args, **kwargs)[:, ::-1])
+    monkeypatch.setattr(doctor, "requires", lambda name: ["torch>=99", "no-such-package; extra == 'train'"])
+    code, out, _ = run("doctor")
+    assert code == 1 and "cpu, float32" in out and "WRONG" in out
+    assert ">=99 is needed" in out and "pip install 'simclr-hub[train]'" in out
 
 
 def test_demo_leaves_a_page_and_finds_likes(run):

@@ -21,7 +21,7 @@ COMMANDS = {
     "prune": "index",
     "embed": "embed",
     "convert": "models",
-    "doctor": "models",
+    "doctor": "doctor",
     "pretrain": "train",
 }
 

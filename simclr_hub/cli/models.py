@@ -1,16 +1,11 @@
-"""`convert` and `doctor`: weights into a loadable directory, and what works on this machine."""
+"""`convert`: other people's weights into a loadable directory."""
 
 import json
-import platform
-import sqlite3
-from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
 from pathlib import Path
 
 import click
-import numpy as np
 
-from ._output import json_option, print_json, print_table
+from ._output import json_option, print_json
 
 
 @click.command("convert")
@@ -46,33 +41,3 @@ def convert_command(
             f"{out}: {config.layer_type} ResNet, blocks {config.depths}, width {config.width_multiplier:g}x, {kernel}"
             f"h of {config.hidden_size}, head of {config.projection_layers} layers"
         )
-
-
-@click.command("doctor")
-@json_option
-def doctor_command(as_json: bool) -> int:
-    """What is installed, on what device, and whether a known photo gives the known vector."""
-    import torch
-
-    from ..embedder import Embedder
-
-    facts = {"python": platform.python_version(), "platform": platform.platform(), "sqlite": sqlite3.sqlite_version}
-    for package in ("simclr-hub", "torch", "torchvision", "transformers", "huggingface_hub", "pillow", "faiss-cpu"):
-        try:
-            facts[package] = version(package)
-        except PackageNotFoundError:
-            facts[package] = "not installed"
-    facts["device"] = (
-        torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
-    )
-    assets = files("simclr_hub") / "assets"
-    known = np.array(json.loads((assets / "default" / "known_vector.json").read_text()))
-    item = next(iter(Embedder().stream([Path(str(assets / "sample-photos" / "cat_1.jpg"))])))
-    difference = float(np.abs(item.vector - known).max() / np.abs(known).max()) if hasattr(item, "vector") else 1.0
-    healthy = difference < 1e-3  # JPEG decoders may differ by a grey level; a wrong layer differs by far more
-    facts["known photo"] = f"{'right' if healthy else 'WRONG'} vector, largest difference {difference:.1e} relative"
-    if as_json:
-        print_json(facts | {"healthy": healthy})
-    else:
-        print_table(["what", "found"], facts.items())
-    return 0 if healthy else 1

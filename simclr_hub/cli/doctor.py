@@ -1,0 +1,107 @@
+"""`doctor`: what is installed, on what devices, where models are kept, and which ways of running them are right."""
+
+import json
+import os
+import platform
+import shutil
+import sqlite3
+from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from ..errors import SimCLRHubError
+from ._output import json_option, print_json, print_table
+
+#: Largest difference from the known vector, relative to its largest value, at which a precision is right: half
+#: precisions round, and JPEG decoders may differ by a grey level. A wrong layer differs by far more.
+TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
+
+
+@click.command("doctor")
+@json_option
+def doctor_command(as_json: bool) -> int:
+    """What is installed, on what device, and whether a known photo gives the known vector on each runtime."""
+    versions, devices, cache = _versions(), _devices(), _cache()
+    runtimes = [_known_photo(device, precision) for device in devices for precision in TOLERANCE]
+    healthy = all(runtime["verdict"] != "WRONG" for runtime in runtimes)
+    if as_json:
+        parts = {"versions": versions, "devices": devices, "cache": cache, "runtimes": runtimes}
+        print_json(parts | {"healthy": healthy})
+    else:
+        print_table(["what", "found"], [*versions.items(), *devices.items(), *cache.items()])
+        click.echo()
+        rows = [[f"{r['device']}, {r['precision']}", r["verdict"], r["detail"]] for r in runtimes]
+        print_table(["known photo on", "vector", ""], rows)
+    return 0 if healthy else 1
+
+
+def _versions() -> dict[str, str]:
+    """Python, SQLite, and every package that this one asks for, with what it asks where that is not met."""
+    from packaging.requirements import Requirement
+
+    found = {"python": platform.python_version(), "platform": platform.platform(), "sqlite": sqlite3.sqlite_version}
+    found["simclr-hub"] = version("simclr-hub")
+    for requirement in map(Requirement, requires("simclr-hub") or ()):
+        marker = str(requirement.marker or "")
+        if "dev" in marker:
+            continue
+        try:
+            installed = version(requirement.name)
+            fits = requirement.specifier.contains(installed, prereleases=True)
+            found[requirement.name] = installed if fits else f"{installed}, but {requirement.specifier} is needed"
+        except PackageNotFoundError:
+            extra = marker.rpartition("==")[2].strip(" \"'")
+            found[requirement.name] = (
+                f"not installed (pip install 'simclr-hub[{extra}]')" if extra else "NOT INSTALLED"
+            )
+    return found
+
+
+def _devices() -> dict[str, str]:
+    """Torch device -> what it is."""
+    import torch
+
+    found = {"cpu": f"{platform.machine()}, {torch.get_num_threads()} of {os.cpu_count()} threads"}
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        found[f"cuda:{i}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    if torch.backends.mps.is_available():
+        found["mps"] = "Apple GPU"
+    return found
+
+
+def _cache() -> dict[str, str]:
+    """Where downloaded models go, and whether they can."""
+    from huggingface_hub import constants
+
+    path = Path(constants.HF_HUB_CACHE)
+    there = next(p for p in (path, *path.parents) if p.exists())
+    writable = "" if os.access(there, os.W_OK) else ", NOT WRITABLE: set HF_HOME"
+    hub = "offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else constants.ENDPOINT
+    return {"model cache": f"{path}, {shutil.disk_usage(there).free / 2**30:.1f} GiB free{writable}", "hub": hub}
+
+
+def _known_photo(device: str, precision: str) -> dict[str, Any]:
+    """Embed a photo whose vector was recorded when the default checkpoint was made, and compare."""
+    import torch
+
+    from ..embedder import embed
+
+    assets = Path(str(files("simclr_hub") / "assets"))
+    known = np.array(json.loads((assets / "default" / "known_vector.json").read_text()))
+    result: dict[str, Any] = {"device": device, "precision": precision}
+    try:
+        vector = embed(assets / "sample-photos" / "cat_1.jpg", device=device, dtype=getattr(torch, precision))[0]
+    except (SimCLRHubError, RuntimeError, TypeError) as e:  # what torch raises for what a device cannot do
+        return result | {"verdict": "unavailable", "detail": " ".join(str(e).split())[:100]}
+    difference = float(np.abs(vector - known).max() / np.abs(known).max())
+    cosine = float(vector @ known / np.linalg.norm(vector) / np.linalg.norm(known))
+    return result | {
+        "verdict": "right" if difference < TOLERANCE[precision] else "WRONG",
+        "difference": difference,
+        "detail": f"largest difference {difference:.1e}, cosine {cosine:.6f}",
+    }
