@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .errors import ImageError, UnreadableImageError, UnsupportedImageError
 from .fast import fast_copy
-from .image_processing_simclr import SimCLRImageProcessor, transform
+from .image_processing_simclr import SimCLRImageProcessor, normalize_pixels, transform
 from .images import FileBytes, describe, is_image_name, load_image
 from .loading import load, weights_hash
 from .modeling_simclr import SimCLRModel
@@ -49,7 +49,8 @@ class Embedder:
     """A model made ready to embed, kept for reuse.
 
     Args:
-        model: None (the default checkpoint), a directory, a Hub id ("org/name[@revision]") or a `SimCLRModel`.
+        model: None (the default checkpoint), an official name ("simclr-v2-r50-sk"), a directory, a Hub id
+            ("org/name[@revision]") or a `SimCLRModel`.
         layer: "h", what downstream use wants; or "g1", "g2", ... and "z" for the layers of the projection head.
         normalize: scale each vector to length 1.
         batch_size: images a forward pass; None chooses by device and image size.
@@ -64,7 +65,8 @@ class Embedder:
 
     Raises:
         CheckpointError: the model cannot be loaded.
-        ValueError: a layer that the model does not have, or a batch size or worker count below 1.
+        ValueError: a layer that the model does not have, a batch size or worker count below 1, or a processor with an
+            impossible mean or std.
     """
 
     def __init__(
@@ -88,6 +90,11 @@ class Embedder:
         self._size: int = processor.size["height"]
         self._exact = processor.exact if exact is None else exact
         self._crop = processor.crop_proportion
+        self._mean_std = (processor.image_mean, processor.image_std) if processor.do_normalize else None
+        mean_std = ""
+        if self._mean_std:
+            normalize_pixels(torch.zeros(1, 3, 1, 1), *self._mean_std)  # impossible ones are refused here
+            mean_std = "mean {}, std {}, ".format(*(np.array(value).tolist() for value in self._mean_std))
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._dtype = dtype or torch.float32
         # On a CPU large batches of large images fall out of the cache; small images need them.
@@ -102,7 +109,9 @@ class Embedder:
             "model": config.name_or_path,
             "weights": weights_hash(model, with_projection=self._projection > 0),
             "layer": layer,
-            "preprocessing": f"size {self._size}, crop {self._crop}, {'exact' if self._exact else 'antialiased'}",
+            # The index reads "exact" off its end.
+            "preprocessing": f"size {self._size}, crop {self._crop}, {mean_std}"
+            + ("exact" if self._exact else "antialiased"),
             "precision": str(self._dtype).removeprefix("torch."),
             "normalized": "yes" if normalize else "no",
             "decoder": "pillow",
@@ -138,12 +147,14 @@ class Embedder:
         """Pixel values (3, size, size) and content hash; runs on the threads."""
         try:
             image = load_image(source)
-            pixels = transform(image.pixels[None], self._size, exact=self._exact, crop_proportion=self._crop)[0]
+            pixels = transform(image.pixels[None], self._size, exact=self._exact, crop_proportion=self._crop)
+            if self._mean_std:
+                pixels = normalize_pixels(pixels, *self._mean_std)
         except (TypeError, ValueError) as e:
             if isinstance(e, ImageError):
                 raise
             raise UnsupportedImageError(f"{describe(source)}: {e}") from e
-        return pixels, image.content_hash
+        return pixels[0], image.content_hash
 
     def _run(self, batch: list[tuple[int, Any, "Future[tuple[Tensor, bytes]]"]]) -> Iterator[Embedding | Failure]:
         good: list[tuple[Tensor, bytes]] = []

@@ -16,6 +16,8 @@ SimCLRHubError
 |   +-- IndexMismatchError (ValueError) made by another model or processing; names both
 |   +-- PruneRefusedError               too much is missing at once: a disk may be unplugged
 +-- RecipeError (ValueError)            a training recipe or one of its key=value settings
++-- PublishError                        a model cannot be published; the repository is as it was
++-- TrainingError                       a run that cannot go on; names the step
 +-- MissingExtraError (ImportError)     an optional dependency; says the pip command
 """
 
@@ -86,6 +88,14 @@ class PruneRefusedError(IndexError_):
 
 class RecipeError(SimCLRHubError, ValueError):
     """A training recipe or one of its settings."""
+
+
+class PublishError(SimCLRHubError):
+    """A model cannot be published; the repository is as it was."""
+
+
+class TrainingError(SimCLRHubError):
+    """A run that cannot go on, such as one whose loss is no longer a number."""
 
 
 class MissingExtraError(SimCLRHubError, ImportError):

@@ -12,6 +12,7 @@ Source: google-research/simclr, `data_util.py` (`center_crop`, `preprocess_for_e
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class SimCLRImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class SimCLRImageProcessor(TorchvisionBackend):
-    """Images to `pixel_values` (B, 3, size, size), float32 RGB in [0, 1], without mean and std.
+    """Images to `pixel_values` (B, 3, size, size), float32 RGB in [0, 1], by default without mean and std.
 
     Takes what transformers' image processors take: PIL images (EXIF orientation applied, alpha over white), arrays
     and tensors (integers are divided by 255, floats must lie in [0, 1]), paths and URLs.
@@ -46,10 +47,14 @@ class SimCLRImageProcessor(TorchvisionBackend):
         size: side in pixels, an int or {"height", "width"}, square.
         exact: see `SimCLRImageProcessorKwargs`.
         crop_proportion: 0.875 in the official code.
+        do_normalize: last, subtract `image_mean` and divide by `image_std`; for weights that were trained so, which
+            the official ones were not.
+        image_mean: of [0, 1], one number or one a channel.
+        image_std: likewise, above 0.
 
     Raises:
         ValueError: a size that is not square; with `exact=True` one of at most 32 that is not the image's; float
-            pixels outside [0, 1]; a PIL image of mode I or F.
+            pixels outside [0, 1]; a PIL image of mode I or F; an impossible mean or std.
     """
 
     valid_kwargs = SimCLRImageProcessorKwargs
@@ -59,6 +64,9 @@ class SimCLRImageProcessor(TorchvisionBackend):
     do_convert_rgb = True
     exact = False
     crop_proportion = 0.875
+    do_normalize: bool | None = None  # as transformers has it, which writes nothing to the file then
+    image_mean: float | Sequence[float] | None = None
+    image_std: float | Sequence[float] | None = None
 
     def process_image(self, image: Any, *args: Any, **kwargs: Any) -> Tensor:
         """One image to (3, H, W), uint8 or float."""
@@ -88,6 +96,8 @@ class SimCLRImageProcessor(TorchvisionBackend):
         for rows in by_shape.values():
             batch = torch.stack([images[i] for i in rows])
             done = transform(batch, size.height, exact=kwargs["exact"], crop_proportion=kwargs["crop_proportion"])
+            if kwargs["do_normalize"]:
+                done = normalize_pixels(done, kwargs["image_mean"], kwargs["image_std"])
             for i, pixels in zip(rows, done, strict=True):
                 pixel_values[i] = pixels
         return BatchFeature({"pixel_values": pixel_values}, tensor_type=kwargs["return_tensors"])
@@ -121,6 +131,21 @@ def transform(x: Tensor, size: int, *, exact: bool = False, crop_proportion: flo
     out = sum(rows.index_select(-1, x_index[k]) * x_weight[k] for k in range(4))
     assert isinstance(out, Tensor)
     return out.clamp(0, 1)
+
+
+def normalize_pixels(x: Tensor, mean: float | Sequence[float] | None, std: float | Sequence[float] | None) -> Tensor:
+    """(x - mean) / std for float x (B, 3, H, W); mean and std are one number, or one a channel.
+
+    Raises:
+        ValueError: neither 1 nor 3 numbers, one that is not finite, or an std that is not above 0.
+    """
+    means, stds = (
+        torch.tensor([] if value is None else value, dtype=torch.float32, device=x.device).reshape(-1, 1, 1)
+        for value in (mean, std)
+    )
+    if not {len(means), len(stds)} <= {1, 3} or not (means.isfinite() & stds.isfinite() & (stds > 0)).all():
+        raise ValueError(f"image_mean={mean}, image_std={std}: give 1 or 3 finite numbers, the std above 0")
+    return (x - means) / stds
 
 
 def _to_float(x: Tensor) -> Tensor:

@@ -9,18 +9,17 @@ from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
-import huggingface_hub
 import torch
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers.utils import logging
 
+from .checkpoints.fetch import lasting_name, official
+from .checkpoints.snapshot import snapshot
 from .configuration_simclr import SimCLRConfig
 from .errors import CheckpointError
 from .image_processing_simclr import SimCLRImageProcessor
 from .modeling_simclr import SimCLRModel
 
 DEFAULT = "default"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 #: What of a Hub repository is downloaded: never code, never a pickle.
 _PATTERNS = ["config.json", "preprocessor_config.json", "*.safetensors", "model.safetensors.index.json"]
 
@@ -29,8 +28,10 @@ def load(name: str | os.PathLike[str] | None = None) -> tuple[SimCLRModel, SimCL
     """A SimCLR encoder in eval mode and the processor that belongs to it.
 
     Args:
-        name: None or "default" (the checkpoint inside this package), a directory that `from_pretrained` or
-            `simclr-hub convert` knows, or a Hub id, "org/name" or "org/name@revision".
+        name: None or "default" (the checkpoint inside this package); a directory that `from_pretrained` or
+            `simclr-hub convert` knows; an official checkpoint's name, such as "simclr-v2-r50-sk", which is downloaded
+            and converted once; or a Hub id, "org/name" or "org/name@revision". For an official classifier's logits
+            see `simclr_hub.checkpoints.fetch.official`.
 
     Raises:
         CheckpointError: there is no such model, or its weights are damaged, incomplete or of another model.
@@ -96,14 +97,16 @@ def _locate(name: str | os.PathLike[str] | None) -> tuple[Path, str]:
     path = Path(name)
     if path.is_dir():
         return path, str(path.resolve())
-    if not isinstance(name, str) or not _HUB_ID.fullmatch(name):
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", name):
         raise CheckpointError(
-            f"{os.fspath(name)}: neither a directory nor a Hub id such as org/name or org/name@revision"
+            f"{os.fspath(name)}: neither a directory, nor an official name, nor a Hub id such as org/name or "
+            "org/name@revision"
         )
+    if "/" not in name.partition("@")[0]:
+        with quiet_transformers():
+            directory = official(name)
+        return directory, lasting_name(directory)
     repo, _, revision = name.partition("@")
-    try:
-        # The snapshot's folder is the commit: the name is resolved once, and offline works from the cache.
-        snapshot = huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=_PATTERNS)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
-        raise CheckpointError(f"{name}: no such directory here, and from the Hub: {e}") from e
-    return Path(snapshot), f"{repo}@{Path(snapshot).name}"
+    # The snapshot's folder is the commit: the name is resolved once, and offline works from the cache.
+    folder = snapshot(repo, revision or None, _PATTERNS)
+    return folder, f"{repo}@{folder.name}"

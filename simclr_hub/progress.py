@@ -10,13 +10,16 @@ DELAY = 2.0
 
 
 @contextmanager
-def progress_bar(what: str, total: int | None, *, show: bool | None = None) -> Iterator[Callable[..., None]]:
+def progress_bar(
+    what: str, total: int | None, *, show: bool | None = None, in_bytes: bool = False
+) -> Iterator[Callable[..., None]]:
     """Give a function that is told how many more are done, and the total if it is known only then.
 
     Args:
         what: shown before the bar.
         total: how many there will be, None if unknown.
         show: True at once, False never; None on a terminal after two seconds.
+        in_bytes: what is counted are bytes.
     """
     if show is None and not sys.stderr.isatty():
         show = False
@@ -26,18 +29,20 @@ def progress_bar(what: str, total: int | None, *, show: bool | None = None) -> I
     from rich.console import Console
     from rich.progress import (
         BarColumn,
+        DownloadColumn,
         MofNCompleteColumn,
         Progress,
         TaskProgressColumn,
         TextColumn,
         TimeRemainingColumn,
+        TransferSpeedColumn,
     )
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
-        TaskProgressColumn(show_speed=True),
+        DownloadColumn() if in_bytes else MofNCompleteColumn(),
+        TransferSpeedColumn() if in_bytes else TaskProgressColumn(show_speed=True),
         TimeRemainingColumn(),
     )
     bar = Progress(*columns, console=Console(stderr=True), transient=True)

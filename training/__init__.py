@@ -1,7 +1,7 @@
 """Pretraining: views, NT-Xent, LARS and a thin Trainer; installed as `simclr_hub.training`.
 
 The library never imports it; it needs the extra `simclr-hub[train]`, except for `losses`, `optimization` and
-`augmentations`, which need only torch.
+`augmentations`, which do without.
 """
 
 if __name__ == "training":

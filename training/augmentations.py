@@ -1,160 +1,232 @@
-"""SimCLR's random views, batched on tensors: each sample draws its own parameters (official `data_util.py`).
+"""SimCLR's random views: the official pipeline of v1 and v2 by default, or any operations in any order.
 
-The operations equal the official ones at given parameters, and `sample_crop_boxes` draws from the official
-distribution. Unusual: crops are resampled bilinearly in one `grid_sample` together with the flip, where the official
-code is bicubic; that is what makes views cheap enough for a CPU.
+One code runs in two places: batched on the device (`Views.pair`), each sample with its own parameters, or in
+data-loader workers on single photos of any size (`Views.of_image`). All randomness comes from torch's CPU generator.
+
+Unusual: the parameters of a whole batch are drawn first and its views then made in pieces that fit a CPU's cache.
+
+    Views(224)                                                # ImageNet, as released
+    Views(32, strength=0.5, blur_p=0)                         # CIFAR-10
+    Views(224, shared=["crop"], operations=["crop", "jitter"], one_branch=True)  # a cell of the v1 paper's figure 5
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from .ablation import Cutout, Noise, Rotate, Sobel
+from .crops import sample_crop_boxes
+from .operations import (
+    add_brightness,
+    adjust_brightness,
+    adjust_contrast,
+    adjust_hue,
+    adjust_saturation,
+    gaussian_blur,
+    to_greyscale,
+)
+from .transforms import (
+    Blur,
+    Crop,
+    Flip,
+    Greyscale,
+    Jitter,
+    Resize,
+    Sometimes,
+    check_probability,
+    check_strengths,
+)
 
-def _scaled(factor: Tensor) -> Tensor:
-    return factor.view(-1, 1, 1, 1)
+__all__ = [
+    "Views",
+    "add_brightness",
+    "adjust_brightness",
+    "adjust_contrast",
+    "adjust_hue",
+    "adjust_saturation",
+    "gaussian_blur",
+    "sample_crop_boxes",
+    "to_greyscale",
+]
 
+Operation = Resize | Sometimes
 
-def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
-    """(B, 3, H, W) in [0, 1] times factor (B,), clipped."""
-    return (x * _scaled(factor)).clamp(0, 1)
+#: Name in a recipe -> operation.
+OPERATIONS: dict[str, type[Operation]] = {
+    "crop": Crop,
+    "resize": Resize,
+    "flip": Flip,
+    "jitter": Jitter,
+    "greyscale": Greyscale,
+    "blur": Blur,
+    "rotate": Rotate,
+    "cutout": Cutout,
+    "noise": Noise,
+    "sobel": Sobel,
+}
 
-
-def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Away from each channel's own mean by factor (B,), clipped."""
-    mean = x.mean((2, 3), keepdim=True)
-    return ((x - mean) * _scaled(factor) + mean).clamp(0, 1)
-
-
-def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
-    """HSV saturation times factor (B,), clipped: at fixed hue and value, V - channel is proportional to S."""
-    value, low = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
-    # S x factor may not exceed 1, that is, the lowest channel may not fall below 0.
-    limit = value / (value - low).clamp_min(torch.finfo(x.dtype).tiny)
-    return (value - (value - x) * torch.minimum(_scaled(factor), limit)).clamp(0, 1)
-
-
-def to_greyscale(x: Tensor) -> Tensor:
-    """ITU-R 601 luma in all three channels."""
-    grey = torch.einsum("bchw,c->bhw", x, x.new_tensor([0.2989, 0.587, 0.114]))
-    return grey[:, None].expand_as(x).clone()
-
-
-def sample_crop_boxes(
-    n: int,
-    height: int,
-    width: int,
-    generator: torch.Generator | None = None,
-    *,
-    area: tuple[float, float] = (0.08, 1.0),
-    aspect: tuple[float, float] = (3 / 4, 4 / 3),
-) -> Tensor:
-    """Crop boxes as TensorFlow's `sample_distorted_bounding_box` draws them for the whole image as the object.
-
-    Neither area nor log-aspect is uniform: the aspect is, then the height among whole pixels.
-
-    Args:
-        n: how many.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
-        generator: source of randomness.
-        area: allowed share of the image's area; below 10 % a box is rejected in any case.
-        aspect: range of width / height.
-
-    Returns:
-        int64 (n, 4): y, x, height, width. What 100 tries did not find is the whole image.
-    """
-    boxes = torch.tensor([0, 0, height, width]).repeat(n, 1)
-    pending = torch.arange(n)
-    low, high = (share * height * width for share in area)
-    for _ in range(100):
-        u = torch.rand(4, len(pending), generator=generator, dtype=torch.float64)
-        ratio = aspect[0] + u[0] * (aspect[1] - aspect[0])
-        tallest = (high / ratio).sqrt().round()
-        tallest = torch.where(
-            (tallest * ratio).round() > width, ((width + 0.5 - 1e-7) / ratio).floor(), tallest
-        ).clamp_max(height)
-        shortest = torch.minimum((low / ratio).sqrt().round(), tallest)
-        h = shortest + (u[1] * (tallest - shortest + 1)).floor()
-        w = (h * ratio).round()
-        h = h + (h * w < low).double() - (h * w > high).double()
-        w = (h * ratio).round()
-        fits = (h * w >= max(low, 0.1 * height * width)) & (h * w <= high)
-        fits &= (h >= 1) & (w >= 1) & (h <= height) & (w <= width)
-        y, x = (u[2] * (height - h)).floor(), (u[3] * (width - w)).floor()
-        boxes[pending[fits]] = torch.stack([y, x, h, w], 1)[fits].long()
-        pending = pending[~fits]
-        if not len(pending):
-            break
-    return boxes
-
-
-def crop_and_flip(x: Tensor, boxes: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Boxes (B, 4) of x (B, 3, H, W), mirrored where flip (B,) is true, bilinearly to (B, 3, size, size)."""
-    height, width = x.shape[-2:]
-    y, left, h, w = boxes.to(x).T
-    centre_x, centre_y = (2 * left + w) / width - 1, (2 * y + h) / height - 1
-    zero = torch.zeros_like(h)
-    theta = torch.stack(
-        [
-            torch.stack([w / width * torch.where(flip.to(x.device), -1, 1), zero, centre_x], 1),
-            torch.stack([zero, h / height, centre_y], 1),
-        ],
-        1,
-    )  # (B, 2, 3)
-    grid = F.affine_grid(theta, [len(x), 3, size, size], align_corners=False)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+#: Pixels of views made at a time on a CPU: what fits its cache is up to half as fast again.
+CPU_PIXELS = 100_000
 
 
 @dataclass
 class Views:
-    """Random views of a batch.
+    """Random views of images; a recipe's section `views`.
 
     Args:
         size: side of a view in pixels.
+        resample: "bicubic" (TensorFlow 1's, the official one) or "bilinear".
         area: crop's share of the image's area.
-        jitter: strengths of brightness, contrast and saturation: each factor is U(max(1 - s, 0), 1 + s).
+        strength: scales the jitter: 1 for ImageNet, 0.5 for CIFAR-10.
+        jitter: strengths of brightness, contrast, saturation and, if there is a fourth, hue.
         jitter_p: probability that a sample is jittered.
+        brightness: "multiply" (released code) or "add" (v1's paper version).
         greyscale_p: probability that a sample loses its colour.
+        blur_p: probability that a sample is blurred.
+        operations: names or {name: {key: value}}, applied in order; the keys above are their defaults.
+            Names and keys: `OPERATIONS`. The first of all is crop or resize.
+        shared: operations applied once to an image, before its two views part.
+        one_branch: only the first view of a pair undergoes `operations`; the second is the image after `shared`.
 
     Raises:
-        ValueError: a size, share, strength or probability that is out of range.
+        ValueError: a value out of range, an unknown operation or key; names it.
     """
 
     size: int
+    resample: str = "bicubic"
     area: Sequence[float] = (0.08, 1.0)
-    jitter: Sequence[float] = field(default=(0.8, 0.8, 0.8))
+    strength: float = 1.0
+    jitter: Sequence[float] = (0.8, 0.8, 0.8, 0.2)
     jitter_p: float = 0.8
+    brightness: str = "multiply"
     greyscale_p: float = 0.2
+    blur_p: float = 0.5
+    operations: Sequence[Any] = ("crop", "flip", "jitter", "greyscale", "blur")
+    shared: Sequence[Any] = ()
+    one_branch: bool = False
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size={self.size} must be at least 1 pixel")
-        if len(self.area) != 2 or not 0 < self.area[0] <= self.area[1] <= 1:
-            raise ValueError(f"area={self.area} must be two shares of the image, 0 < low <= high <= 1")
-        if len(self.jitter) != 3 or not all(s >= 0 for s in self.jitter):
-            raise ValueError(f"jitter={self.jitter} must be three strengths >= 0: brightness, contrast, saturation")
-        for name in ("jitter_p", "greyscale_p"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} is not a probability")
+        check_strengths("jitter", self.jitter)
+        for name in ("jitter_p", "greyscale_p", "blur_p"):
+            check_probability(name, getattr(self, name))
+        target = {"size": self.size, "resample": self.resample}
+        colour = {"strengths": self.jitter, "strength": self.strength, "brightness": self.brightness}
+        defaults: dict[str, dict[str, Any]] = {
+            "crop": {**target, "area": self.area},
+            "resize": target,
+            "jitter": {**colour, "p": self.jitter_p},
+            "greyscale": {"p": self.greyscale_p},
+            "blur": {"p": self.blur_p},
+        }
+        for name in ("operations", "shared"):
+            if isinstance(entries := getattr(self, name), str) or not isinstance(entries, Sequence):
+                raise ValueError(f"{name}={entries!r} must be a list of operations")
+        self._operations = _built(self.operations, defaults)
+        self._shared = _built(self.shared, defaults)
+        if self.one_branch and not self._shared:
+            raise ValueError(
+                "one_branch=True needs shared=[crop] or shared=[resize]: the other branch's whole pipeline"
+            )
+        if not isinstance(next(iter([*self._shared, *self._operations]), None), Resize):
+            raise ValueError(f"shared={self.shared}, operations={self.operations}: the first must be crop or resize")
 
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) to one view of each, float32 (B, 3, size, size) in [0, 1]."""
-        # Every parameter is drawn on the CPU: one generator, the same views on any device.
-        n = len(images)
-        boxes = sample_crop_boxes(n, *images.shape[-2:], area=(self.area[0], self.area[1]))
-        x = crop_and_flip(images.float() / 255, boxes, torch.rand(n) < 0.5, self.size)
-        jittered = torch.rand(n) < self.jitter_p
-        operations = (adjust_brightness, adjust_contrast, adjust_saturation)
-        order = torch.rand(n, len(operations)).argsort(1)  # random order, per sample
-        for position in range(len(operations)):
-            for i, (operation, s) in enumerate(zip(operations, self.jitter, strict=True)):
-                rows = (jittered & (order[:, position] == i)).nonzero()[:, 0]
-                factor = torch.empty(len(rows)).uniform_(max(1 - s, 0), 1 + s)
-                rows = rows.to(x.device)
-                x[rows] = operation(x[rows], factor.to(x.device))
-        grey = (torch.rand(n) < self.greyscale_p).nonzero()[:, 0].to(x.device)
-        x[grey] = to_greyscale(x[grey])
-        return x
+        """One view of each image of (B, 3, H, W), uint8 or float in [0, 1]: float32 (B, 3, size, size)."""
+        return self._views(images, 1)[0]
+
+    def pair(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """From (B, 3, H, W), uint8 or float in [0, 1], two views of each, float32 (B, 3, size, size)."""
+        a, b = self._views(images, 2)
+        return a, b
+
+    def of_image(self, image: Tensor) -> Tensor:
+        """The two views (2, 3, size, size) of a decoded photo of any size (3, H, W), uint8.
+
+        For data-loader workers: torch seeds each worker's generator. The blur's sigma is each image's own.
+        """
+        return torch.cat(self.pair(image[None]))
+
+    def describe(self) -> str:
+        """One line for people: size, operations in order, and the probability of each that is below 1."""
+        shared = f"shared {_listed(self._shared)}; " if self._shared else ""
+        branches = "view a alone" if self.one_branch else "each view"
+        return f"{self.size} px {self.resample}; {shared}{branches} {_listed(self._operations)}"
+
+    @torch.no_grad()
+    def _views(self, images: Tensor, count: int) -> list[Tensor]:
+        shared = self._draw(self._shared, images.shape, first=True)
+        branches = [self._draw(self._operations, images.shape, first=not shared) for _ in range(count)]
+        if self.one_branch and count == 2:
+            branches[1] = []
+        at_once = max(CPU_PIXELS // self.size**2, 1) if images.device.type == "cpu" else len(images)
+        views: list[list[Tensor]] = [[] for _ in branches]
+        with torch.autocast(images.device.type, enabled=False):  # views are exact whatever the model runs in
+            for start in range(0, len(images), at_once):
+                rows = slice(start, start + at_once)
+                x = _apply(images[rows], shared, rows)
+                for done, branch in zip(views, branches, strict=True):
+                    done.append(_apply(x.clone() if shared else x, branch, rows).clamp_(0, 1))
+        return [torch.cat(done) for done in views]
+
+    def _draw(self, operations: list[Operation], shape: torch.Size, *, first: bool) -> list[tuple[Operation, Tensor]]:
+        drawn = []
+        for operation in operations:
+            height, width = shape[-2:] if first else (self.size, self.size)
+            drawn.append((operation, operation.draw(shape[0], height, width)))
+            first = False
+        return drawn
+
+
+def _listed(operations: Sequence[Operation]) -> str:
+    names = {kind: name for name, kind in OPERATIONS.items()}
+    shown = []
+    for operation in operations:
+        p = 1 if isinstance(operation, Resize) else operation.p
+        shown.append(names.get(type(operation), repr(operation)) + (f" (p {p:g})" if p < 1 else ""))
+    return ", ".join(shown)
+
+
+def _apply(x: Tensor, steps: list[tuple[Operation, Tensor]], rows: slice) -> Tensor:
+    for operation, drawn in steps:
+        x = operation(x, drawn[rows])
+    return x
+
+
+def _built(entries: Sequence[Any], defaults: Mapping[str, Mapping[str, Any]]) -> list[Operation]:
+    operations = [_build(entry, defaults) for entry in entries]
+    return [operation for operation in operations if isinstance(operation, Resize) or operation.p > 0]
+
+
+def _build(entry: Any, defaults: Mapping[str, Mapping[str, Any]]) -> Operation:
+    """An operation from a recipe's entry: its name, or {name: {key: value}}; an `Operation` stays as it is.
+
+    Args:
+        entry: from the recipe.
+        defaults: name -> values for the keys that the entry leaves out.
+
+    Raises:
+        ValueError: an unknown operation or key, or a value out of range; names it.
+    """
+    if isinstance(entry, (Resize, Sometimes)):
+        return entry
+    if isinstance(entry, str):
+        entry = {entry: None}
+    if not isinstance(entry, Mapping) or len(entry) != 1:
+        raise ValueError(f"operation {entry!r} must be a name, or one name with its keys, like {{blur: {{p: 0.5}}}}")
+    [(name, settings)] = entry.items()
+    if name not in OPERATIONS:
+        raise ValueError(f"unknown operation {name!r}; there are {', '.join(OPERATIONS)}")
+    if not isinstance(settings or {}, Mapping):
+        raise ValueError(f"{name} must have keys, not {settings!r}")
+    kind = OPERATIONS[name]
+    known = [field.name for field in fields(kind) if field.name != "size"]  # all views have one size
+    unknown = sorted(str(key) for key in settings or {} if key not in known)
+    if unknown:
+        raise ValueError(f"{name}: unknown key {', '.join(unknown)}; it has {', '.join(known)}")
+    try:
+        return kind(**{**defaults.get(name, {}), **(settings or {})})
+    except ValueError as e:
+        raise ValueError(f"{name}: {e}") from e

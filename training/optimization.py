@@ -1,10 +1,20 @@
-"""LARS as SimCLR trains with it (official `lars_optimizer.py`), and which parameters it leaves alone."""
+"""SimCLR's optimisers, which parameters they decay and adapt, and its learning rates (official `lars_optimizer.py`).
 
+Unusual: steps count from 0, so the first update of a warm-up has learning rate 0; the official LARS leaves a
+classifier's kernel without trust ratio but decays it.
+"""
+
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.lr_scheduler import LambdaLR
+
+OPTIMIZERS = ("lars", "sgd", "adamw")
+LR_SCALINGS = ("none", "linear", "sqrt")
 
 
 class LARS(torch.optim.Optimizer):
@@ -49,31 +59,124 @@ class LARS(torch.optim.Optimizer):
                 if p.grad is None:
                     continue
                 g = p.grad.add(p, alpha=group["weight_decay"])
+                rate = group["lr"]
                 if group["adapt"]:
                     w_norm, g_norm = torch.linalg.vector_norm(p), torch.linalg.vector_norm(g)
                     trust = group["trust_coefficient"] * w_norm / g_norm
-                    g = g * torch.where((w_norm > 0) & (g_norm > 0), trust, torch.ones_like(trust))
+                    rate = torch.where((w_norm > 0) & (g_norm > 0), trust, torch.ones_like(trust)) * rate
                 state = self.state[p]
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(p)
                 velocity = state["momentum_buffer"]
-                velocity.mul_(group["momentum"]).add_(g, alpha=group["lr"])
+                velocity.mul_(group["momentum"]).add_(g.mul_(rate))  # in the official order: equal to the last bit
                 p.sub_(velocity)
         return loss
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two LARS groups: weights of convolutions and dense layers; and all else, without decay and trust ratio.
+    """LARS groups: weights of convolutions and dense layers; all else, without decay and trust ratio; a classifier's.
 
     The official code decides by name (batch_normalization, bias, head_supervised); this decides by kind: what has
-    fewer than two dimensions is a bias or BatchNorm's, and `classifier` is head_supervised.
+    fewer than two dimensions is a bias or BatchNorm's, and `classifier` is head_supervised. Its kernel is decayed
+    through the loss, which is decay without trust ratio; that third group is there only if the model has one.
     """
     adapted: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
+    classifier: list[nn.Parameter] = []
     for name, p in model.named_parameters():
         if p.requires_grad:
-            (plain if p.ndim < 2 or name.startswith("classifier.") else adapted).append(p)
-    return [
+            (plain if p.ndim < 2 else classifier if name.startswith("classifier.") else adapted).append(p)
+    groups: list[dict[str, Any]] = [
         {"params": adapted, "weight_decay": weight_decay},
         {"params": plain, "weight_decay": 0.0, "adapt": False},
+        {"params": classifier, "weight_decay": weight_decay, "adapt": False},
     ]
+    return groups if classifier else groups[:2]
+
+
+def create_optimizer(
+    model: nn.Module, name: str, lr: float, weight_decay: float = 0.0, momentum: float = 0.9
+) -> torch.optim.Optimizer:
+    """The optimiser of a recipe over a model's parameters that require a gradient.
+
+    Args:
+        model: a SimCLR model or classifier.
+        name: "lars"; "sgd": Nesterov momentum with decay on everything but BatchNorm, biases too, as the official
+            momentum optimiser; "adamw": decay on weights of convolutions and dense layers only, as is usual.
+        lr: peak learning rate, already scaled.
+        weight_decay: for adamw decoupled from the gradient, else added to it.
+        momentum: for adamw unused.
+
+    Raises:
+        ValueError: an unknown name, or a value that the optimiser refuses.
+    """
+    if name == "lars":
+        return LARS(parameter_groups(model, weight_decay), lr=lr, momentum=momentum)
+    if name == "sgd":
+        norms = {id(p) for m in model.modules() if isinstance(m, _BatchNorm) for p in m.parameters()}
+        groups = _decay_groups(model, weight_decay, lambda p: id(p) not in norms)
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+    if name == "adamw":
+        return torch.optim.AdamW(_decay_groups(model, weight_decay, lambda p: p.ndim >= 2), lr=lr)
+    raise ValueError(f"optimizer={name!r} is not one of {', '.join(OPTIMIZERS)}")
+
+
+def _decay_groups(
+    model: nn.Module, weight_decay: float, decays: Callable[[nn.Parameter], bool]
+) -> list[dict[str, Any]]:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if decays(p)], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if not decays(p)], "weight_decay": 0.0},
+    ]
+
+
+def scale_learning_rate(lr: float, batch: int, scaling: str) -> float:
+    """A peak learning rate for a global batch of `batch` images.
+
+    Args:
+        lr: the base: 0.3 (linear) or 0.075 (sqrt) for ImageNet, 1.0 (linear) for CIFAR-10.
+        batch: images, not views.
+        scaling: "none"; "linear": lr x batch / 256; "sqrt": lr x the square root of batch.
+
+    Raises:
+        ValueError: an unknown scaling.
+    """
+    if scaling not in LR_SCALINGS:
+        raise ValueError(f"lr_scaling={scaling!r} is not one of {', '.join(LR_SCALINGS)}")
+    return lr * {"none": 1.0, "linear": batch / 256, "sqrt": math.sqrt(batch)}[scaling]
+
+
+def official_steps(images: int, batch: int, epochs: float, warmup_epochs: float) -> tuple[int, int]:
+    """Warm-up steps and the total T of the official schedule; a run has T - 1 steps, so it ends just above 0.
+
+    Args:
+        images: in the data set.
+        batch: images in the global batch.
+        epochs: of the run.
+        warmup_epochs: 10 in the papers.
+    """
+    return round(warmup_epochs * images // batch), int(images * epochs // batch) + 1
+
+
+def warmup_cosine(optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:
+    """Linear from 0 at step 0 to the peak at `warmup_steps`, then half a cosine to 0 at `total_steps`, and 0 after it.
+
+    Args:
+        optimizer: its groups' learning rates are the peaks.
+        warmup_steps: 0 for none.
+        total_steps: T of `official_steps`.
+
+    Raises:
+        ValueError: steps that are negative.
+    """
+    if warmup_steps < 0 or total_steps < 0:
+        raise ValueError(f"warmup_steps={warmup_steps} and total_steps={total_steps} must not be negative")
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return step / warmup_steps
+        progress = min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
+        return 0.5 * (1 + math.cos(math.pi * progress))
+
+    return LambdaLR(optimizer, factor)

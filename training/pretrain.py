@@ -1,13 +1,17 @@
 """`simclr-hub pretrain RECIPE [key=value ...]`: read a recipe, train, resume where an earlier run stopped.
 
 A recipe is YAML with three sections, `model` (SimCLRConfig), `views` (Views) and `training` (SimCLRTrainingArguments),
-and `data`, `split`, `side`, `init_from`. A setting names one of these four, a key of `training`, or a dotted key of a
-section: `views.size=48`.
+and the keys of `TOP`. A setting names one of these, a key of `training`, or a dotted key of a section:
+`views.size=48`.
+What stands below `gpu` replaces the rest where there is a CUDA GPU.
+
+Many GPUs: `torchrun --nproc-per-node=8 -m simclr_hub.training.pretrain RECIPE key=value ...`.
 """
 
 import re
 import shutil
 import sys
+from contextlib import nullcontext
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,28 +20,47 @@ import filelock
 import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
-from transformers.trainer_utils import get_last_checkpoint, set_seed
+from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint, set_seed
+from transformers.utils import logging
 
 from simclr_hub._files import new_directory
 from simclr_hub.configuration_simclr import SimCLRConfig
-from simclr_hub.errors import RecipeError
+from simclr_hub.errors import CheckpointError, RecipeError
+from simclr_hub.image_processing_simclr import SimCLRImageProcessor
+from simclr_hub.loading import load
 from simclr_hub.modeling_simclr import SimCLRModel
 
+from .arguments import SimCLRTrainingArguments
 from .augmentations import Views
-from .data import ImageArray
-from .trainer import SimCLRTrainer, SimCLRTrainingArguments
+from .curves import draw_curves
+from .data import ImageArray, ImageViews
+from .trainer import SimCLRTrainer
+
+logger = logging.get_logger(__name__)
 
 SECTIONS = ("model", "views", "training")
-TOP = ("data", "split", "side", "init_from")
+TOP = (
+    "data",  # a folder or a dataset's id on the Hub
+    "split",
+    "eval_split",  # labelled images whose neighbours among those of `split` are looked up at each evaluation
+    "side",  # images are kept decoded at side x side; null: decoded from the originals at every epoch, by workers
+    "init_from",  # a model's name, directory or Hub id to start from
+)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes 1e-6 for text; people do not."""
+    """YAML 1.1 takes 1e-6 for text and `no` for false; people do not."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(true|false|True|False)$"), list("tfTF"))
 
 
 def load_recipe(name: str, settings: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -51,13 +74,10 @@ def load_recipe(name: str, settings: tuple[str, ...] = ()) -> dict[str, Any]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in recipes.glob("*.yaml")))
         raise RecipeError(f"no recipe {name!r}; there are {known}, or give a path to a .yaml file")
-    loaded = _parse(path.read_text(encoding="utf-8"), str(path))
-    if not isinstance(loaded, dict):
-        raise RecipeError(f"{path}: a recipe has keys ({', '.join(TOP + SECTIONS)}), not {type(loaded).__name__}")
-    recipe: dict[str, Any] = {**loaded, **{section: loaded.get(section) or {} for section in SECTIONS}}
-    for section in SECTIONS:
-        if not isinstance(recipe[section], dict):
-            raise RecipeError(f"{path}: {section} must have keys, not {recipe[section]!r}")
+    recipe = _sections(_parse(path.read_text(encoding="utf-8"), str(path)), f"{path}", (*TOP, "gpu"))
+    on_gpu = _sections(recipe.pop("gpu", None) or {}, f"{path}: gpu", TOP)
+    if torch.cuda.is_available():
+        recipe = {**recipe, **{k: {**recipe[k], **v} if k in SECTIONS else v for k, v in on_gpu.items()}}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
@@ -68,9 +88,28 @@ def load_recipe(name: str, settings: tuple[str, ...] = ()) -> dict[str, Any]:
         else:
             target = recipe if key in TOP else recipe["training"]
         target[key] = _parse(value, setting)
-    unknown = sorted(map(str, recipe.keys() - {*TOP, *SECTIONS}))
+    side = recipe.get("side")
+    if side is not None and (not isinstance(side, int) or side < 1):
+        raise RecipeError(f"{name}: side={side} must be a whole number of pixels, or null for the originals")
+    return recipe
+
+
+def _sections(loaded: Any, name: str, allowed: tuple[str, ...]) -> dict[str, Any]:
+    """What was read, with all three sections there.
+
+    Raises:
+        RecipeError: it has other keys, or none.
+    """
+    allowed = (*allowed, *SECTIONS)
+    if not isinstance(loaded, dict):
+        raise RecipeError(f"{name}: a recipe has keys ({', '.join(allowed)}), not {type(loaded).__name__}")
+    unknown = sorted(map(str, loaded.keys() - set(allowed)))
     if unknown:
-        raise RecipeError(f"{path}: unknown key {', '.join(unknown)}; a recipe has {', '.join(TOP + SECTIONS)}")
+        raise RecipeError(f"{name}: unknown key {', '.join(unknown)}; a recipe has {', '.join(allowed)}")
+    recipe: dict[str, Any] = {**loaded, **{section: loaded.get(section) or {} for section in SECTIONS}}
+    for section in SECTIONS:
+        if not isinstance(recipe[section], dict):
+            raise RecipeError(f"{name}: {section} must have keys, not {recipe[section]!r}")
     return recipe
 
 
@@ -87,59 +126,102 @@ def pretrain(name: str, settings: tuple[str, ...] = ()) -> Path:
     Raises:
         RecipeError: the recipe or a setting is wrong, the data cannot be opened, or another process runs in
             the same output directory.
-        ImageError: an image of the data is broken; names it.
+        TrainingError: the loss is no longer a number; names the step.
     """
     recipe = load_recipe(name, settings)
-    side, init_from = recipe.get("side"), recipe.get("init_from")
     if not recipe.get("data"):
-        raise RecipeError(f"{name} needs data=FOLDER (class folders or parquet) or a dataset's id on the Hub")
-    if not isinstance(side, int) or side < 1:
-        raise RecipeError(f"{name}: side={side} must be a whole number of pixels, the side that images are kept at")
+        raise RecipeError(f"{name} needs data=FOLDER (images, class folders or parquet) or a dataset's id on the Hub")
     output = Path(str(recipe["training"].get("output_dir") or f"runs/{Path(name).stem}"))
     try:
         args = SimCLRTrainingArguments(**{**recipe["training"], "output_dir": str(output)})
-        config = SimCLRConfig(**recipe["model"])
         views = Views(**recipe["views"])
+        model = _model(recipe["model"], recipe.get("init_from"), args.seed)
+    except RecipeError as e:
+        raise RecipeError(f"{name}: {e}") from e
     except (StrictDataclassError, TypeError, ValueError) as e:
         reason = " ".join(str(e.__cause__ or e).split())  # a strict error's own text is the whole config
         raise RecipeError(f"{name}: {reason}") from e
     output.mkdir(parents=True, exist_ok=True)
     try:
-        with filelock.FileLock(output / ".lock", timeout=0):
-            for unfinished in output.glob(".checkpoint-*"):  # what a kill left of a checkpoint being written
-                shutil.rmtree(unfinished)
-            data = ImageArray.load(str(recipe["data"]), str(recipe.get("split", "train")), side, output / "cache")
-            if len(data) < args.train_batch_size:  # the last, smaller batch is dropped: nothing would train
-                raise RecipeError(
-                    f"data={recipe['data']}: {len(data)} images are fewer than a batch; "
-                    f"set per_device_train_batch_size={len(data)} or less"
-                )
-            set_seed(args.seed)
-            return _train(data, views, args, _model(config, init_from), output)
+        with filelock.FileLock(output / ".lock", timeout=0) if args.process_index == 0 else nullcontext():
+            if args.process_index == 0:
+                for unfinished in output.glob(".checkpoint-*"):  # what a kill left of a checkpoint being written
+                    shutil.rmtree(unfinished)
+            with args.main_process_first(desc="decoding"):
+                train, evaluation = _data(recipe, views, args, output)
+            return _train(train, evaluation, views, args, model, output)
     except filelock.Timeout as e:
         raise RecipeError(f"another process trains in {output}; wait for it, or set another output_dir=") from e
 
 
-def _model(config: SimCLRConfig, init_from: str | None) -> SimCLRModel:
+def _data(
+    recipe: dict[str, Any], views: Views, args: SimCLRTrainingArguments, output: Path
+) -> tuple[ImageArray | ImageViews, ImageArray | None]:
+    """What to train on, and what to evaluate with if the recipe says so and it has labels."""
+    source, split, side = str(recipe["data"]), str(recipe.get("split") or "train"), recipe.get("side")
+    log = output / "unreadable.txt"
+    train: ImageArray | ImageViews
+    if side is None:
+        train = ImageViews(source, split, views, args.seed, log)
+    else:
+        train = ImageArray.load(source, split, side, output / "cache")
+        if train.unreadable and args.process_index == 0:
+            log.write_text("\n".join(train.unreadable) + "\n")
+            logger.warning(f"{len(train.unreadable)} images could not be read and are left out; {log} lists them")
+    if len(train) < args.train_batch_size * args.world_size:  # the last, smaller batch is dropped: none would train
+        raise RecipeError(
+            f"data={source}: {len(train)} images are fewer than a batch; set batch_size={len(train)} or less"
+        )
+    evaluation = None
+    if recipe.get("eval_split") and train.labels is not None and isinstance(train, ImageArray):
+        evaluation = ImageArray.load(source, str(recipe["eval_split"]), side, output / "cache")
+    return train, evaluation
+
+
+def _model(section: dict[str, Any], init_from: str | None, seed: int) -> SimCLRModel:
+    """A new model, or one that starts from another's encoder, and from its g if that has the same shape."""
+    set_seed(seed)
     if not init_from:
-        return SimCLRModel(config)
+        return SimCLRModel(SimCLRConfig(**section))
     try:
-        model: SimCLRModel = SimCLRModel.from_pretrained(init_from, dtype=torch.float32)
-    except (OSError, ValueError) as e:
+        start, _ = load(init_from)
+    except CheckpointError as e:
         raise RecipeError(f"init_from={init_from}: {e}") from e
+    model = SimCLRModel(SimCLRConfig(**{**start.config.to_diff_dict(), **section}))
+    try:
+        model.encoder.load_state_dict(start.encoder.state_dict())
+    except RuntimeError as e:
+        raise RecipeError(f"init_from={init_from} is another encoder than the recipe's section model") from e
+    ours, theirs = model.projection.state_dict(), start.projection.state_dict()
+    if {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}:
+        model.projection.load_state_dict(theirs)
     return model
 
 
-def _train(data: ImageArray, views: Views, args: SimCLRTrainingArguments, model: SimCLRModel, output: Path) -> Path:
+def _train(
+    train: ImageArray | ImageViews,
+    evaluation: ImageArray | None,
+    views: Views,
+    args: SimCLRTrainingArguments,
+    model: SimCLRModel,
+    output: Path,
+) -> Path:
     torch.nn.Module.to(model, memory_format=torch.channels_last)
-    trainer = SimCLRTrainer(model, args, views, train_dataset=data)
+    if evaluation is None:
+        args.eval_strategy = IntervalStrategy.NO
+    trainer = SimCLRTrainer(model, args, views, train_dataset=train, eval_dataset=evaluation)
+    set_seed(args.seed + args.process_index)  # each process draws its own views
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output)))
-    result = model if trainer.average is None else trainer.average.model
+    if evaluation is not None:
+        trainer.evaluate()
     final = output / "final"
-    if final.exists():  # of a shorter run that this one went on from; a kill here costs a rerun nothing but the resume
-        shutil.rmtree(final)
-    with new_directory(final) as partial:
-        result.save_pretrained(partial)
+    if args.process_index == 0:
+        draw_curves(trainer.state.log_history, output / "curves.png", output.name)
+        if final.exists():  # of a shorter run that this one went on from; a kill here costs a rerun only the resume
+            shutil.rmtree(final)
+        with new_directory(final) as partial:
+            trainer.result.save_pretrained(partial)
+            SimCLRImageProcessor(size=model.config.image_size).save_pretrained(partial)
     return final
 
 

@@ -1,66 +1,43 @@
-"""transformers' Trainer with the parts that make it SimCLR: two views, NT-Xent, LARS, averaged weights.
+"""transformers' Trainer with the parts that make it SimCLR: two views, NT-Xent over the global batch, LARS, averages.
 
 Unusual: a checkpoint is written beside its place and renamed there whole, so a kill at any moment leaves only complete
-ones to resume from; accumulating gradients gives the mean over small batches, not more negatives.
+ones to resume from; accumulating gradients gives the mean over small batches, not more negatives, which a gradient
+cache or a memory does.
 """
 
 import copy
 import os
 import shutil
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from accelerate.utils import broadcast_object_list
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from torch.utils.data import default_collate
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import sort_checkpoints
 
 from simclr_hub._files import new_directory
 from simclr_hub.errors import RecipeError
 
+from .arguments import SimCLRTrainingArguments
 from .augmentations import Views
-from .data import collate
-from .losses import nt_xent_loss
-from .optimization import LARS, parameter_groups
-
-
-@dataclass
-class SimCLRTrainingArguments(TrainingArguments):
-    """transformers' arguments, and SimCLR's own.
-
-    Args:
-        temperature: of NT-Xent.
-        momentum: of LARS.
-        ema_decay: share of the averaged weights kept at a step; 0 keeps no average.
-
-    Raises:
-        RecipeError: a value out of range, or more than one device.
-    """
-
-    temperature: float = field(default=0.1)
-    momentum: float = field(default=0.9)
-    ema_decay: float = field(default=0.0)
-
-    def __post_init__(self) -> None:
-        for name, allowed in (
-            ("temperature", self.temperature > 0),
-            ("momentum", 0 <= self.momentum < 1),
-            ("ema_decay", 0 <= self.ema_decay < 1),
-        ):
-            if not allowed:
-                limits = "positive" if name == "temperature" else "within [0, 1)"
-                raise RecipeError(f"{name}={getattr(self, name)} must be {limits}")
-        super().__post_init__()
-        self.remove_unused_columns = False
-        self.dataloader_drop_last = True
-        self.dataloader_pin_memory = self.device.type == "cuda"
-        if self.n_gpu > 1 or self.world_size > 1:
-            raise RecipeError(
-                f"{max(self.n_gpu, self.world_size)} devices: this version pretrains in one process on one device; "
-                "set CUDA_VISIBLE_DEVICES to one GPU"
-            )
+from .distributed import global_nt_xent_loss, synchronize_batch_norm, use_biased_moving_variance
+from .evaluate import features, knn_accuracy
+from .gradient_cache import cached_backward
+from .monitor import Monitor, OnlineProbe, contrastive_top1
+from .optimization import (
+    create_optimizer,
+    official_steps,
+    scale_learning_rate,
+    warmup_cosine,
+)
+from .queue import MomentumMemory
 
 
 class WeightAverage(TrainerCallback):
@@ -83,39 +60,153 @@ class WeightAverage(TrainerCallback):
                 ours.copy_(theirs)
 
 
+class Epochs(TrainerCallback):
+    """Tells a data set that draws views which epoch it is; accelerate's data loaders do not in a distributed run."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Before the data loader's workers start."""
+        self.dataset.set_epoch(int(state.epoch or 0))
+
+
+class Memory(TrainerCallback):
+    """The momentum encoder and its queue, moved after each step."""
+
+    def __init__(self, model: PreTrainedModel, args: SimCLRTrainingArguments):
+        self.module = MomentumMemory(model, args.memory, args.memory_momentum).to(args.device).train()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the momentum encoder towards the model."""
+        self.module.update(kwargs["model"])
+
+
 class SimCLRTrainer(Trainer):
-    """Pretrains a `SimCLRModel` on batches of uint8 images; `views` draws the two views of each batch."""
+    """Pretrains a `SimCLRModel`; `views` draws the two views of each batch, unless the data loader's workers did.
+
+    Batches hold "images", uint8 (N, 3, side, side), or "views", (N, 2, 3, size, size); and perhaps "labels", (N,).
+    """
 
     args: SimCLRTrainingArguments
     model: nn.Module
     loss_is_scaled_for_ga = False  # compute_loss gives a mean; the Trainer divides it by the accumulation steps
 
     def __init__(self, model: PreTrainedModel, args: SimCLRTrainingArguments, views: Views, **kwargs: Any):
-        super().__init__(model=model, args=args, data_collator=collate, **kwargs)
+        if args.world_size > 1:
+            synchronize_batch_norm(model, args.device)
+        use_biased_moving_variance(model)
+        super().__init__(model=model, args=args, data_collator=default_collate, **kwargs)
         self.views = views
+        self.monitor = Monitor()
         self._partial: str | None = None  # where a checkpoint is being written
         self.average = WeightAverage(model, args.ema_decay) if args.ema_decay > 0 else None
-        if self.average is not None:
-            self.add_callback(self.average)
+        self.memory = Memory(model, args) if args.memory else None
+        epochs = Epochs(self.train_dataset) if hasattr(self.train_dataset, "set_epoch") else None
+        for callback in (self.average, self.memory, epochs):
+            if callback is not None:
+                self.add_callback(callback)
+        labels = getattr(self.train_dataset, "labels", None)
+        self.probe = None if labels is None else OnlineProbe(model.config.hidden_size, int(max(labels)) + 1)
+        if self.probe is not None:
+            self.probe.to(args.device)
+
+    @property
+    def result(self) -> PreTrainedModel:
+        """What the run is for: the averaged model if there is one."""
+        return self.accelerator.unwrap_model(self.model) if self.average is None else self.average.model
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """LARS over SimCLR's parameter groups."""
+        """LARS over SimCLR's parameter groups, or what `args.optimizer` names."""
         if self.optimizer is None:
-            groups = parameter_groups(self.model, self.args.weight_decay)
-            self.optimizer = LARS(groups, lr=self.args.learning_rate, momentum=self.args.momentum)
+            args = self.args
+            lr = scale_learning_rate(args.learning_rate, args.global_batch, args.lr_scaling)
+            self.optimizer = create_optimizer(self.model, args.optimizer, lr, args.weight_decay, args.momentum)
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """The official warm-up and cosine if `args.warmup_epochs` asks for it, else the Trainer's."""
+        if not self.args.warmup_epochs:
+            return super().create_scheduler(num_training_steps, optimizer)
+        if self.lr_scheduler is None:
+            images, batch = len(self.train_dataset), self.args.global_batch
+            warmup, _ = official_steps(images, batch, 0, self.args.warmup_epochs)
+            self.lr_scheduler = warmup_cosine(optimizer or self.optimizer, warmup, num_training_steps + 1)
+        return self.lr_scheduler
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """The Trainer's, or with `args.gradient_cache` in pieces that are embedded twice."""
+        if not self.args.gradient_cache:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        pixels = self._pixels(inputs)
+        pieces = pixels.split(self.args.gradient_cache)
+        features: list[Tensor] = []  # h of the first pass, for the probe
+
+        def embed(piece: Tensor) -> Tensor:
+            h, z = _embed(model, piece)
+            if not torch.is_grad_enabled():
+                features.append(h)
+            return z
+
+        def loss_of(z: Tensor) -> Tensor:
+            loss = self._loss(z, pieces)
+            self._watch(loss, z, torch.cat(features), inputs.get("labels"))
+            return loss
+
+        no_sync = partial(self.accelerator.no_sync, model=model)
+        return cached_backward(model, pieces, embed, loss_of, backward=self.accelerator.backward, no_sync=no_sync)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """NT-Xent between two views of each image, through one pass, so that BatchNorm sees both."""
-        images = inputs["images"]  # (N, 3, H, W) uint8
-        pixels = torch.cat([self.views(images), self.views(images)])  # (2N, 3, size, size)
-        outputs = model(pixels.contiguous(memory_format=torch.channels_last), output_projections=True)
-        z = outputs.projections[-1] if outputs.projections else outputs.pooler_output  # (2N, d)
-        z_a, z_b = z.chunk(2)
-        loss = nt_xent_loss(z_a, z_b, self.args.temperature)
-        return (loss, outputs) if return_outputs else loss
+        pixels = self._pixels(inputs)
+        h, z = _embed(model, pixels)
+        loss = self._loss(z, (pixels,))
+        self._watch(loss, z, h, inputs.get("labels"))
+        return (loss, {"h": h, "z": z}) if return_outputs else loss
+
+    def _pixels(self, inputs: dict[str, Tensor]) -> Tensor:
+        """All first views, then all second ones, (2N, 3, size, size)."""
+        pair = inputs["views"].unbind(1) if "views" in inputs else self.views.pair(inputs["images"])
+        return torch.cat(tuple(pair)).contiguous(memory_format=torch.channels_last)
+
+    def _loss(self, z: Tensor, pieces: Sequence[Tensor]) -> Tensor:
+        """NT-Xent of z (2N, d) against all processes' z, or against the memory's of the same views."""
+        if self.memory is None:
+            return global_nt_xent_loss(*z.chunk(2), self.args.temperature)
+        with self.accelerator.autocast():
+            keys = torch.cat([self.memory.module.embed(piece) for piece in pieces])  # (2N, d)
+        return self.memory.module.loss(z, keys, self.args.temperature)
+
+    def _watch(self, loss: Tensor, z: Tensor, h: Tensor, labels: Tensor | None) -> None:
+        values = {"contrastive_top1": contrastive_top1(*z.chunk(2))}
+        if self.probe is not None and labels is not None:
+            values["probe_top1"] = self.probe.step(h, labels.repeat(2))
+        self.monitor.add(self.state.global_step + 1, loss.detach(), z, values)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, with the time that it takes."""
+        with self.monitor.waiting():
+            return super().get_batch_samples(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what the monitor saw since the last log."""
+        if "loss" in logs:  # of training
+            logs.update(self.monitor.means(2 * self.args.global_batch))
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Accuracy in percent of the nearest neighbours of `eval_dataset` among the training images, by h."""
+        metrics: dict[str, float] = {}
+        if self.args.process_index == 0:
+            bank = features(self.result, self.train_dataset, self.args.knn_bank)
+            queries = features(self.result, self.eval_dataset, self.args.knn_queries)
+            metrics["eval_knn"] = knn_accuracy(*queries, *bank)[0]
+        self.log(metrics)
+        return metrics
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._partial or str(super()._get_output_dir(trial))
@@ -126,17 +217,37 @@ class SimCLRTrainer(Trainer):
         name = f"checkpoint-{self.state.global_step}"
         if (output_dir / name).exists():  # saved at this step already (the last step is also an epoch's end)
             return
-        with new_directory(output_dir / name) as partial:
+        self.monitor.check_finite()
+        first = self.args.process_index == 0  # the others only add their random states
+        with new_directory(output_dir / name) if first else nullcontext(None) as partial:
+            shared = [str(partial)]
+            broadcast_object_list(shared)
             try:
-                self._partial = str(partial)
+                self._partial = shared[0]
                 super()._save_checkpoint(model, trial)
             finally:
                 self._partial = None
-            for path in (partial / name).iterdir():
-                os.replace(path, partial / path.name)
-            (partial / name).rmdir()
-            if self.average is not None:
-                self.average.model.save_pretrained(partial / "ema")
+            self.accelerator.wait_for_everyone()
+            if partial is not None:
+                for path in (partial / name).iterdir():
+                    os.replace(path, partial / path.name)
+                (partial / name).rmdir()
+                if self.average is not None:
+                    self.average.model.save_pretrained(partial / "ema")
+                for part, module in self._parts():
+                    save_file(module.state_dict(), partial / f"{part}.safetensors")
+        self.accelerator.wait_for_everyone()
+        if first:
+            self._drop_old(output_dir)
+
+    def _parts(self) -> Iterator[tuple[str, nn.Module]]:
+        """What else goes on where it was when a run is resumed."""
+        if self.probe is not None:
+            yield "probe", self.probe
+        if self.memory is not None:
+            yield "memory", self.memory.module
+
+    def _drop_old(self, output_dir: Path) -> None:
         keep = self.args.save_total_limit or 0
         if keep > 0:
             for old in map(Path, sort_checkpoints(str(output_dir))[:-keep]):
@@ -155,3 +266,15 @@ class SimCLRTrainer(Trainer):
                     "set ema_decay=0 as when it was made, or another output_dir="
                 )
             self.average.model.load_state_dict(load_file(weights))
+        for part, module in self._parts():
+            path = Path(resume_from_checkpoint, f"{part}.safetensors")
+            if path.exists():
+                module.load_state_dict(load_file(path))
+            elif part == "memory":
+                raise RecipeError(f"{resume_from_checkpoint} has no memory to go on from; set another output_dir=")
+
+
+def _embed(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """The h (B, D) and z (B, d) of views (B, 3, H, W); without g, z is h."""
+    outputs = model(pixels, output_projections=True)
+    return outputs.pooler_output, outputs.projections[-1] if outputs.projections else outputs.pooler_output

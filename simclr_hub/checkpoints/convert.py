@@ -1,11 +1,14 @@
 """convert(): an official TensorFlow checkpoint of SimCLR v1 or v2 becomes a directory that `from_pretrained` loads.
 
+PyTorch files are read in `pytorch.py`.
+
 The architecture is read off the tensors' shapes. That reading may be rough, because the check after it is not: the
 model it leads to must have exactly the checkpoint's weights, each of its shape, each used once.
 
 Source: google-research/simclr, `resnet.py` and `model_util.py`; the names are TensorFlow 1's.
 """
 
+import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,6 +19,7 @@ import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
+from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .._files import new_directory
 from ..configuration_simclr import SimCLRConfig
@@ -23,9 +27,11 @@ from ..errors import CheckpointError
 from ..image_processing_simclr import SimCLRImageProcessor
 from ..modeling_simclr import SimCLRForImageClassification, SimCLRModel
 from .tf_bundle import TFBundle
+from .torch_file import is_pytorch
 
 Shapes = Mapping[str, tuple[int, ...]]
 Model = SimCLRModel | SimCLRForImageClassification
+_LOG = logging.getLogger(__name__)
 
 _CLASSIFIER = "head_supervised/linear_layer/dense"
 _LINEAR_HEAD = "head_contrastive/l_0/dense/kernel"
@@ -40,25 +46,43 @@ def convert(
     ema: bool = False,
     classifier_layer: int | None = None,
     image_size: int | None = None,
+    normalize: str | None = None,
+    on_note: Callable[[str], None] = _LOG.warning,
 ) -> SimCLRConfig:
     """Write the checkpoint's model, config and image processor to the directory `out`, all of it or nothing.
 
     Args:
-        source: the checkpoint's directory, its prefix (`.../model.ckpt-250228`) or its `.index` file.
+        source: the checkpoint's directory, its prefix (`.../model.ckpt-250228`) or its `.index` file; or a PyTorch
+            file of a layout that docs/convert.md lists.
         out: a directory that does not exist yet, or is empty.
         ema: take the averaged encoder and head that v2's pretrained checkpoints carry; the classifier has no average.
         classifier_layer: what the classifier sits on, which shapes cannot reveal: 0 (default) = h, 1 = g's first
             layer (v2's 1 % and 10 % fine-tuned checkpoints).
         image_size: side in pixels of the processor's output; default 224, or 32 for the CIFAR stem.
+        normalize: `"imagenet"`: the processor applies ImageNet's mean and std; `"none"`: it does not; default what the
+            layout's trainings do (official ones: none).
+        on_note: called with every sentence on what a PyTorch layout implies and was decided; default: the log.
 
     Returns:
         The config that was written. With a classifier the model is a `SimCLRForImageClassification`, else a
         `SimCLRModel`.
 
     Raises:
-        CheckpointError: damaged, not an official SimCLR checkpoint, or without what was asked for.
+        CheckpointError: damaged, not a SimCLR checkpoint of a known layout, or without what was asked for.
         FileExistsError: something is at `out`.
     """
+    if is_pytorch(source):
+        from .pytorch import read  # which builds on this file
+
+        if ema:
+            raise CheckpointError(
+                f"{os.fspath(source)}: averaged weights (ema) are known in v2's TensorFlow files only"
+            )
+        foreign = read(source, classifier_layer=classifier_layer, image_size=image_size, normalize=normalize)
+        publish(foreign.model, foreign.weights(), Path(out), foreign.processor)
+        for note in foreign.notes:
+            on_note(note)
+        return foreign.model.config
     bundle = TFBundle(source)
     sources = _sources(bundle.shapes, ema)
     shapes = {name: bundle.shapes[stored] for name, stored in sources.items()}
@@ -70,19 +94,37 @@ def convert(
             model = (SimCLRForImageClassification if f"{_CLASSIFIER}/kernel" in shapes else SimCLRModel)(config)
         names = dict(_tensor_names(model))
         _check_fit(model, names, shapes)
+        processor = processor_for(config.image_size, normalize or "none")
     except (ValueError, StrictDataclassError) as e:  # the latter from the config; its cause says what does not fit
         raise CheckpointError(f"{bundle.prefix}: {e.__cause__ or e}") from e
-    publish(model, ((key, _weight(bundle, sources[name])) for key, name in names.items()), Path(out))
+    publish(model, ((key, _weight(bundle, sources[name])) for key, name in names.items()), Path(out), processor)
     return config
 
 
-def publish(model: Model, weights: Iterable[tuple[str, torch.Tensor]], out: Path) -> None:
+def processor_for(image_size: int, normalize: str) -> SimCLRImageProcessor:
+    """The image processor of a converted model.
+
+    Raises:
+        ValueError: `normalize` is neither "imagenet" nor "none".
+    """
+    if normalize == "none":
+        return SimCLRImageProcessor(size=image_size)
+    if normalize != "imagenet":
+        raise ValueError(f"normalize={normalize!r} is neither 'imagenet' nor 'none'")
+    return SimCLRImageProcessor(
+        size=image_size, do_normalize=True, image_mean=IMAGENET_DEFAULT_MEAN, image_std=IMAGENET_DEFAULT_STD
+    )
+
+
+def publish(
+    model: Model, weights: Iterable[tuple[str, torch.Tensor]], out: Path, processor: SimCLRImageProcessor
+) -> None:
     """Give `model`, built on the meta device, its weights, keyed as its state_dict, and write it to `out`."""
     with new_directory(out) as directory:
         state = {key: torch.tensor(0) for key in model.state_dict() if key.endswith("num_batches_tracked")}
         model.load_state_dict(state | dict(weights), assign=True)
         model.save_pretrained(directory)
-        SimCLRImageProcessor(size=model.config.image_size).save_pretrained(directory)
+        processor.save_pretrained(directory)
 
 
 def infer_config(
@@ -129,8 +171,8 @@ def infer_config(
         depths=depths,
         layer_type="basic" if basic else "bottleneck",
         width_multiplier=width / 64 if width % 64 else width // 64,
-        sk_ratio=_ratio(squeezes, minimum=32) if selective or deep_stem else 0.0,
-        se_ratio=_ratio(gates, minimum=1) if gates else 0.0,
+        sk_ratio=ratio_of(squeezes, minimum=32) if selective or deep_stem else 0.0,
+        se_ratio=ratio_of(gates, minimum=1) if gates else 0.0,
         stem_type="cifar" if cifar else "imagenet",
         projection_layers=len(head),
         projection_type="linear" if linear else "nonlinear",
@@ -143,7 +185,7 @@ def infer_config(
     return config
 
 
-def _ratio(widths: list[tuple[int, int]], minimum: int) -> float:
+def ratio_of(widths: list[tuple[int, int]], minimum: int) -> float:
     """The official 1/16, or else the smallest, with `max(int(full * ratio), minimum) == reduced` for all widths."""
     widest = max((full for full, _ in widths), default=1)
     least = max(
@@ -199,7 +241,17 @@ def _tensor_names(model: Model) -> Iterator[tuple[str, str]]:
 
 def _check_fit(model: Model, names: Mapping[str, str], shapes: Shapes) -> None:
     state = model.state_dict()
-    ours = {name: _tf_shape(tuple(state[key].shape)) for key, name in names.items()}
+    wrong = misfit({name: _tf_shape(tuple(state[key].shape)) for key, name in names.items()}, shapes)
+    if wrong:
+        config: SimCLRConfig = model.config
+        raise ValueError(
+            f"its weights are not those of an official SimCLR network; as a {config.layer_type} ResNet of blocks "
+            f"{config.depths}, width {config.width_multiplier:g}, sk_ratio {config.sk_ratio:g}: {wrong}"
+        )
+
+
+def misfit(ours: Shapes, shapes: Shapes) -> str:
+    """Which of a checkpoint's shapes are not those that a model wants, `ours`, both by the checkpoint's names."""
     problems = (
         ("missing", sorted(ours.keys() - shapes.keys())),
         ("left over", sorted(shapes.keys() - ours.keys())),
@@ -208,17 +260,11 @@ def _check_fit(model: Model, names: Mapping[str, str], shapes: Shapes) -> None:
             [f"{n}: {shapes[n]}, not {ours[n]}" for n in ours if n in shapes and shapes[n] != ours[n]],
         ),
     )
-    if any(found for _, found in problems):
-        listed = "; ".join(
-            f"{len(found)} {what} ({', '.join(found[:4])}{', ...' if len(found) > 4 else ''})"
-            for what, found in problems
-            if found
-        )
-        config: SimCLRConfig = model.config
-        raise ValueError(
-            f"its weights are not those of an official SimCLR network; as a {config.layer_type} ResNet of blocks "
-            f"{config.depths}, width {config.width_multiplier:g}, sk_ratio {config.sk_ratio:g}: {listed}"
-        )
+    return "; ".join(
+        f"{len(found)} {what} ({', '.join(found[:4])}{', ...' if len(found) > 4 else ''})"
+        for what, found in problems
+        if found
+    )
 
 
 def _tf_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

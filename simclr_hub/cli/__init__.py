@@ -20,9 +20,11 @@ COMMANDS = {
     "failures": "index",
     "prune": "index",
     "embed": "embed",
+    "models": "catalog",
     "convert": "models",
     "doctor": "doctor",
     "pretrain": "train",
+    "publish": "publish",
 }
 
 

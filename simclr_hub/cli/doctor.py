@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import sqlite3
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.resources import files
 from pathlib import Path
@@ -22,9 +23,16 @@ TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
 
 
 @click.command("doctor")
+@click.option(
+    "--distributed",
+    is_flag=True,
+    help="Under torchrun: whether its processes train as one with the whole batch would.",
+)
 @json_option
-def doctor_command(as_json: bool) -> int:
+def doctor_command(distributed: bool, as_json: bool) -> int:
     """What is installed, on what device, and whether a known photo gives the known vector on each runtime."""
+    if distributed:
+        return _processes(as_json)
     versions, devices, cache = _versions(), _devices(), _cache()
     runtimes = [_known_photo(device, precision) for device in devices for precision in TOLERANCE]
     healthy = all(runtime["verdict"] != "WRONG" for runtime in runtimes)
@@ -105,3 +113,18 @@ def _known_photo(device: str, precision: str) -> dict[str, Any]:
         "difference": difference,
         "detail": f"largest difference {difference:.1e}, cosine {cosine:.6f}",
     }
+
+
+def _processes(as_json: bool) -> int:
+    """Compare the processes of a torchrun with one; the first of them speaks for all."""
+    from ..training.equality import check_equality
+
+    report = check_equality()
+    if os.environ["RANK"] == "0":
+        facts = asdict(report)
+        if as_json:
+            print_json(facts | {"equal": report.equal})
+        else:
+            rows = [(k.replace("_", " "), f"{v:.1e}" if isinstance(v, float) else v) for k, v in facts.items()]
+            print_table(["what", "found"], [*rows, ("equal to one process", "yes" if report.equal else "NO")])
+    return 0 if report.equal else 1

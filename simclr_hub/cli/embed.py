@@ -17,7 +17,7 @@ from ._output import json_option, print_json
 @click.command("embed")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="A .npz or .parquet file.")
-@click.option("--model", help="Directory, Hub id or id@revision; the default checkpoint if not given.")
+@click.option("--model", help="Official name, directory, Hub id or id@revision; the default checkpoint if not given.")
 @click.option("--layer", default="h", show_default=True, help="h, or g1, g2, ..., z of the projection head.")
 @click.option("--normalize", is_flag=True, help="Scale each vector to length 1.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images a forward pass.")

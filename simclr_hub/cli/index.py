@@ -19,7 +19,7 @@ _index_argument = click.argument("index", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), default="photos.index", help="The index, a directory."
 )
-@click.option("--model", help="Directory, Hub id or id@revision; the default checkpoint if not given.")
+@click.option("--model", help="Official name, directory, Hub id or id@revision; the default checkpoint if not given.")
 @json_option
 def index_command(photos: Path, output: Path, model: str | None, as_json: bool) -> int:
     """Create an index of the folder PHOTOS, or bring it up to date.

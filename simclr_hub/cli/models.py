@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,24 +21,48 @@ from ._output import json_option, print_json
     help="What the classifier sits on: 0 = h, 1 = g's first layer (the 1 % and 10 % fine-tuned v2 checkpoints).",
 )
 @click.option("--image-size", type=click.IntRange(min=1), help="Side in pixels; 224, or 32 for a CIFAR stem.")
+@click.option(
+    "--normalize",
+    type=click.Choice(["imagenet", "none"]),
+    help="Whether the image processor applies ImageNet's mean and std; as the layout's trainings do unless told.",
+)
 @json_option
 def convert_command(
-    source: Path, out: Path, ema: bool, classifier_layer: int | None, image_size: int | None, as_json: bool
+    source: Path,
+    out: Path,
+    ema: bool,
+    classifier_layer: int | None,
+    image_size: int | None,
+    normalize: str | None,
+    as_json: bool,
 ) -> None:
-    """Convert an official TensorFlow checkpoint into a directory OUT that `from_pretrained` loads.
+    """Convert an official TensorFlow checkpoint or a PyTorch file into a directory OUT that `from_pretrained` loads.
 
-    SOURCE is the checkpoint's directory, or the path of its model.ckpt-STEP. TensorFlow is not needed.
+    SOURCE is the checkpoint's directory, the path of its model.ckpt-STEP, or an official name such as simclr-v2-r50,
+    which is downloaded first; TensorFlow is not needed. Or it is a .pth, .pth.tar, .pt, .ckpt, .bin or .safetensors of
+    torchvision, lightly, solo-learn, VISSL, simclr-converter or SimCLRv2-Pytorch (docs/convert.md).
     """
+    from ..checkpoints.catalog import entries
     from ..checkpoints.convert import convert
+    from ..checkpoints.fetch import convert_official
     from ..loading import quiet_transformers
 
+    options: dict[str, Any] = {"ema": ema, "classifier_layer": classifier_layer, "image_size": image_size}
+    name, notes = str(source), list[str]()
     with quiet_transformers():
-        config = convert(source, out, ema=ema, classifier_layer=classifier_layer, image_size=image_size)
+        if name.partition("@")[0] in entries() and not source.exists():
+            if normalize == "imagenet":
+                raise click.UsageError(f"--normalize imagenet: {name} was trained without mean and std")
+            config = convert_official(name, out, **options)
+        else:
+            config = convert(source, out, normalize=normalize, on_note=notes.append, **options)
     if as_json:
-        print_json({"output": str(out), "config": json.loads(config.to_json_string())})
+        print_json({"output": str(out), "config": json.loads(config.to_json_string()), "notes": notes})
     else:
         kernel = "selective kernels, " if config.sk_ratio else ""
         click.echo(
             f"{out}: {config.layer_type} ResNet, blocks {config.depths}, width {config.width_multiplier:g}x, {kernel}"
             f"h of {config.hidden_size}, head of {config.projection_layers} layers"
         )
+        for note in notes:
+            click.echo(f"- {note}")

@@ -1,5 +1,7 @@
 """`simclr-hub pretrain`: runs a recipe; loads `simclr_hub.training` only here."""
 
+from pathlib import Path
+
 import click
 
 from ..errors import MissingExtraError
@@ -8,15 +10,26 @@ from ..errors import MissingExtraError
 @click.command("pretrain")
 @click.argument("recipe")
 @click.argument("settings", nargs=-1, metavar="[key=value ...]")
-def pretrain_command(recipe: str, settings: tuple[str, ...]) -> None:
+@click.option(
+    "--show-views",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Do not train: write a PNG of some images and the views that training would make of them.",
+)
+def pretrain_command(recipe: str, settings: tuple[str, ...], show_views: Path | None) -> None:
     r"""Pretrain an encoder by RECIPE, a name or a .yaml file; an interrupted run goes on where it stopped.
 
     \b
     simclr-hub pretrain tiny_imagenet_default data=FOLDER
     simclr-hub pretrain tiny_imagenet_default data=FOLDER model.width_multiplier=0.25 num_train_epochs=22
+    simclr-hub pretrain tiny_imagenet_default --show-views views.png
     """
     try:
+        from ..training import figures
         from ..training.pretrain import pretrain
     except ImportError as e:
         raise MissingExtraError(e.name or "accelerate", "train") from e
+    if show_views is not None:
+        figures.show_views(recipe, settings, show_views)
+        click.echo(f"views in {show_views}")
+        return
     click.echo(f"final model in {pretrain(recipe, settings)}")

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from simclr_hub.training import losses
-from simclr_hub.training.losses import nt_xent_loss
+from simclr_hub.training.losses import nt_xent_loss, nt_xent_loss_to_keys
 
 OFFICIAL = np.load(Path(__file__).parents[1] / "data" / "official" / "nt_xent.npz")
 
@@ -54,6 +55,111 @@ def test_equals_a_naive_loop_also_with_extra_negatives() -> None:
         )
 
 
+@pytest.mark.parametrize("temperature", [0.01, 0.1])
+def test_many_tiles_equal_float64_to_float32_rounding(temperature: float) -> None:
+    z_a, z_b = views(300, 32)
+    loss = nt_xent_loss(z_a, z_b, temperature, chunk_size=128)
+    wide_a, wide_b = z_a.detach().double().requires_grad_(), z_b.detach().double().requires_grad_()
+    z = torch.nn.functional.normalize(torch.cat([wide_a, wide_b]))
+    logits = (z @ z.T / temperature).fill_diagonal_(-math.inf)
+    expected = torch.nn.functional.cross_entropy(logits, torch.arange(600).roll(300))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    loss.backward()
+    expected.backward()
+    for ours, theirs in ((z_a.grad, wide_a.grad), (z_b.grad, wide_b.grad)):
+        assert ours is not None and theirs is not None
+        assert (ours - theirs).abs().max() < 3e-6 * theirs.abs().max() / min(temperature * 10, 1)
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.5])  # one on each side of where the symmetric tiles would underflow
+@pytest.mark.parametrize("extra", [0, 4])
+def test_gradcheck_in_float64(temperature: float, extra: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(4, 3), (4, 3), *([(extra, 3)] if extra else [])]
+    inputs = [torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes]
+
+    def loss(z_a: Tensor, z_b: Tensor, negatives: Tensor | None = None) -> Tensor:
+        return nt_xent_loss(z_a, z_b, temperature, negatives=negatives, chunk_size=3)
+
+    assert loss(*inputs).dtype == torch.float64
+    assert torch.autograd.gradcheck(loss, inputs)
+
+
+def test_gradcheck_of_keys_in_float64() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((3, 4), (3, 4), (7, 4), (7, 4), (5, 4))
+    inputs = [torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes]
+
+    def loss(z_a: Tensor, z_b: Tensor, keys_a: Tensor, keys_b: Tensor, negatives: Tensor) -> Tensor:
+        return nt_xent_loss_to_keys(z_a, z_b, keys_a, keys_b, 0.5, offset=2, negatives=negatives, chunk_size=4)
+
+    assert torch.autograd.gradcheck(loss, inputs)
+
+
+def naive_loss_to_keys(z: list[Tensor], keys: list[Tensor], offset: int, others: Tensor, temperature: float) -> Tensor:
+    """One row at a time: z and keys hold two views each."""
+    losses = []
+    for view in (0, 1):
+        for i, row in enumerate(z[view]):
+            positive = keys[1 - view][offset + i]
+            same = [k for j, k in enumerate(keys[view]) if j != offset + i]  # all but the same view of the same image
+            logits = torch.stack(
+                [row @ k / row.norm() / k.norm() for k in [positive, *keys[1 - view], *same, *others]]
+            )
+            # The positive stands first and once more among keys[1 - view]: the denominator counts it once.
+            losses.append((logits[1:] / temperature).logsumexp(0) - logits[0] / temperature)
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 4])
+def test_keys_equal_a_naive_loop(chunk_size: int | None) -> None:
+    z_a, z_b = views(3, 4)
+    keys_a, keys_b = views(6, 4, seed=1)
+    others = torch.randn(5, 4, generator=torch.Generator().manual_seed(2))
+    for offset in (0, 3):
+        loss = nt_xent_loss_to_keys(
+            z_a, z_b, keys_a, keys_b, 0.3, offset=offset, negatives=others, chunk_size=chunk_size
+        )
+        expected = naive_loss_to_keys([z_a, z_b], [keys_a, keys_b], offset, others, 0.3)
+        torch.testing.assert_close(loss, expected)
+        inputs = (z_a, z_b, keys_a, keys_b)
+        torch.testing.assert_close(torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs))
+
+
+def test_parts_of_a_batch_against_all_of_it_are_the_whole() -> None:
+    z_a, z_b = views(8, 5)
+    whole = nt_xent_loss(z_a, z_b)
+    parts = [nt_xent_loss_to_keys(z_a[i : i + 2], z_b[i : i + 2], z_a, z_b, offset=i) for i in (0, 2, 4, 6)]
+    mean = torch.stack(parts).mean()
+    torch.testing.assert_close(mean, whole)
+    torch.testing.assert_close(torch.autograd.grad(mean, (z_a, z_b)), torch.autograd.grad(whole, (z_a, z_b)))
+
+
+class LargestTensor(TorchDispatchMode):
+    """Elements of the largest tensor that any operation gives."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for x in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(x, Tensor):
+                self.numel = max(self.numel, x.numel())
+        return result
+
+
+@pytest.mark.parametrize("form", ["batch", "keys"])
+def test_the_matrix_of_similarities_is_never_held(form: str) -> None:
+    z_a, z_b = views(256, 8)
+    with LargestTensor() as seen:
+        if form == "batch":
+            loss = nt_xent_loss(z_a, z_b, negatives=torch.ones(100, 8), chunk_size=64)
+        else:
+            loss = nt_xent_loss_to_keys(z_a, z_b, z_a, z_b, chunk_size=64)
+        loss.backward()
+    assert 64 * 64 <= seen.numel <= 2 * 256 * 8  # a tile, or z itself; the whole would be 512 * 512
+
+
 @pytest.mark.parametrize("chunk_size", [1, 3, 8, 13, 100])
 @pytest.mark.parametrize("extra", [0, 7])
 def test_chunks_change_neither_value_nor_gradient(chunk_size: int, extra: int) -> None:
@@ -70,13 +176,24 @@ def test_chunks_change_neither_value_nor_gradient(chunk_size: int, extra: int) -
 
 def test_autocast_and_half_precision_inputs_give_float32() -> None:
     z_a, z_b = views(8, 5)
-    expected = nt_xent_loss(z_a, z_b)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = nt_xent_loss(z_a, z_b)
-        chunked = nt_xent_loss(z_a, z_b, chunk_size=3)
-    assert loss.dtype == torch.float32 and torch.equal(loss, expected)
-    torch.testing.assert_close(torch.autograd.grad(chunked, z_a), torch.autograd.grad(expected, z_a))
-    assert nt_xent_loss(z_a.bfloat16(), z_b.bfloat16()).dtype == torch.float32
+    keys = [k.detach() for k in views(8, 5, seed=1)]
+    forms = (
+        lambda: nt_xent_loss(z_a, z_b, negatives=keys[0], chunk_size=3),
+        lambda: nt_xent_loss_to_keys(z_a, z_b, *keys, chunk_size=3),
+    )
+    for form in forms:
+        expected = form()
+        gradients = torch.autograd.grad(expected, (z_a, z_b))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = form()
+            assert loss.dtype == torch.float32 and torch.equal(loss, expected)
+            for ours, theirs in zip(torch.autograd.grad(loss, (z_a, z_b)), gradients, strict=True):
+                assert torch.equal(ours, theirs)  # also when the backward pass runs under autocast
+    half = z_a.detach().bfloat16().requires_grad_()
+    loss = nt_xent_loss(half, z_b.bfloat16())
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert half.grad is not None and half.grad.dtype == torch.bfloat16
 
 
 def test_zero_vectors_have_a_finite_loss_and_gradient() -> None:
@@ -104,6 +221,22 @@ def test_bad_arguments_are_named(change: dict[str, object], named: str) -> None:
     arguments = {"z_a": torch.ones(4, 2), "z_b": torch.ones(4, 2), **change}
     with pytest.raises(ValueError, match=named):
         nt_xent_loss(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"keys_b": torch.ones(5, 2)}, r"\(6, 2\), \(5, 2\)"),
+        ({"keys_a": torch.ones(6, 3), "keys_b": torch.ones(6, 3)}, r"\(M, 2\) alike"),
+        ({"offset": 3}, r"offset=3 must be within \[0, 2\]: 4 rows, 6 keys"),
+        ({"offset": -1}, "offset=-1"),
+        ({"temperature": 0.0}, "temperature=0.0"),
+    ],
+)
+def test_bad_keys_are_named(change: dict[str, object], named: str) -> None:
+    z, keys = torch.ones(4, 2), torch.ones(6, 2)
+    with pytest.raises(ValueError, match=named):
+        nt_xent_loss_to_keys(**{"z_a": z, "z_b": z, "keys_a": keys, "keys_b": keys, **change})
 
 
 def test_the_example_in_the_docstring() -> None:

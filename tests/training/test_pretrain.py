@@ -17,8 +17,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from simclr_hub import SimCLRModel
-from simclr_hub.errors import ImageError, RecipeError
-from simclr_hub.training.data import ImageArray
+from simclr_hub.errors import RecipeError
+from simclr_hub.training.augmentations import Views
+from simclr_hub.training.data import ImageArray, ImageViews
 from simclr_hub.training.pretrain import load_recipe, pretrain
 
 RECIPE = {
@@ -74,8 +75,10 @@ def test_the_shipped_recipe_and_settings() -> None:
     assert plain["model"]["width_multiplier"] == 0.5 and plain["training"]["learning_rate"] == 1.2
     changed = load_recipe(
         "tiny_imagenet_default",
-        ("data=photos", "side=32", "views.size=24", "model.depths=[1, 1]", "learning_rate=1e-3", "training.seed=7"),
+        ("data=photos", "side=32", "views.size=24", "model.depths=[1, 1]", "learning_rate=1e-3", "training.seed=7")
+        + ("eval_strategy=no", "bf16=true"),
     )
+    assert (changed["training"]["eval_strategy"], changed["training"]["bf16"]) == ("no", True)  # YAML 1.1: False
     assert (changed["data"], changed["side"], changed["views"]["size"]) == ("photos", 32, 24)
     assert changed["model"]["depths"] == [1, 1]
     assert changed["training"]["learning_rate"] == 0.001  # plain YAML 1.1 would give the text "1e-3"
@@ -142,7 +145,14 @@ def test_a_folder_to_a_loadable_model_and_further(recipe: str, photos: Path, tmp
     assert final == output / "final"
     model = SimCLRModel.from_pretrained(final).eval()
     assert model(torch.rand(2, 3, 16, 16)).pooler_output.shape == (2, 16)
-    assert {path.name for path in output.iterdir()} == {"cache", "checkpoint-2", "checkpoint-4", "final", ".lock"}
+    assert {path.name for path in output.iterdir()} == {
+        "cache",
+        "checkpoint-2",
+        "checkpoint-4",
+        "curves.png",
+        "final",
+        ".lock",
+    }
     ema = load_file(output / "checkpoint-4" / "ema" / "model.safetensors")
     assert all(torch.equal(value, ema[key]) for key, value in load_file(final / "model.safetensors").items())
 
@@ -173,9 +183,43 @@ def test_images_are_decoded_once_with_labels(photos: Path, tmp_path: Path, monke
     assert first.labels is not None and first.labels.tolist() == [0] * 9 + [1] * 9
     expected = np.asarray(Image.open(photos / "cat" / "1.png")).transpose(2, 0, 1)
     assert np.array_equal(first[1]["images"].numpy(), expected)
-    monkeypatch.setattr(datasets, "load_dataset", None)  # not called again
-    again = ImageArray.load(str(photos), "train", 16, tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        patch.setattr("simclr_hub.training.data.load_image", None)  # not called again
+        again = ImageArray.load(str(photos), "train", 16, tmp_path / "cache")
     assert np.array_equal(again.images, first.images) and np.array_equal(again.labels, first.labels)
+    Image.new("RGB", (16, 16), "red").save(photos / "dog" / "9.png")
+    assert len(ImageArray.load(str(photos), "train", 16, tmp_path / "cache")) == 19  # the folder changed
+
+
+def test_unreadable_images_are_left_out_and_listed(recipe: str, photos: Path, tmp_path: Path) -> None:
+    (photos / "cat" / "3.png").write_bytes((photos / "cat" / "3.png").read_bytes()[:200])
+    pretrain(recipe, (f"data={photos}", f"output_dir={tmp_path / 'out'}"))
+    assert (tmp_path / "out" / "unreadable.txt").read_text().count("3.png") == 1
+    data = ImageArray.load(str(photos), "train", 16, tmp_path / "out" / "cache")
+    assert len(data) == 17 and data.labels is not None and data.labels.tolist() == [0] * 8 + [1] * 9
+    expected = np.asarray(Image.open(photos / "cat" / "4.png")).transpose(2, 0, 1)
+    assert np.array_equal(data.images[3], expected)
+
+
+def test_views_from_the_originals_depend_on_epoch_and_position_alone(photos: Path, tmp_path: Path) -> None:
+    (photos / "cat" / "3.png").write_bytes(b"broken")
+    data = ImageViews(str(photos), "train", Views(8), seed=1, log=tmp_path / "unreadable.txt")
+    first = [data[i]["views"] for i in range(18)]
+    assert first[0].shape == (2, 3, 8, 8) and not torch.equal(first[0][0], first[0][1])
+    assert [data[i]["labels"] for i in (2, 3, 17)] == [0, 0, 1]
+    assert "3.png" in (tmp_path / "unreadable.txt").read_text()
+    loader = torch.utils.data.DataLoader(data, batch_size=6, num_workers=2)
+    assert torch.equal(torch.cat([batch["views"] for batch in loader]), torch.stack(first))
+    state = torch.random.get_rng_state()
+    data.set_epoch(1)
+    assert not torch.equal(data[0]["views"], first[0])
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_the_originals_are_trained_on_by_workers(recipe: str, photos: Path, tmp_path: Path) -> None:
+    settings = (f"data={photos}", f"output_dir={tmp_path / 'out'}", "side=null", "dataloader_num_workers=1")
+    model = SimCLRModel.from_pretrained(pretrain(recipe, settings))
+    assert model.config.image_size == 16
 
 
 def test_parquet_gives_the_same_array(photos: Path, tmp_path: Path) -> None:
@@ -192,9 +236,10 @@ def test_broken_and_missing_data_are_named(photos: Path, tmp_path: Path, monkeyp
     (tmp_path / "texts" / "a.txt").write_text("words")
     with pytest.raises(RecipeError, match="texts has no image column, only text"):
         ImageArray.load(str(tmp_path / "texts"), "train", 16, tmp_path / "cache")
-    (photos / "dog" / "3.png").write_bytes((photos / "dog" / "3.png").read_bytes()[:200])
-    with pytest.raises(ImageError, match="3.png"):
-        ImageArray.load(str(photos), "train", 16, tmp_path / "cache")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "3.png").write_bytes((photos / "dog" / "3.png").read_bytes()[:200])
+    with pytest.raises(RecipeError, match="no readable image in split train; first: .*3.png"):
+        ImageArray.load(str(tmp_path / "broken"), "train", 16, tmp_path / "cache")
 
     def unreachable(*args: object, **kwargs: object) -> None:
         raise ConnectionError("Couldn't reach the Hub")
@@ -202,6 +247,32 @@ def test_broken_and_missing_data_are_named(photos: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(RecipeError, match="data=org/name: Couldn't reach the Hub"):
         ImageArray.load("org/name", "train", 16, tmp_path / "cache")
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_weights_of_one(recipe: str, photos: Path, tmp_path: Path) -> None:
+    settings = [recipe, f"data={photos}", "side=null", "batch_size=8", "logging_steps=1", "report_to=none"]
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "datasets"), "OMP_NUM_THREADS": "1"}
+    for processes in (1, 2):
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
+        command = [
+            *launcher,
+            "-m",
+            "simclr_hub.training.pretrain",
+            *settings,
+            f"output_dir={tmp_path / str(processes)}",
+        ]
+        subprocess.run(command, check=True, env=environment, capture_output=True)
+    for part in ("", "ema"):
+        one, two = (load_file(tmp_path / n / "checkpoint-4" / part / "model.safetensors") for n in ("1", "2"))
+        for key, value in one.items():
+            torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-5, msg=key)
+    log = json.loads((tmp_path / "2" / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
+    alone = json.loads((tmp_path / "1" / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
+    assert [a["loss"] for a in log] == pytest.approx([a["loss"] for a in alone], abs=1e-4)
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= {
+        path.name for path in (tmp_path / "2" / "checkpoint-4").iterdir()
+    }
 
 
 @pytest.mark.slow

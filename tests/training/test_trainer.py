@@ -1,3 +1,5 @@
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +9,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint, set_seed
+from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint, set_seed
 
 from simclr_hub import SimCLRConfig, SimCLRModel, _files
-from simclr_hub.errors import RecipeError
+from simclr_hub.errors import RecipeError, TrainingError
+from simclr_hub.training.arguments import SimCLRTrainingArguments
 from simclr_hub.training.augmentations import Views
 from simclr_hub.training.data import ImageArray
 from simclr_hub.training.losses import nt_xent_loss
-from simclr_hub.training.trainer import SimCLRTrainer, SimCLRTrainingArguments
+from simclr_hub.training.trainer import SimCLRTrainer
 
 CONFIG = SimCLRConfig(
     depths=(1, 1), layer_type="basic", width_multiplier=0.125, stem_type="small", projection_dim=16, image_size=16
@@ -22,7 +25,7 @@ CONFIG = SimCLRConfig(
 
 
 def trainer(output: Path, **changes: Any) -> SimCLRTrainer:
-    """A trainer of 6 steps over 40 random images: 2 an epoch, so that a resume at step 3 is in the middle of one."""
+    """A trainer of 6 steps over 40 images of random squares: 2 an epoch, so step 3 is in the middle of one."""
     settings = dict(
         output_dir=str(output),
         per_device_train_batch_size=16,
@@ -39,9 +42,14 @@ def trainer(output: Path, **changes: Any) -> SimCLRTrainer:
         seed=0,
     )
     set_seed(0)
-    images = np.random.default_rng(0).integers(0, 256, (40, 3, 16, 16), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (40, 3, 4, 4), dtype=np.uint8).repeat(4, 2).repeat(4, 3)
     args = SimCLRTrainingArguments(**{**settings, **changes})
-    return SimCLRTrainer(SimCLRModel(CONFIG), args, Views(16, area=(0.5, 1.0)), train_dataset=ImageArray(images, None))
+    return SimCLRTrainer(
+        SimCLRModel(CONFIG),
+        args,
+        Views(16, area=(0.5, 1.0), jitter=(0.4, 0.4, 0.4), blur_p=0),
+        train_dataset=ImageArray(images, None),
+    )
 
 
 def weights(checkpoint: Path) -> dict[str, Tensor]:
@@ -135,6 +143,94 @@ def test_old_checkpoints_are_dropped(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-4"]
 
 
+def labelled(output: Path, **changes: Any) -> SimCLRTrainer:
+    """As `trainer`, with labels that colour tells, and the same images to evaluate on."""
+    run = trainer(output, **changes)
+    labels = np.arange(40) % 2
+    images = run.train_dataset.images // 2 + (labels[:, None, None, None] * 120).astype(np.uint8)
+    data = ImageArray(images, labels)
+    run.args.eval_strategy = IntervalStrategy.STEPS
+    run.args.eval_steps = 3
+    return SimCLRTrainer(run.model, run.args, run.views, train_dataset=data, eval_dataset=data)
+
+
+def test_the_log_tells_how_it_goes_and_labels_change_no_weight(tmp_path: Path) -> None:
+    run = labelled(tmp_path / "a")
+    run.train()
+    training = [entry for entry in run.state.log_history if "loss" in entry]
+    assert {"contrastive_top1", "z_spread", "images_per_second", "data_wait", "probe_top1"} <= training[-1].keys()
+    accuracies = [entry["eval_knn"] for entry in run.state.log_history if "eval_knn" in entry]
+    assert len(accuracies) >= 2 and min(accuracies) > 60
+    plain = labelled(tmp_path / "b")
+    plain.probe = None
+    plain.train()
+    assert_equal(weights(tmp_path / "a" / "checkpoint-6"), weights(tmp_path / "b" / "checkpoint-6"))
+
+
+def test_the_probe_resumes(tmp_path: Path) -> None:
+    whole, second = labelled(tmp_path / "whole"), labelled(tmp_path / "half")
+    whole.train()
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "half" / "checkpoint-3")
+    second.train(resume_from_checkpoint=str(tmp_path / "half" / "checkpoint-3"))
+    probes = [load_file(tmp_path / run / "checkpoint-6" / "probe.safetensors") for run in ("whole", "half")]
+    assert_equal(*probes)
+
+
+def test_a_cached_batch_trains_as_its_pieces_do(tmp_path: Path) -> None:
+    """One piece is the whole batch: the same run. Two pieces: another BatchNorm, the same negatives."""
+    for name, cache in (("none", 0), ("whole", 32), ("halves", 16)):
+        trainer(tmp_path / name, gradient_cache=cache).train()
+    plain, whole, halves = (weights(tmp_path / name / "checkpoint-6") for name in ("none", "whole", "halves"))
+    for key, value in plain.items():
+        torch.testing.assert_close(whole[key], value, rtol=1e-4, atol=1e-5, msg=key)
+    assert not torch.allclose(
+        plain["encoder.stem.layers.0.convolution.weight"], halves["encoder.stem.layers.0.convolution.weight"]
+    )
+
+
+def test_a_memory_gives_negatives_and_resumes(tmp_path: Path) -> None:
+    run = trainer(tmp_path / "whole", memory=48, memory_momentum=0.5)
+    run.train()
+    assert run.memory is not None and len(run.memory.module.negatives) == 48
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "half" / "checkpoint-3")
+    second = trainer(tmp_path / "half", memory=48, memory_momentum=0.5)
+    second.train(resume_from_checkpoint=str(tmp_path / "half" / "checkpoint-3"))
+    assert_equal(weights(tmp_path / "half" / "checkpoint-6"), weights(tmp_path / "whole" / "checkpoint-6"))
+    memories = [load_file(tmp_path / name / "checkpoint-6" / "memory.safetensors") for name in ("whole", "half")]
+    assert_equal(*memories)
+    trainer(tmp_path / "plain", max_steps=3).train()
+    with pytest.raises(RecipeError, match="checkpoint-3 has no memory to go on from"):
+        trainer(tmp_path / "plain", memory=48).train(resume_from_checkpoint=str(tmp_path / "plain" / "checkpoint-3"))
+
+
+def test_the_official_schedule_and_scaling(tmp_path: Path) -> None:
+    """40 images, batch 16: 2 steps an epoch, 3 epochs; peak 0.5 x 16 / 256; warm-up round(1 x 40 // 16) = 2 steps."""
+    run = trainer(tmp_path, max_steps=-1, num_train_epochs=3, warmup_epochs=1, lr_scaling="linear", save_strategy="no")
+    rates: list[float] = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            rates.append(kwargs["optimizer"].param_groups[0]["lr"])
+
+    run.add_callback(Watch())
+    run.train()
+    cosine = [0.5 * (1 + math.cos(math.pi * (step - 2) / (7 - 2))) for step in range(2, 6)]
+    assert rates == pytest.approx([0.5 * 16 / 256 * factor for factor in (0, 0.5, *cosine)])
+
+
+def test_a_loss_that_is_no_number_stops_with_the_step_and_saves_nothing(tmp_path: Path) -> None:
+    class Break(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 4:
+                next(kwargs["model"].parameters()).data.fill_(float("nan"))
+
+    run = trainer(tmp_path, logging_steps=100)
+    run.add_callback(Break())
+    with pytest.raises(TrainingError, match="not finite at step 5"):
+        run.train()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3"]
+
+
 def test_without_averaging_a_checkpoint_has_no_ema_and_cannot_resume_with_it(tmp_path: Path) -> None:
     trainer(tmp_path, ema_decay=0, max_steps=3).train()
     assert not (tmp_path / "checkpoint-3" / "ema").exists()
@@ -180,7 +276,13 @@ def test_arguments_out_of_range_are_named(wrong: dict[str, float], tmp_path: Pat
         SimCLRTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **wrong)
 
 
-def test_several_devices_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SimCLRTrainingArguments, "world_size", 2)
-    with pytest.raises(RecipeError, match="2 devices"):
+def test_several_gpus_in_one_process_are_refused_and_processes_share_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(RecipeError, match="2 GPUs in one process .*torchrun"):
+        patch.setattr(SimCLRTrainingArguments, "n_gpu", 2)
         SimCLRTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    monkeypatch.setattr(SimCLRTrainingArguments, "world_size", 2)
+    with pytest.raises(RecipeError, match="batch_size=9 is not a multiple of the 2 processes"):
+        SimCLRTrainingArguments(output_dir=str(tmp_path), use_cpu=True, batch_size=9)
+    assert SimCLRTrainingArguments(output_dir=str(tmp_path), use_cpu=True, batch_size=8).global_batch == 8

@@ -1,0 +1,114 @@
+"""A PyTorch file opened so that it can run no code, and the state_dict in it.
+
+`torch.load` with `weights_only=True` makes tensors, numbers, text, lists and dicts, and refuses all else. It does not
+compare a zip file's checksums, so that is done first: a flipped bit must not become a weight.
+"""
+
+import os
+import re
+import zipfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..errors import CheckpointError
+
+SUFFIXES = (".pth", ".pth.tar", ".pt", ".ckpt", ".bin", ".torch", ".safetensors")
+KNOWN = (
+    "ResNets with torchvision's names (torchvision, simclr-converter, lightly, solo-learn, VISSL), the same as an "
+    "nn.Sequential (lightly), SimCLRv2-Pytorch"
+)
+_WRAPPERS = ("state_dict", "model_state_dict", "model")  # of trainers, around the weights
+_PREFIXES = ("module.", "_orig_mod.", "model.")  # of wrappers around the network
+
+
+def is_pytorch(source: str | os.PathLike[str]) -> bool:
+    """Whether this is the path of a PyTorch file; TensorFlow's may end in .ckpt, too, and have an .index beside."""
+    name = os.fspath(source)
+    return name.endswith(SUFFIXES) and not os.path.exists(f"{name}.index") and not os.path.isdir(name)
+
+
+def state_dict(path: Path, notes: list[str]) -> dict[str, Tensor]:
+    """The tensors by name, without what trainers put around them and wrappers before their names.
+
+    Args:
+        path: the file; its suffix says of which kind it is.
+        notes: what was left out is added.
+
+    Raises:
+        CheckpointError: unreadable, damaged, with objects that only code can make, or without plain tensors.
+    """
+    content = _load(path)
+    others: list[str] = []
+    for _ in range(8):  # a file may hold itself
+        found = _unwrapped(content)
+        if found is None:
+            break
+        others += [str(key) for key in content if key not in found[0]]
+        content = found[1]
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(f"{path}: no state_dict is in it, but {type(content).__name__}; known: {KNOWN}")
+    wrong = [f"{name} ({type(value).__name__})" for name, value in content.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise CheckpointError(f"{path}: no state_dict is in it, but {', '.join(wrong[:4])}; known: {KNOWN}")
+    if others:
+        notes.append(f"left out: {', '.join(others)}, which are no weights")
+    tensors = {str(name): tensor for name, tensor in content.items()}
+    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_complex():
+            raise CheckpointError(f"{path}: {name} is not a plain tensor of numbers")
+        if tensor.untyped_storage().nbytes() < tensor.nbytes:  # a tiny file must not become a huge model
+            raise CheckpointError(f"{path}: {name} repeats its values; save it with .contiguous()")
+    return tensors
+
+
+def _unwrapped(content: Any) -> tuple[Collection[str], dict[Any, Any]] | None:
+    """Keys of the weights in what a trainer saved, and these; None if there is nothing around them."""
+
+    def inside(*keys: str) -> dict[Any, Any]:
+        value = content
+        for key in keys:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return dict(value) if isinstance(value, Mapping) else {}
+
+    if trunk := inside("classy_state_dict", "base_model", "model", "trunk"):  # VISSL
+        heads = inside("classy_state_dict", "base_model", "model", "heads")
+        return ["classy_state_dict"], trunk | {f"heads.{name}": value for name, value in heads.items()}
+    if resnet := inside("resnet"):  # SimCLRv2-Pytorch
+        return ["resnet", "head"], resnet | {f"head.{name}": value for name, value in inside("head").items()}
+    key = next((key for key in _WRAPPERS if inside(key)), None)
+    return None if key is None else ([key], inside(key))
+
+
+def _load(path: Path) -> Any:
+    """What is in the file; loading it so can run no code."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if not zipfile.is_zipfile(path):  # torch's format before 1.6, or a damaged file
+            return torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch does not compare the checksums
+        if damaged:
+            raise CheckpointError(f"{path}: damaged: the checksum of {damaged} does not match; get the file again")
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except CheckpointError:
+        raise
+    except OSError as e:
+        raise CheckpointError(f"{path}: {e.strerror or e}") from e
+    except Exception as e:  # torch, pickle, zipfile and safetensors raise many kinds
+        unsafe = re.search(r"(?:GLOBAL|class|function) ([\w.]+)", str(e)) if "Weights only" in str(e) else None
+        if unsafe:
+            raise CheckpointError(
+                f"{path}: it holds Python objects besides tensors ({unsafe[1]}), and loading those could run any "
+                "code. If you trust it, make a safe file: in an environment of its own, load it with "
+                "torch.load(..., weights_only=False) and save its state_dict with safetensors.torch.save_file"
+            ) from e
+        reason = (str(e).strip() or type(e).__name__).rpartition("WeightsUnpickler error: ")[2].splitlines()[0][:200]
+        raise CheckpointError(f"{path}: damaged, incomplete or not a file of PyTorch: {reason}") from e

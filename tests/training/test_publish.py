@@ -1,0 +1,305 @@
+"""The staged folder: what is in it, what is refused, what the command says. Uploading: tests/test_hub_roundtrip.py."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import randomized, tiny_config
+
+from simclr_hub import SimCLRForImageClassification, SimCLRImageProcessor, SimCLRModel
+from simclr_hub.cli import main
+from simclr_hub.errors import CheckpointError, PublishError
+from simclr_hub.training.publish import stage_model
+from simclr_hub.training.stage import CODE, apache_licence, check_staged
+
+ROOT = Path(__file__).parents[2]
+ALWAYS = {"README.md", "LICENSE", "config.json", "preprocessor_config.json", *CODE}
+SECRET = "not-a-known-form-of-token-0123"
+
+
+@pytest.fixture
+def source(tiny_dir, tmp_path):
+    """A copy of the tiny model's directory, to be spoiled."""
+    return Path(shutil.copytree(tiny_dir, tmp_path / "source"))
+
+
+@pytest.fixture
+def stage(tmp_path):
+    """Stage a directory: the folder that would be uploaded."""
+
+    def stage(source, **options):
+        out = tmp_path / "staged"
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        stage_model(source, "org/name", out, **options)
+        return out
+
+    return stage
+
+
+@pytest.fixture(scope="module")
+def clean(tiny_dir, tmp_path_factory):
+    """A staged folder with nothing wrong in it."""
+    out = tmp_path_factory.mktemp("clean")
+    stage_model(tiny_dir, "org/name", out)
+    return out
+
+
+def names(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_model_has_all_it_needs_and_nothing_else(source, stage):
+    for name in (
+        "training_args.bin",
+        "optimizer.pt",
+        "pytorch_model.bin",
+        "scheduler.pt",
+        "trainer_state.json",
+        "x.py",
+    ):
+        (source / name).write_bytes(pickle.dumps({"a": 1}))
+    before = {path: path.read_bytes() for path in source.iterdir()}
+    out = stage(source)
+    assert names(out) == ALWAYS | {"model.safetensors"}
+    assert (out / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+    assert {path: path.read_bytes() for path in source.iterdir()} == before
+    for name in CODE:
+        assert (out / name).read_bytes() == (ROOT / "simclr_hub" / name).read_bytes()
+    assert (out / "LICENSE").read_text() == apache_licence() == (ROOT / "LICENSE").read_text()
+
+
+def test_the_config_names_every_auto_class(clean):
+    config = json.loads((clean / "config.json").read_text())
+    assert config["auto_map"] == {
+        "AutoConfig": "configuration_simclr.SimCLRConfig",
+        "AutoModel": "modeling_simclr.SimCLRModel",
+        "AutoBackbone": "modeling_simclr.SimCLRBackbone",
+        "AutoImageProcessor": "image_processing_simclr.SimCLRImageProcessor",
+    }
+    assert config["depths"] == [1, 1, 1, 1] and config["architectures"] == ["SimCLRModel"]
+    assert json.loads((clean / "preprocessor_config.json").read_text())["size"] == {"height": 64, "width": 64}
+
+
+def test_a_classifier_in_shards(tmp_path, stage):
+    torch.manual_seed(0)
+    model = randomized(SimCLRForImageClassification(tiny_config(num_labels=3)))
+    model.save_pretrained(tmp_path / "source", max_shard_size="500KB")
+    out = stage(tmp_path / "source")  # without a processor: one for the config's image size is added
+    shards = {name for name in names(out) if name.startswith("model-")}
+    assert len(shards) > 1 and names(out) == ALWAYS | shards | {"model.safetensors.index.json"}
+    config = json.loads((out / "config.json").read_text())
+    assert config["auto_map"]["AutoModelForImageClassification"] == "modeling_simclr.SimCLRForImageClassification"
+    assert json.loads((out / "preprocessor_config.json").read_text())["size"]["height"] == 64
+    again = SimCLRForImageClassification.from_pretrained(out)
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
+    )
+
+
+def test_what_is_known_of_where_it_was_loaded_from_is_left_out(source, stage):
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"_name_or_path": "/home/somebody/runs/final"}))
+    assert "somebody" not in (stage(source) / "config.json").read_text()
+
+
+def test_publishing_what_was_published_gives_the_same(clean, stage):
+    out = stage(clean)
+    assert {n: (out / n).read_bytes() for n in names(out)} == {n: (clean / n).read_bytes() for n in names(clean)}
+
+
+def _add(name, content):
+    def spoil(folder):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+
+    return spoil
+
+
+def _append(name, content):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes() + content)
+
+
+def _metadata(folder):
+    path = folder / "model.safetensors"
+    save_file(load_file(path), path, metadata={"format": "pt", "made_in": "/home/somebody/run"})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_add("training_args.bin", pickle.dumps(1)), "training_args.bin is not a file that"),
+        (_add("model.bin", b"x"), "model.bin"),
+        (_add("model.safetensors", pickle.dumps({"a": 1})), "model.safetensors is not a complete safetensors"),
+        (_append("model.safetensors", pickle.dumps({"a": 1})), "model.safetensors is not a complete safetensors"),
+        (_add("LICENSE", pickle.dumps({"a": 1}, protocol=4)), "LICENSE is not text"),
+        (_add("sub/README.md", b"x"), "sub/README.md is not a file that"),
+        (_add(".eval_results/a.json", b"{}"), ".eval_results/a.json"),
+        (_add("setup.py", b""), "setup.py"),
+        (
+            _append("README.md", b"\nsee /home/somebody/x\n"),
+            "README.md holds a path of this machine: 'see /home/somebody",
+        ),
+        (_append("README.md", b"\ndata: /srv/photos/mine\n"), "holds a path"),
+        (_append("README.md", b"\ndata: C:\\Users\\me\n"), "holds a path"),
+        (_append("README.md", b"\nfile:///x\n"), "holds a path"),
+        (_append("modeling_simclr.py", b'\nPATH = "/work/x"\n'), "modeling_simclr.py holds a path"),
+        (_metadata, "model.safetensors holds a path"),
+        (_append("README.md", b"\nhf_" + b"abcDEF1234" * 3), "README.md holds what looks like a token"),
+        (_append("config.json", b'"ghp_' + b"a1B2" * 9 + b'"'), "config.json holds what looks like a token"),
+        (_append("README.md", b"\n" + SECRET.encode()), "README.md holds what looks like a token"),
+    ],
+)
+def test_what_must_not_leave_is_refused(clean, tmp_path, monkeypatch, spoil, message):
+    monkeypatch.setenv("SOME_SERVICE_TOKEN", SECRET)
+    folder = Path(shutil.copytree(clean, tmp_path / "folder"))
+    check_staged(folder)
+    spoil(folder)
+    with pytest.raises(PublishError) as e:
+        check_staged(folder)
+    assert message in str(e.value) and SECRET not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["https://arxiv.org/abs/2002.05709", "a/b/c", "</table>", "v1/v2 and 3/4/5", "[x](/docs)", "~/Pictures"]
+)
+def test_ordinary_text_is_no_path(clean, tmp_path, text):
+    folder = Path(shutil.copytree(clean, tmp_path / "folder"))
+    _append("README.md", text.encode())(folder)
+    check_staged(folder)
+
+
+def _weights(change):
+    def spoil(folder):
+        path = folder / "model.safetensors"
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path, metadata={"format": "pt"})
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (_weights(lambda t: t.popitem()), CheckpointError, "missing"),
+        (
+            _weights(lambda t: t["encoder.stem.layers.0.convolution.weight"].fill_(torch.nan)),
+            CheckpointError,
+            "non-finite",
+        ),
+        (lambda d: (d / "model.safetensors").unlink(), CheckpointError, "only safetensors are published"),
+        (lambda d: (d / "config.json").unlink(), CheckpointError, "no config.json"),
+        (_add("preprocessor_config.json", b'{"image_processor_type": "ViTImageProcessor"}'), PublishError, "ViTImage"),
+        (_add("results.json", b"[1]"), PublishError, "results.json"),
+        (_add("results.json", b'{"reslts": []}'), PublishError, "reslts"),
+        (_add("results.json", b'{"weights": "0"}'), PublishError, "other weights"),
+        (
+            _add("results.json", b'{"results": [{"measure": "m", "value": 1, "dataset": "d"}]}'),
+            PublishError,
+            "command",
+        ),
+        (_add("recipe.yaml", b"data: /mnt/photos\n"), PublishError, "README.md holds a path of this machine"),
+    ],
+)
+def test_a_bad_source_is_named(source, stage, spoil, error, message):
+    spoil(source)
+    with pytest.raises(error, match=message):
+        stage(source)
+
+
+def test_an_index_that_leads_elsewhere_is_refused(source, stage):
+    (source / "model.safetensors").rename(source.parent / "model-00001-of-00001.safetensors")
+    index = {"metadata": {}, "weight_map": {"a": "../model-00001-of-00001.safetensors"}}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="names '../model"):
+        stage(source)
+
+
+def test_the_card_of_a_model_with_a_recipe_and_results(source, stage):
+    (source / "recipe.yaml").write_text("data: null  # yours\n# a comment\ntraining: {seed: 3}\n")
+    result = {"measure": "accuracy (%)", "value": 12.5, "dataset": "ours | theirs", "command": "make x"}
+    (source / "results.json").write_text(json.dumps({"data": "10 photos", "results": [result]}))
+    card = (stage(source) / "README.md").read_text()
+    assert (
+        "Trained on 10 photos." in card and "data: null\ntraining: {seed: 3}\n```" in card and "a comment" not in card
+    )
+    assert r"| accuracy (%) | 12.5 | ours \| theirs | `make x` |" in card
+    card = (stage(source, recipe="tiny_imagenet_default", results=source / "none.json") / "README.md").read_text()
+    assert "stem_type: small" in card and "None were given." in card
+
+
+def test_a_processor_with_a_mean_is_described(source, stage):
+    processor = json.loads((source / "preprocessor_config.json").read_text())
+    processor |= {"do_normalize": True, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.2]}
+    (source / "preprocessor_config.json").write_text(json.dumps(processor))
+    out = stage(source)
+    assert (
+        "less the mean [0.5, 0.4, 0.3] and over the standard deviation [0.2, 0.2, 0.2]"
+        in (out / "README.md").read_text()
+    )
+    assert json.loads((out / "preprocessor_config.json").read_text())["image_mean"] == [0.5, 0.4, 0.3]
+
+
+def test_another_licence_takes_another_text(source, stage):
+    assert "LICENSE" not in names(stage(source, licence="cc-by-nc-4.0"))
+    (source / "LICENSE").write_text("ours\n")
+    out = stage(source, licence="cc-by-nc-4.0")
+    assert (out / "LICENSE").read_text() == "ours\n" and "license: cc-by-nc-4.0" in (out / "README.md").read_text()
+    with pytest.raises(PublishError, match="no licence identifier"):
+        stage(source, licence="apache")
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    """Run a command line in an empty folder: (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        with pytest.raises(SystemExit) as exit:
+            main([str(a) for a in args])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return exit.value.code, out, err
+
+    return run
+
+
+def test_a_dry_run_writes_the_folder_and_asks_nobody(run, tiny_dir):
+    code, out, _ = run("publish", tiny_dir, "org/name", "--stage", "out", "--json")
+    assert code == 0 and set(json.loads(out)["files"]) == names(Path("out")) == ALWAYS | {"model.safetensors"}
+    assert not (Path("out") / "model.safetensors").is_symlink()
+    code, out, _ = run("publish", "default", "org/name", "--stage", "default")
+    assert code == 0 and "nothing was uploaded" in out and "12.9" in (Path("default") / "README.md").read_text()
+    code, _, err = run("publish", tiny_dir, "org/name", "--stage", "out")
+    assert code == 1 and "exists already" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["publish"], 2, "SOURCE ORG/NAME"),
+        (["publish", "."], 2, "SOURCE ORG/NAME"),
+        (["publish", "--official", "all"], 2, "--org ORG"),
+        (["publish", ".", "org/x", "--org", "o"], 2, "--org ORG"),
+        (["publish", ".", "name"], 1, "give org/name"),
+        (["publish", ".", "org/name"], 1, "no config.json"),
+        (["publish", "no/dir", "org/name"], 1, "no/dir"),
+        (["publish", "simclr-v2-r51", "org/name"], 1, "simclr-v2-r50"),
+        (["publish", "default", "org/name"], 1, "offline"),
+        (["publish", "--official", "simclr-v9", "--org", "o"], 1, "simclr-v9"),
+    ],
+)
+def test_bad_input_is_one_line(run, args, code, message):
+    got, _, err = run(*args)
+    assert got == code and message in err
+    assert code == 2 or len(err.strip().splitlines()) == 1
+
+
+def test_the_tiny_processor_is_what_is_said(clean):
+    assert SimCLRImageProcessor.from_pretrained(clean).size["height"] == 64
+    assert SimCLRModel.from_pretrained(clean).config.hidden_size == 256

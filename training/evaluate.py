@@ -1,0 +1,78 @@
+"""How good features are: the accuracy of the nearest neighbours, without training anything."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from simclr_hub.image_processing_simclr import transform
+from simclr_hub.modeling_simclr import SimCLRModel
+
+#: Neighbours that vote; 20 to 200 are usual, and few suit small banks.
+NEIGHBOURS = 20
+
+
+class Images(Protocol):
+    """Labelled images, such as an `ImageArray`."""
+
+    labels: Any  # (N,)
+
+    def __len__(self) -> int: ...
+
+    def image(self, i: int) -> Tensor:
+        """(3, H, W), uint8."""
+
+
+def similarities(queries: Tensor, bank: Tensor, rows: int = 500) -> Iterator[Tensor]:
+    """Cosines of chunks of queries (Q, D) with the bank (M, D), each (rows, M)."""
+    queries, bank = F.normalize(queries), F.normalize(bank)
+    for chunk in queries.split(rows):
+        yield chunk @ bank.T
+
+
+def knn_accuracy(
+    queries: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, sizes: Sequence[int] = ()
+) -> list[float]:
+    """Top-1 accuracy in percent of a majority vote of the 20 nearest by cosine; nearer neighbours break ties.
+
+    Args:
+        queries: (Q, D).
+        labels: (Q,), their classes.
+        bank: (M, D), what votes.
+        bank_labels: (M,).
+        sizes: one accuracy for each: only the first so many of the bank vote; all of it if empty.
+    """
+    sizes = sizes or [len(bank)]
+    right = [0] * len(sizes)
+    classes = int(bank_labels.max()) + 1
+    # Earlier neighbours weigh more by less than a vote together: they decide ties and nothing else.
+    weights = 1 + torch.linspace(1e-3, 0, NEIGHBOURS)
+    for chunk, truth in zip(similarities(queries, bank), labels.split(500), strict=True):
+        for i, size in enumerate(sizes):
+            k = min(NEIGHBOURS, size, len(bank))
+            nearest = bank_labels[chunk[:, :size].topk(k).indices]  # (rows, k), nearest first
+            votes = torch.zeros(len(chunk), classes).scatter_add_(1, nearest, weights[:k].expand(len(chunk), k))
+            right[i] += int((votes.argmax(1) == truth).sum())
+    return [100 * n / len(queries) for n in right]
+
+
+@torch.no_grad()
+def features(model: SimCLRModel, data: Images, limit: int, batch_size: int = 256) -> tuple[Tensor, Tensor]:
+    """Features h (n, D) and labels (n,) of up to `limit` images, evenly spread over the data, in eval mode, float32.
+
+    The images pass through the same transform as `SimCLRImageProcessor` applies.
+    """
+    rows = torch.linspace(0, len(data) - 1, min(limit, len(data))).long().tolist()
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    found = []
+    for start in range(0, len(rows), batch_size):
+        images = [data.image(i) for i in rows[start : start + batch_size]]
+        alike = len({image.shape for image in images}) == 1
+        batches = [torch.stack(images)] if alike else [image[None] for image in images]
+        pixels = torch.cat([transform(batch, model.config.image_size) for batch in batches])
+        found.append(model(pixels.to(device)).pooler_output.float().cpu())
+    model.train(was_training)
+    return torch.cat(found), torch.tensor([data.labels[i] for i in rows])

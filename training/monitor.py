@@ -1,0 +1,145 @@
+"""What is watched during pretraining: how well, how fast, and whether anything is learned at all.
+
+Unusual: nothing here touches the gradients. The probe learns on a stop-gradient of h, as in the official code, with
+its own optimiser; sums stay on the device until they are logged, so that no step waits for them.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from simclr_hub.errors import TrainingError
+
+logger = logging.get_logger(__name__)
+
+#: Spread of z below which all are alike.
+_COLLAPSED = 0.01
+#: Logs in a row that the loss may be that of guessing, as it is at the start.
+_PATIENCE = 5
+
+
+class OnlineProbe(nn.Module):
+    """A linear classifier on h of the training views, trained beside the encoder to watch progress.
+
+    Args:
+        width: D, of h.
+        classes: how many.
+        lr: learning rate of its SGD with momentum 0.9.
+    """
+
+    def __init__(self, width: int, classes: int, lr: float = 0.1):
+        super().__init__()
+        self.classifier = nn.Linear(width, classes)
+        nn.init.zeros_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
+        self.register_buffer("weight_velocity", torch.zeros_like(self.classifier.weight))
+        self.register_buffer("bias_velocity", torch.zeros_like(self.classifier.bias))
+        self.lr = lr
+
+    @torch.enable_grad()
+    def step(self, h: Tensor, labels: Tensor) -> Tensor:
+        """Learn from h (B, D) and labels (B,); the share that was right before, a scalar tensor."""
+        h = F.normalize(h.detach().float()) * math.sqrt(h.shape[1])  # one learning rate for any encoder
+        logits = self.classifier(h)
+        parameters = (self.classifier.weight, self.classifier.bias)
+        gradients = torch.autograd.grad(F.cross_entropy(logits, labels), parameters)
+        with torch.no_grad():
+            for p, velocity, g in zip(parameters, self.buffers(), gradients, strict=True):
+                p.sub_(velocity.mul_(0.9).add_(g, alpha=self.lr))
+        return (logits.argmax(1) == labels).float().mean()
+
+
+class Monitor:
+    """Means over the steps since the last log, and warnings that name what goes wrong."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0
+        self._images = 0
+        self._waited = 0.0
+        self._since = time.monotonic()
+        self._stuck = 0  # logs in a row with a loss of chance
+        self._warned: set[str] = set()
+        self._bad_step: Tensor | None = None
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time spent in here counts as waiting for data."""
+        started = time.monotonic()
+        yield
+        self._waited += time.monotonic() - started
+
+    def add(self, step: int, loss: Tensor, z: Tensor, values: dict[str, Tensor]) -> None:
+        """Record one forward pass of z (2N, d): its loss, and further scalars to average."""
+        # The first step with a non-finite loss stays on the device until someone asks.
+        bad = torch.where(loss.isfinite(), -1, step)
+        self._bad_step = bad if self._bad_step is None else torch.where(self._bad_step >= 0, self._bad_step, bad)
+        with torch.no_grad():
+            # 1 where z is spread evenly over the sphere, 0 where all are alike.
+            spread = F.normalize(z.detach().float()).var(0, unbiased=False).sum()
+        for name, value in {"loss": loss, "z_spread": spread, **values}.items():
+            self._sums[name] = self._sums.get(name, 0) + value.detach().float()
+        self._steps += 1
+        self._images += len(z) // 2
+
+    def check_finite(self) -> None:
+        """Raise if any loss so far was not finite.
+
+        Raises:
+            TrainingError: names the first such step.
+        """
+        if self._bad_step is not None and (step := int(self._bad_step)) >= 0:
+            raise TrainingError(
+                f"the loss is not finite at step {step}; the last checkpoint is from before it. "
+                "Lower learning_rate, lengthen warm-up, or train without bf16/fp16"
+            )
+
+    def means(self, rows: int) -> dict[str, float]:
+        """Means since the last call; `rows` is 2N, the views that a row of the loss is compared with, itself included.
+
+        Warns where all z are alike, or the loss is that of guessing.
+        """
+        if not self._steps:
+            return {}
+        self.check_finite()
+        found = {name: float(total) / self._steps for name, total in self._sums.items()}
+        elapsed = time.monotonic() - self._since
+        found["images_per_second"] = self._images / max(elapsed, 1e-9)
+        found["data_wait"] = self._waited / max(elapsed, 1e-9)
+        self._warn(found.pop("loss"), found["z_spread"], rows)
+        self._sums, self._steps, self._images, self._waited = {}, 0, 0, 0.0
+        self._since = time.monotonic()
+        return found
+
+    def _warn(self, loss: float, spread: float, rows: int) -> None:
+        chance = math.log(rows - 1)
+        if spread < _COLLAPSED:
+            self._once(
+                f"collapse: all z are alike (spread {spread:.4f}, where 1 is even); nothing is being learned. "
+                "Lower learning_rate, or check that g has BatchNorm and that both views differ"
+            )
+        self._stuck = self._stuck + 1 if loss > 0.98 * chance else 0
+        if self._stuck == _PATIENCE:
+            self._once(
+                f"the loss {loss:.3f} is still no better than guessing among {rows - 1} others ({chance:.3f}): nothing is "
+                "being learned. Check the views (--show-views), learning_rate and temperature"
+            )
+
+    def _once(self, text: str) -> None:
+        kind = text.split()[0]
+        if kind not in self._warned:
+            self._warned.add(kind)
+            logger.warning(text)
+
+
+def contrastive_top1(z_a: Tensor, z_b: Tensor) -> Tensor:
+    """Share of the first views (N, d) whose nearest second view (N, d) is their own, among the first 1024 images."""
+    with torch.no_grad():
+        a, b = (F.normalize(z[:1024].detach().float()) for z in (z_a, z_b))
+        return ((a @ b.T).argmax(1) == torch.arange(len(a), device=a.device)).float().mean()

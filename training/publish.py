@@ -1,0 +1,191 @@
+"""publish(): a model directory, or official names, staged with their cards and uploaded."""
+
+import hashlib
+import json
+import re
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import HfApi, constants, hf_hub_download
+
+from simclr_hub.checkpoints.catalog import entries
+from simclr_hub.checkpoints.fetch import find, official
+from simclr_hub.errors import PublishError
+from simclr_hub.loading import DEFAULT
+
+from .cards import Card, eval_results, render
+from .official_cards import official_card
+from .stage import WEIGHTS, Source, stage, texts
+from .trained_cards import DEFAULT_DIRECTORY, measured, read_record, recipe_text, trained_card
+from .upload import HTTPError, Published, upload
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one of many.
+
+    Args:
+        name: of the catalog.
+        repo_id: "org/name".
+        state: "published", "unchanged" or "failed".
+        seconds: that it took.
+        detail: the commit, or the reason.
+    """
+
+    name: str
+    repo_id: str
+    state: str
+    seconds: float
+    detail: str
+
+
+def publish(
+    source: str | Path, repo_id: str, *, private: bool = False, revision: str | None = None, **about: Any
+) -> Published:
+    """Stage `source` and upload it.
+
+    Args:
+        source: as in `stage_model`.
+        repo_id: "org/name".
+        private: as in `upload`.
+        revision: as in `upload`.
+        **about: `results`, `recipe` and `licence` of `stage_model`.
+
+    Raises:
+        PublishError: it cannot be staged or uploaded.
+        CheckpointError: `source` is no model.
+    """
+    with tempfile.TemporaryDirectory(prefix="simclr-hub-") as folder:
+        stage_model(source, repo_id, Path(folder), link=True, **about)
+        return upload(Path(folder), repo_id, private=private, revision=revision)
+
+
+def stage_model(
+    source: str | Path,
+    repo_id: str,
+    out: Path,
+    *,
+    results: Path | None = None,
+    recipe: str | None = None,
+    licence: str = "apache-2.0",
+    link: bool = False,
+) -> None:
+    """Fill the empty directory `out` with what `upload` puts into `repo_id`.
+
+    Args:
+        source: a directory of `save_pretrained` (`RUN/final`), "default", or an official name.
+        repo_id: "org/name", which the card names.
+        out: an existing, empty directory.
+        results: a JSON file of measured numbers, see `trained_card`; `results.json` in a directory if not given.
+        recipe: a recipe's name or path for the card of a directory; `recipe.yaml` in it if not given.
+        licence: of a directory's weights, by its identifier on the Hub.
+        link: link to the weights instead of copying them.
+
+    Raises:
+        PublishError: the name is none, or something that must not leave was found.
+        CheckpointError: `source` is no model.
+    """
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo_id):
+        raise PublishError(f"{repo_id!r} is no name for a repository: give org/name")
+    directory, official_name = _find(source)
+    model = Source.open(directory)
+    extra: dict[str, str] = {}
+    if official_name:
+        extra["source.json"] = (directory / "source.json").read_text(encoding="utf-8")
+        card = official_card(official_name, repo_id, json.loads(extra["source.json"]))
+        numbers = measured(read_record(results)) if results else ()
+        card = replace(card, config=model.config, processor=model.processor, measured=numbers)
+    else:
+        record = read_record(results or directory / "results.json")
+        if "weights" in record and record["weights"] not in map(_sha256, (directory / n for n in model.weights)):
+            raise PublishError(f"{results or directory / 'results.json'} is of other weights; measure these")
+        own = directory / "recipe.yaml"
+        chosen = recipe or record.get("recipe") or (str(own) if own.is_file() else None)
+        classes = (model.config.num_labels or 0) if model.classifier else 0
+        text = recipe_text(chosen) if chosen else ""
+        card = trained_card(repo_id, model.config, classes, record, text, licence, model.processor)
+    stage(model, out, render(card), extra=extra | _eval_results(card), licence=card.licence, link=link)
+
+
+def _find(source: str | Path) -> tuple[Path, str | None]:
+    """The directory of what is to be published, and the official name if it is one."""
+    if source == DEFAULT:
+        return DEFAULT_DIRECTORY, None
+    if Path(source).is_dir() or "/" in str(source):
+        return Path(source), None
+    return official(str(source)), find(str(source))[0].name
+
+
+def publish_official(names: Iterable[str], org: str, *, private: bool = False) -> Iterator[Outcome]:
+    """Download, convert and publish official checkpoints one after another; one outcome each, also of failures.
+
+    What is on the Hub already, of the same source and with the same card and code, is not downloaded again.
+
+    Args:
+        names: of the catalog, or "all".
+        org: where to: each becomes "org/name".
+        private: as in `upload`.
+
+    Raises:
+        CheckpointError: a name is none; nothing was published.
+    """
+    chosen = list(names)
+    for name in entries() if "all" in chosen else [find(name)[0].name for name in chosen]:
+        start = time.monotonic()
+        repo_id = f"{org}/{name}"
+        try:
+            done = _there(name, repo_id, private) or publish(name, repo_id, private=private)
+            state, detail = "published" if done.changed else "unchanged", done.commit
+        except Exception as e:  # whatever it is, it must not stop the rest; its row says it
+            state, detail = "failed", " ".join(str(e).split()) or type(e).__name__
+        yield Outcome(name, repo_id, state, round(time.monotonic() - start, 1), detail)
+
+
+def _there(name: str, repo_id: str, private: bool) -> Published | None:
+    """The publication that there is already, found without the weights; None if `publish` has to look closer."""
+    try:
+        info = HfApi(library_name="simclr_hub").model_info(repo_id, files_metadata=True)
+        origin = json.loads(Path(hf_hub_download(repo_id, "source.json", revision=info.sha)).read_text("utf-8"))
+        card = official_card(name, repo_id, origin)
+        wanted = texts(render(card)) | _eval_results(card)
+    except (OSError, ValueError, LookupError, TypeError, PublishError, HTTPError):
+        return None
+    there = {sibling.rfilename: sibling.blob_id for sibling in info.siblings or ()}
+    same = all(there.get(path) == _git_oid(text) for path, text in wanted.items())
+    if not same or not any(WEIGHTS.fullmatch(path) for path in there) or (private and not info.private):
+        return None
+    return Published(repo_id, str(info.sha), False, f"{constants.ENDPOINT}/{repo_id}")
+
+
+def _git_oid(text: str) -> str:
+    data = text.encode()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _eval_results(card: Card) -> dict[str, str]:
+    return eval_results(card, benchmarks({result.dataset_id for result in card.results}))
+
+
+def benchmarks(dataset_ids: Iterable[str]) -> dict[str, str]:
+    """Data set's id -> its task, for those that the Hub treats as benchmarks, which an `eval.yaml` makes them."""
+    tasks = {}
+    for dataset_id in dataset_ids:
+        try:
+            path = hf_hub_download(dataset_id, "eval.yaml", repo_type="dataset")
+            tasks[dataset_id] = str(yaml.safe_load(Path(path).read_text(encoding="utf-8"))["tasks"][0]["id"])
+        except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError, HTTPError):
+            pass  # no benchmark, or nobody to ask
+    return tasks

@@ -1,0 +1,114 @@
+"""The card of a model trained with this package, from its config, its recipe and a record of measured numbers."""
+
+import json
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from simclr_hub.configuration_simclr import SimCLRConfig
+from simclr_hub.errors import PublishError
+
+from .cards import Card, Result
+
+DEFAULT_DIRECTORY = Path(str(files("simclr_hub") / "assets" / "default"))
+_RECIPES = Path(str(files(__package__) / "recipes"))
+_RECORD = ("about", "data", "datasets", "recipe", "trained", "weights", "licence_name", "results")
+
+
+def trained_card(
+    repo_id: str,
+    config: SimCLRConfig,
+    classes: int,
+    record: Mapping[str, Any],
+    recipe: str = "",
+    licence: str = "apache-2.0",
+    processor: Mapping[str, Any] | None = None,
+) -> Card:
+    """The card of a model trained with this package.
+
+    Args:
+        repo_id: "org/name".
+        config: its architecture.
+        classes: of its classifier; 0 for none.
+        record: what results.json holds: `about`, `data`, `trained`, `datasets` (ids on the Hub), `licence_name`, and
+            `results`, a list of `Result`'s fields.
+        recipe: YAML, as `simclr-hub pretrain` reads it.
+        licence: an identifier of the Hub's list.
+        processor: preprocessor_config.json.
+
+    Raises:
+        PublishError: the record has unknown keys, or a number without a source or command.
+    """
+    data = record.get("data")
+    how = [f"Trained on {data}." if data else "On what it was trained is not recorded."]
+    if record.get("trained"):
+        how.append(f"{record['trained']}.")
+    if recipe:
+        how.append("The recipe, for `simclr-hub pretrain`:")
+    return Card(
+        name=repo_id.rpartition("/")[2],
+        repo_id=repo_id,
+        config=config,
+        classes=classes,
+        about=record.get("about", "A SimCLR model, for use with simclr_hub and transformers."),
+        training=" ".join(how),
+        datasets=tuple(record.get("datasets", ())),
+        recipe=recipe.strip(),
+        measured=measured(record),
+        licence=licence,
+        licence_name=record.get("licence_name"),
+        processor=processor or {},
+    )
+
+
+def measured(record: Mapping[str, Any]) -> tuple[Result, ...]:
+    """The numbers of a record, as `trained_card` takes it.
+
+    Raises:
+        PublishError: unknown keys, or a number without a source or command.
+    """
+    if unknown := record.keys() - _RECORD:
+        raise PublishError(f"results: unknown key {', '.join(sorted(unknown))}; there are {', '.join(_RECORD)}")
+    try:
+        return tuple(Result(**fields) for fields in record.get("results", ()))
+    except TypeError as e:  # a field that there is not, or one that is missing
+        raise PublishError(f"results: {str(e).removeprefix('Result.__init__() ')}") from e
+
+
+def recipe_text(name: str) -> str:
+    """A recipe's YAML, by its name or path, without its comments.
+
+    Raises:
+        PublishError: there is none.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else _RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        raise PublishError(f"no recipe {name!r}; give the name of one of this package's, or a path to a .yaml file")
+    lines = (re.sub(r"\s+#.*", "", line) for line in path.read_text(encoding="utf-8").splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith("#"))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """results.json of a model directory; empty if there is none.
+
+    Raises:
+        PublishError: not JSON, or not keys and values.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise PublishError(f"{path}: not JSON: {e}") from e
+    if not isinstance(record, dict):
+        raise PublishError(f"{path}: must have keys ({', '.join(_RECORD)}), not {type(record).__name__}")
+    return record
+
+
+def default_card() -> Card:
+    """The card of the checkpoint inside the package."""
+    config = SimCLRConfig.from_pretrained(DEFAULT_DIRECTORY, local_files_only=True)
+    record = read_record(DEFAULT_DIRECTORY / "results.json")
+    return trained_card("org/simclr-default", config, 0, record, recipe_text(record["recipe"]))
