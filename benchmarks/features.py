@@ -16,7 +16,7 @@ import json
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ from torch import Tensor
 from simclr_hub import SimCLRModel, embed, load
 from simclr_hub.images import is_image_name, load_image
 from simclr_hub.training.data import ImageArray
+from simclr_hub.training.evaluate import knn_accuracy, similarities
 
-K, BANK, NEAREST = 20, 25_000, 5
+BANK, NEAREST = 25_000, 5
 SIDE = 64  # of Tiny ImageNet's images
 
 
@@ -59,29 +60,6 @@ def histogram(images: Iterable[Any]) -> Tensor:
         return (counts / counts.sum()).sqrt()
 
     return torch.stack([one(image) for image in images])
-
-
-def similarities(queries: Tensor, bank: Tensor, rows: int = 500) -> Iterator[Tensor]:
-    """Cosines of chunks of queries with the bank, (rows, M)."""
-    queries, bank = F.normalize(queries), F.normalize(bank)
-    for chunk in queries.split(rows):
-        yield chunk @ bank.T
-
-
-def knn_accuracy(
-    queries: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, sizes: Sequence[int]
-) -> list[float]:
-    """Top-1 accuracy in percent of a majority vote of the K nearest, for each of the first `sizes` of the bank."""
-    right = [0] * len(sizes)
-    classes = int(bank_labels.max()) + 1
-    # Earlier neighbours weigh more by less than a vote together: they decide ties and nothing else.
-    weights = 1 + torch.linspace(1e-3, 0, K)
-    for chunk, truth in zip(similarities(queries, bank), labels.split(500), strict=True):
-        for i, size in enumerate(sizes):
-            nearest = bank_labels[chunk[:, :size].topk(K).indices]  # (rows, K), nearest first
-            votes = torch.zeros(len(chunk), classes).scatter_add_(1, nearest, weights.expand(len(chunk), K))
-            right[i] += int((votes.argmax(1) == truth).sum())
-    return [100 * n / len(queries) for n in right]
 
 
 def precision(vectors: Tensor, labels: Tensor) -> float:

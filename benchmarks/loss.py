@@ -1,6 +1,6 @@
 """Time and peak memory of NT-Xent, forward and backward, beside lightly's and pytorch-metric-learning's, in one run.
 
-    OMP_NUM_THREADS=1 python benchmarks/loss.py [--sizes 512 2048 8192] [--alone 65536] [--repeat 5] [--limit 8]
+    OMP_NUM_THREADS=1 python benchmarks/loss.py [--sizes 2048 8192] [--alone 65536] [--repeat 5] [--limit 8]
 
 The peers are taken if they can be imported: `pip install lightly pytorch-metric-learning`, best in an environment of
 their own. Times: the contenders in turn in one process, medians, after a warm-up. Memory: how far the resident set of
@@ -109,22 +109,25 @@ def peak_in_child(name: str, rows: int, gibibytes: float) -> str:
 
 
 def times(losses: dict[str, Callable[[Tensor, Tensor], Tensor]], rows: int, repeat: int) -> dict[str, list[float]]:
-    """Seconds of each in turn, so that a noisy moment hits all; those that run out of memory are left out."""
+    """Seconds of each in turn, so that a noisy moment hits all; those that run out of memory are left out.
+
+    Without a repeat it is the one run, else the first is the warm-up.
+    """
     a, b = inputs(rows)
     found: dict[str, list[float]] = {name: [] for name in losses}
-    for _ in range(repeat + 1):  # the first is the warm-up
+    for _ in range(repeat + 1):
         for name in list(found):
             try:
                 found[name].append(step(losses[name], a, b))
             except (RuntimeError, MemoryError):
                 del found[name]
-    return {name: seconds[1:] for name, seconds in found.items()}
+    return {name: seconds[1:] or seconds for name, seconds in found.items()}
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="*", default=[512, 2048, 8192], help="2N, of all contenders")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[2048, 8192], help="2N, of all contenders")
     parser.add_argument("--alone", type=int, nargs="*", default=[65536], help="2N, of ours alone")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--limit", type=float, default=8, help="GiB that a contender may take")
@@ -144,7 +147,7 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for rows in [*arguments.sizes, *arguments.alone]:
         here = losses if rows in arguments.sizes else {"simclr_hub": losses["simclr_hub"]}
-        seconds = times(here, rows, arguments.repeat if rows in arguments.sizes else 1)
+        seconds = times(here, rows, arguments.repeat if rows in arguments.sizes else 0)
         for name in here:
             memory = peak_in_child(name, rows, arguments.limit)
             if name in seconds:

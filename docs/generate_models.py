@@ -27,8 +27,11 @@ def tables() -> str:
     picks = []
     for limit, parameters in LIMITS.items():
         for protocol, (best, near) in recommend(choices(max_parameters=parameters)).items():
-            picks.append([limit, PROTOCOLS[protocol], *(f"`{c.name}` ({c.top1:.1f} %)" for c in (best, near))])
-            picks[-1].append(f"{near.images_per_second / best.images_per_second:.1f}x")
+            cells = [f"`{c.name}` ({c.top1:.1f} %)" for c in (best, near)]
+            times = f"{near.images_per_second / best.images_per_second:.1f}x"
+            picks.append(
+                [limit, PROTOCOLS[protocol], *([cells[0], "the same", ""] if near == best else [*cells, times])]
+            )
     top1 = {(c.architecture, c.protocol): c.top1 for c in choices()}
     rows = [
         [

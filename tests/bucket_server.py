@@ -8,6 +8,7 @@ Faults, each for the n-th request from now that matches `path`, and as often as 
     "flip"               one bit differs
     "longer", "shorter"  the size told is not that of the file
     "no-range"           the whole file, whatever part was asked for
+    "other-range"        another part than the one that was asked for
     "kill", "kill-half"  the client is killed before the answer, or when half of it has been sent
 """
 
@@ -124,6 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
+        if kind == "other-range":
+            start //= 2
         body = content[start:]
         told = len(body) + {"longer": 9, "shorter": -9}.get(str(kind), 0)
         self.send_response(206 if asked and kind != "no-range" else 200)

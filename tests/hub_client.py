@@ -42,7 +42,11 @@ for line in sys.stdin:
 
 #: Waits between retries are cut short.
 QUICK = "import time; time.sleep = lambda s, sleep=time.sleep: sleep(min(s, 0.01))\n"
-#: A process in which this package cannot be imported.
+#: Imports that take seconds; this package's, on top, takes a moment, so that a job decides whether it has it.
+SLOW_IMPORTS = (
+    "import torch, transformers.pipelines, transformers.models.auto.modeling_auto; torch.set_num_threads(1)\n"
+)
+#: Before a job's code: this package cannot be imported.
 WITHOUT_US = """
 import importlib.abc, sys
 class Blocked(importlib.abc.MetaPathFinder):
@@ -81,10 +85,10 @@ class Client:
 
 
 @contextmanager
-def client(hub: Hub, home: Path, prepare: str = "", **env: str) -> Iterator[Client]:
-    """A client of `hub` with its cache below `home`, that ran `prepare` (its imports)."""
+def client(hub: Hub, home: Path, **env: str) -> Iterator[Client]:
+    """A client of `hub` with its cache below `home`."""
     process = subprocess.Popen(
-        [sys.executable, "-c", _PARENT, QUICK + prepare],
+        [sys.executable, "-c", _PARENT, QUICK + SLOW_IMPORTS],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -106,6 +106,7 @@ class Hub:
         self.faults: list[Fault] = []
         self.requests: list[str] = []
         self.client_pid: Callable[[], int] = lambda: 0
+        self.watch: Callable[[str], object] = lambda request: None  # is told each request before it is carried out
         self.lock = threading.RLock()
         self.url = ""
 
@@ -115,6 +116,7 @@ class Hub:
     def next_fault(self, method: str, path: str) -> Fault | None:
         with self.lock:
             self.requests.append(f"{method} {path}")
+            self.watch(self.requests[-1])
             for fault in self.faults:
                 if re.search(fault.path, path):
                     fault.at -= 1

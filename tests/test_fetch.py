@@ -219,7 +219,7 @@ def test_a_whole_part_that_was_not_renamed_is_not_downloaded_again(bucket, sourc
 
 
 @pytest.mark.parametrize("etags", [True, False])
-@pytest.mark.parametrize("change", ["no-range", "changed", "shrunk"])
+@pytest.mark.parametrize("change", ["no-range", "other-range", "changed", "shrunk"])
 def test_a_part_of_something_else_is_never_gone_on_with(bucket, source, tmp_path, change, etags):
     bucket.etags = etags
     path, url = tmp_path / "file", f"/{PLACE}/{DATA}"
@@ -228,13 +228,15 @@ def test_a_part_of_something_else_is_never_gone_on_with(bucket, source, tmp_path
     bucket.order(404, DATA)
     with pytest.raises(CheckpointError):
         download.download(bucket.url + url, path)
-    if change == "no-range":
-        bucket.order("no-range", DATA)
+    if change.endswith("range"):
+        bucket.order(change, DATA)
     else:
         content = bytes(reversed(content[: len(content) // (3 if change == "shrunk" else 1)]))
         bucket.files[url] = content
     bucket.hashes = False  # not even then
+    before = len(bucket.requests)
     download.download(bucket.url + url, path)
+    assert len(bucket.requests) == before + (1 if change == "no-range" else 2)
     assert path.read_bytes() == content and not list(tmp_path.glob("*.partial"))
 
 
@@ -314,6 +316,14 @@ def test_a_full_disk_is_one_error_and_what_arrived_is_kept(bucket, source, tmp_p
     assert bucket.asked()[before:] == ["checkpoint"]
 
 
+def test_what_a_killed_process_left_makes_room(bucket, source, tmp_path):
+    for name in (".step-77-0123.x1", "..step-77-0123.x1.y2"):  # new_directory's of the model, and `convert`'s within
+        (home(tmp_path) / name).mkdir(parents=True)
+        (home(tmp_path) / name / "model.safetensors").write_bytes(b"half")
+    directory = official(NAME)
+    assert {path.name for path in home(tmp_path).iterdir()} == {".lock", directory.name}
+
+
 def test_a_cache_that_is_a_file_is_one_error(bucket, tmp_path):
     (tmp_path / "cache").write_text("")
     with pytest.raises(CheckpointError, match=f"{NAME}: .*HF_HOME"):
@@ -335,6 +345,17 @@ def test_an_unknown_name_tells_the_close_ones(bucket, name, message):
             call(name)
         assert str(caught.value).startswith(f"{name}: ")
     assert not bucket.requests
+
+
+def test_the_command_that_converts_tells_the_close_names_too(bucket, source, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["convert", "simclr-v2-r50-sk1", str(tmp_path / "out")])
+    assert exit.value.code == 1 and "is it simclr-v2-r50-sk" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    tf_writer.write_bundle(Path("simclr-v2-mine"), source[1].drawn)  # a prefix of files that are here
+    with pytest.raises(SystemExit) as exit:
+        main(["convert", "simclr-v2-mine", "out"])
+    assert not exit.value.code and Path("out/config.json").exists()
 
 
 def test_converting_otherwise_than_the_cache_has_it(bucket, source, tmp_path, monkeypatch):

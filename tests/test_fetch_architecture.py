@@ -104,7 +104,9 @@ def test_anothers_is_refused(bucket, tmp_path, name, what, message):
     assert {path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()} == {".lock"}
 
 
-@pytest.mark.parametrize("mirror", ["mirror", "ftp://mirror", "http://[::1", "http://user:secret@mirror", "http://m?x"])
+@pytest.mark.parametrize(
+    "mirror", ["mirror", "ftp://mirror", "http://[::1", "http://user:secret@mirror", "http://m?x"]
+)
 def test_an_impossible_mirror_is_told_at_once(bucket, monkeypatch, mirror):
     monkeypatch.setenv("SIMCLR_HUB_BUCKET", mirror)
     with pytest.raises(CheckpointError, match="SIMCLR_HUB_BUCKET="):

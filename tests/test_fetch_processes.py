@@ -15,7 +15,7 @@ NAME = "simclr-v1-r50"
 ENTRY = entries()[NAME]
 CONFIG = {"projection_layers": 0, "num_labels": 5}
 FILES = ("checkpoint", f"{ENTRY.step}.index", "of-00001")
-#: The small network is what the name stands for.
+#: Before a job's code: the small network is what the name stands for.
 PREPARE = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from tiny import tiny_config
@@ -23,7 +23,6 @@ from functools import partial
 from simclr_hub.checkpoints import fetch
 fetch.config_of = lambda entry: tiny_config(**{CONFIG!r})
 fetch.convert = partial(fetch.convert, image_size=64)
-import torch; torch.set_num_threads(1)
 """
 FETCH = "from simclr_hub.checkpoints.fetch import official; result = str(official(name))"
 
@@ -42,7 +41,7 @@ def bucket(tmp_path_factory):
 @pytest.fixture(scope="module")
 def process(bucket, tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
-    with client(bucket, home, PREPARE, SIMCLR_HUB_BUCKET=bucket.url) as process:
+    with client(bucket, home, SIMCLR_HUB_BUCKET=bucket.url) as process:
         process.home = home
         yield process
 
@@ -54,12 +53,10 @@ def fetched(bucket, process, tmp_path):
     bucket.requests.clear()
     cache = tmp_path / "cache"
     elsewhere = f"""
-from functools import partial
 import huggingface_hub
-from simclr_hub.checkpoints import fetch
 fetch.cached_assets_path = partial(huggingface_hub.cached_assets_path, assets_dir={str(cache)!r})
 """
-    return elsewhere + FETCH, cache
+    return PREPARE + elsewhere + FETCH, cache
 
 
 def right(directory, bucket):
@@ -69,7 +66,7 @@ def right(directory, bucket):
 
 def test_the_cache_is_the_one_of_hub_users(bucket, process):
     bucket.requests.clear()
-    directory = Path(process.result(FETCH, name=NAME))
+    directory = Path(process.result(PREPARE + FETCH, name=NAME))
     assert directory.parent == process.home / "assets" / "simclr_hub" / "official" / NAME
     assert right(directory, bucket)
 
@@ -111,7 +108,9 @@ def test_a_kill_at_each_change_of_the_cache_leaves_no_half_and_a_rerun_completes
     while at == 0 or process.run(KILL_AT + code, name=NAME, at=at, cache=str(cache))["killed"]:
         for path in cache.glob("simclr_hub/official/*/step-*"):
             assert right(path, bucket), at
-        assert right(process.result(code, name=NAME), bucket), at
+        directory = Path(process.result(code, name=NAME))
+        assert right(directory, bucket), at
+        assert {path.name for path in directory.parent.iterdir()} == {".lock", directory.name}, at  # nothing is left
         at += 1
         cache.rename(tmp_path / f"done-{at}")
     assert at > 20

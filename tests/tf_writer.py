@@ -75,7 +75,7 @@ def table(blocks: list[bytes], compression=0) -> bytes:
 
 def write_bundle(prefix: Path, tensors: dict[str, np.ndarray], *, shards=1, per_block=16, extra=()) -> Path:
     """Write `tensors`, in turn to each of `shards` files, with a `checkpoint` file; `extra` are raw (key, value)."""
-    parts = [b""] * shards
+    parts = [bytearray() for _ in range(shards)]
     pairs = list(extra)
     for i, (name, array) in enumerate(tensors.items()):
         raw, shard = array.astype(array.dtype.newbyteorder("<")).tobytes(), i % shards

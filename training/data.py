@@ -78,9 +78,9 @@ class ImageArray(Dataset[dict[str, Any]]):
                 record = {"key": key, "kept": kept, "unreadable": unreadable}
                 (partial / "meta.json").write_text(json.dumps(record))
         record = json.loads(meta.read_text())
-        kept = np.array(record["kept"])
-        labels = None if rows.labels is None else np.array(rows.labels)[kept]
-        return cls(np.load(directory / "images.npy", mmap_mode="r")[: len(kept)], labels, record["unreadable"])
+        positions = np.array(record["kept"])
+        labels = None if rows.labels is None else np.array(rows.labels)[positions]
+        return cls(np.load(directory / "images.npy", mmap_mode="r")[: len(positions)], labels, record["unreadable"])
 
 
 class ImageViews(Dataset[dict[str, Any]]):

@@ -180,8 +180,11 @@ def use_biased_moving_variance(model: nn.Module) -> None:
         if isinstance(module, _BatchNorm):
             if module.momentum is None:
                 raise ValueError(f"{name}.momentum=None: a cumulative average has no official counterpart")
-            module.register_forward_pre_hook(_remember_variance)
-            module.register_forward_hook(_bias_variance)
+            if not hasattr(module, "_variance_before"):  # once
+                norm: Any = module
+                norm._variance_before = None
+                norm.register_forward_pre_hook(_remember_variance)
+                norm.register_forward_hook(_bias_variance)
 
 
 def _remember_variance(module: Any, inputs: tuple[Tensor, ...]) -> None:

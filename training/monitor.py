@@ -127,8 +127,8 @@ class Monitor:
         self._stuck = self._stuck + 1 if loss > 0.98 * chance else 0
         if self._stuck == _PATIENCE:
             self._once(
-                f"the loss {loss:.3f} is still no better than guessing among {rows - 1} others ({chance:.3f}): nothing is "
-                "being learned. Check the views (--show-views), learning_rate and temperature"
+                f"the loss {loss:.3f} is still no better than guessing among {rows - 1} others ({chance:.3f}): "
+                "nothing is being learned. Check the views (--show-views), learning_rate and temperature"
             )
 
     def _once(self, text: str) -> None:

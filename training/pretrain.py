@@ -156,7 +156,7 @@ def pretrain(name: str, settings: tuple[str, ...] = ()) -> Path:
 
 def _data(
     recipe: dict[str, Any], views: Views, args: SimCLRTrainingArguments, output: Path
-) -> tuple[ImageArray | ImageViews, ImageArray | None]:
+) -> tuple[ImageArray | ImageViews, ImageArray | ImageViews | None]:
     """What to train on, and what to evaluate with if the recipe says so and it has labels."""
     source, split, side = str(recipe["data"]), str(recipe.get("split") or "train"), recipe.get("side")
     log = output / "unreadable.txt"
@@ -172,10 +172,12 @@ def _data(
         raise RecipeError(
             f"data={source}: {len(train)} images are fewer than a batch; set batch_size={len(train)} or less"
         )
-    evaluation = None
-    if recipe.get("eval_split") and train.labels is not None and isinstance(train, ImageArray):
-        evaluation = ImageArray.load(source, str(recipe["eval_split"]), side, output / "cache")
-    return train, evaluation
+    eval_split = recipe.get("eval_split")
+    if not eval_split or train.labels is None:
+        return train, None
+    if side is None:
+        return train, ImageViews(source, str(eval_split), views, args.seed, log)
+    return train, ImageArray.load(source, str(eval_split), side, output / "cache")
 
 
 def _model(section: dict[str, Any], init_from: str | None, seed: int) -> SimCLRModel:
@@ -200,7 +202,7 @@ def _model(section: dict[str, Any], init_from: str | None, seed: int) -> SimCLRM
 
 def _train(
     train: ImageArray | ImageViews,
-    evaluation: ImageArray | None,
+    evaluation: ImageArray | ImageViews | None,
     views: Views,
     args: SimCLRTrainingArguments,
     model: SimCLRModel,

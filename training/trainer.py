@@ -90,6 +90,8 @@ class SimCLRTrainer(Trainer):
 
     args: SimCLRTrainingArguments
     model: nn.Module
+    train_dataset: Any
+    eval_dataset: Any
     loss_is_scaled_for_ga = False  # compute_loss gives a mean; the Trainer divides it by the accumulation steps
 
     def __init__(self, model: PreTrainedModel, args: SimCLRTrainingArguments, views: Views, **kwargs: Any):
@@ -112,7 +114,7 @@ class SimCLRTrainer(Trainer):
             self.probe.to(args.device)
 
     @property
-    def result(self) -> PreTrainedModel:
+    def result(self) -> Any:
         """What the run is for: the averaged model if there is one."""
         return self.accelerator.unwrap_model(self.model) if self.average is None else self.average.model
 
@@ -131,7 +133,7 @@ class SimCLRTrainer(Trainer):
         if self.lr_scheduler is None:
             images, batch = len(self.train_dataset), self.args.global_batch
             warmup, _ = official_steps(images, batch, 0, self.args.warmup_epochs)
-            self.lr_scheduler = warmup_cosine(optimizer or self.optimizer, warmup, num_training_steps + 1)
+            self.lr_scheduler = warmup_cosine(optimizer or self.create_optimizer(), warmup, num_training_steps + 1)
         return self.lr_scheduler
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -176,7 +178,8 @@ class SimCLRTrainer(Trainer):
     def _loss(self, z: Tensor, pieces: Sequence[Tensor]) -> Tensor:
         """NT-Xent of z (2N, d) against all processes' z, or against the memory's of the same views."""
         if self.memory is None:
-            return global_nt_xent_loss(*z.chunk(2), self.args.temperature)
+            z_a, z_b = z.chunk(2)
+            return global_nt_xent_loss(z_a, z_b, self.args.temperature)
         with self.accelerator.autocast():
             keys = torch.cat([self.memory.module.embed(piece) for piece in pieces])  # (2N, d)
         return self.memory.module.loss(z, keys, self.args.temperature)

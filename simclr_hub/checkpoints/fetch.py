@@ -154,6 +154,7 @@ def _fetch(entry: CatalogEntry, step: int | None, home: Path) -> Path:
         with new_directory(path) as directory:
             _check(entry, convert(prefix, directory, classifier_layer=entry.classifier_layer))
             (directory / "source.json").write_text(json.dumps(asdict(source), indent=2) + "\n", encoding="utf-8")
+            shutil.rmtree(prefix.parent)  # before the name is there: a kill in between costs a download, not the room
     return path
 
 
@@ -187,13 +188,13 @@ def _downloaded(entry: CatalogEntry, step: int | None, home: Path) -> Iterator[t
     except CheckpointError:
         shutil.rmtree(folder)
         raise
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _bucket() -> str:
     """Where the official checkpoints lie: Google's bucket, or a mirror of it."""
     mirror = os.environ.get("SIMCLR_HUB_BUCKET") or BUCKET
-    if not re.fullmatch(r"https?://[\w.-]+(:\d+)?(/[\w./~-]*)?", mirror):
+    if not re.fullmatch(r"https?://([\w.-]+|\[[\da-fA-F:.]+\])(:\d{1,5})?(/[\w./~-]*)?", mirror):
         raise CheckpointError(f"SIMCLR_HUB_BUCKET={mirror}: must be an address such as {BUCKET}")
     return mirror.rstrip("/")
 

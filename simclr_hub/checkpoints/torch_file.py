@@ -110,5 +110,6 @@ def _load(path: Path) -> Any:
                 "code. If you trust it, make a safe file: in an environment of its own, load it with "
                 "torch.load(..., weights_only=False) and save its state_dict with safetensors.torch.save_file"
             ) from e
-        reason = (str(e).strip() or type(e).__name__).rpartition("WeightsUnpickler error: ")[2].splitlines()[0][:200]
+        said = str(e).rpartition("WeightsUnpickler error: ")[2] or str(e)
+        reason = next(iter(said.splitlines()), "")[:200] or type(e).__name__
         raise CheckpointError(f"{path}: damaged, incomplete or not a file of PyTorch: {reason}") from e

@@ -1,6 +1,7 @@
 """`convert`: other people's weights into a loadable directory."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,6 @@ def convert_command(
     which is downloaded first; TensorFlow is not needed. Or it is a .pth, .pth.tar, .pt, .ckpt, .bin or .safetensors of
     torchvision, lightly, solo-learn, VISSL, simclr-converter or SimCLRv2-Pytorch (docs/convert.md).
     """
-    from ..checkpoints.catalog import entries
     from ..checkpoints.convert import convert
     from ..checkpoints.fetch import convert_official
     from ..loading import quiet_transformers
@@ -50,7 +50,8 @@ def convert_command(
     options: dict[str, Any] = {"ema": ema, "classifier_layer": classifier_layer, "image_size": image_size}
     name, notes = str(source), list[str]()
     with quiet_transformers():
-        if name.partition("@")[0] in entries() and not source.exists():
+        # A name that looks official but is none is told the close ones.
+        if re.fullmatch(r"simclr-?v\d[^/\\]*", name) and not (source.exists() or Path(f"{name}.index").exists()):
             if normalize == "imagenet":
                 raise click.UsageError(f"--normalize imagenet: {name} was trained without mean and std")
             config = convert_official(name, out, **options)

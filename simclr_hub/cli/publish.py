@@ -18,7 +18,11 @@ from ._output import json_option, print_json, print_table
 @click.option("--private", is_flag=True, help="Make the repository private; refused if it is public already.")
 @click.option("--revision", help="A branch, made if it is not there.")
 @click.option("--stage", type=click.Path(path_type=Path), help="Write the folder here and upload nothing.")
-@click.option("--results", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="JSON of measured numbers for the card.")
+@click.option(
+    "--results",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="JSON of measured numbers for the card.",
+)
 @click.option("--recipe", help="The recipe for the card, a name or a .yaml file.")
 @click.option("--license", "licence", default="apache-2.0", show_default=True, help="The weights' licence.")
 @click.option("--official", multiple=True, help="An official name, or all; may be given several times.")

@@ -18,7 +18,7 @@ from simclr_hub.training import augmentations, operations
 from simclr_hub.training.ablation import Cutout, Noise, Rotate
 from simclr_hub.training.augmentations import Views
 from simclr_hub.training.crops import resize
-from simclr_hub.training.transforms import Blur, Flip, Greyscale, Jitter, Sometimes
+from simclr_hub.training.transforms import Blur, Crop, Flip, Greyscale, Jitter, Sometimes
 
 EVERYTHING = ["crop", "flip", "jitter", "greyscale", "blur", "rotate", "cutout", "sobel"]
 SAMPLE = files("simclr_hub") / "assets" / "sample-photos" / "coffee_1.jpg"
@@ -71,6 +71,27 @@ def test_the_official_pipeline_step_by_step() -> None:
     assert 0 < blur[:, 0].sum() < 40 and 0 < grey[:, 0].sum() < 40 and 0 < flip[:, 0].sum() < 40
     assert len(blur[:, 1].unique()) == 1  # one sigma a batch and view
     assert not torch.equal(blur, views._operations[4].draw(40, 40, 40))
+
+
+def test_the_defaults_and_keys_are_the_official_pipeline() -> None:
+    strengths = (0.8, 0.8, 0.8, 0.2)
+    assert Views(224)._operations == [
+        Crop(size=224, area=(0.08, 1.0), aspect=(3 / 4, 4 / 3), resample="bicubic"),
+        Flip(p=0.5),
+        Jitter(strengths=strengths, strength=1.0, brightness="multiply", p=0.8),
+        Greyscale(p=0.2),
+        Blur(sigma=(0.1, 2.0), sigma_per="batch", p=0.5),
+    ]
+    cifar = Views(32, strength=0.5, blur_p=0)._operations
+    assert cifar[2:] == [Jitter(strengths=strengths, strength=0.5, p=0.8), Greyscale(p=0.2)]
+    own = Views(32, resample="bilinear", area=(0.2, 1), jitter_p=0.3, brightness="add", greyscale_p=0.1, blur_p=0.4)
+    assert own._operations == [
+        Crop(size=32, area=(0.2, 1), resample="bilinear"),
+        Flip(),
+        Jitter(brightness="add", p=0.3),
+        Greyscale(p=0.1),
+        Blur(p=0.4),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,7 @@ def test_the_moving_variance_is_the_biased_one(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
     norm = kind(3, momentum=0.1)
     use_biased_moving_variance(norm)
+    use_biased_moving_variance(norm)  # a second time changes nothing
     expected = torch.ones(3)
     for _ in range(3):
         x = torch.randn(5, 3) if kind is nn.BatchNorm1d else torch.randn(2, 3, 2, 2)

@@ -118,6 +118,10 @@ def test_under_autocast_it_is_as_exact_as_with_all_graphs() -> None:
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, loss.detach(), rtol=1e-3, atol=0)
     assert 0 < error(cached) < 1.2 * error(held) < 0.3
+    inside = model().float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # around both passes
+        cached_backward(inside, PIXELS.split(6), lambda x: embed(inside, x.float()), loss_of)
+    assert error(inside) < 1.2 * error(held)
 
 
 def test_one_pieces_activations_are_held_at_a_time() -> None:

@@ -71,6 +71,28 @@ def test_many_tiles_equal_float64_to_float32_rounding(temperature: float) -> Non
         assert (ours - theirs).abs().max() < 3e-6 * theirs.abs().max() / min(temperature * 10, 1)
 
 
+@pytest.mark.parametrize("temperature", [0.001, 0.01, 0.024, 0.025, 0.1])
+def test_a_low_temperature_neither_underflows_nor_overflows(temperature: float) -> None:
+    for z_a, z_b in (torch.eye(8).chunk(2), (torch.eye(4), -torch.eye(4))):  # cosines of 0; of 0 and -1
+        z_a = z_a.clone().requires_grad_()
+        loss = nt_xent_loss(z_a, z_b, temperature)
+        z = torch.cat([z_a, z_b]).detach().double()
+        logits = (z @ z.T / temperature).fill_diagonal_(-math.inf)
+        expected = torch.nn.functional.cross_entropy(logits, torch.arange(8).roll(4))
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+        loss.backward()
+        assert z_a.grad is not None and z_a.grad.isfinite().all()
+
+
+def test_the_floor_on_the_norm_is_the_official_one() -> None:
+    z_a, z_b = views(4, 3)
+    z_a, z_b = 1e-8 * z_a.detach(), 1e-8 * z_b.detach()  # norms below 1e-6
+    z = 1e6 * torch.cat([z_a, z_b]).double()
+    logits = (z @ z.T / 0.001).fill_diagonal_(-math.inf)
+    expected = torch.nn.functional.cross_entropy(logits, torch.arange(8).roll(4))
+    assert nt_xent_loss(z_a, z_b, 0.001).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("temperature", [0.02, 0.5])  # one on each side of where the symmetric tiles would underflow
 @pytest.mark.parametrize("extra", [0, 4])
 def test_gradcheck_in_float64(temperature: float, extra: int) -> None:
