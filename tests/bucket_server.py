@@ -8,7 +8,8 @@ Faults, each for the n-th request from now that matches `path`, and as often as 
     "flip"               one bit differs
     "longer", "shorter"  the size told is not that of the file
     "no-range"           the whole file, whatever part was asked for
-    "other-range"        another part than the one that was asked for
+    "later-range"        a part that begins later than the one that was asked for
+    "half-range"         half of the part that was asked for
     "kill", "kill-half"  the client is killed before the answer, or when half of it has been sent
 """
 
@@ -51,6 +52,7 @@ class Bucket:
         self.requests: list[tuple[str, str]] = []
         self.client_pid: Callable[[], int] = lambda: 0
         self.lock = threading.Lock()
+        self.closed = threading.Event()
         self.url = ""
 
     def put(self, location: str, folder: Path) -> None:
@@ -125,13 +127,14 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
-        if kind == "other-range":
-            start //= 2
-        body = content[start:]
-        told = len(body) + {"longer": 9, "shorter": -9}.get(str(kind), 0)
+        if kind == "later-range":
+            start = (start + size) // 2
+        body = content[start : (start + size) // 2 if kind == "half-range" else size]
+        lie = {"longer": 9, "shorter": -9}.get(str(kind), 0)
+        told = len(body) + lie
         self.send_response(206 if asked and kind != "no-range" else 200)
         if asked and kind != "no-range":
-            self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size - len(body) + told}")
+            self.send_header("Content-Range", f"bytes {start}-{start + len(body) - 1}/{size + lie}")
         self.send_header("Content-Length", str(told))
         if bucket.etags:
             self.send_header("ETag", f'"{hashlib.md5(content).hexdigest()}"')
@@ -151,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
                 threading.Event().wait(0.05)  # until it has been written
                 os.kill(bucket.client_pid(), signal.SIGKILL)
             elif kind == "stall":
-                threading.Event().wait(1)  # tests replace time.sleep
+                bucket.closed.wait(30)
         else:
             self.wfile.write(body[:told])
         if kind:
@@ -176,6 +179,7 @@ def bucket_server() -> Iterator[Bucket]:
     try:
         yield bucket
     finally:
+        bucket.closed.set()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -91,6 +92,10 @@ def prefixed(prefix, state):
 
 def without_fc(net):
     return {name: tensor for name, tensor in net.state_dict().items() if not name.startswith("fc.")}
+
+
+def uncounted(net):
+    return {name: t.zero_() if name.endswith("num_batches_tracked") else t for name, t in net.state_dict().items()}
 
 
 def sequential(net):
@@ -224,13 +229,38 @@ def test_every_suffix_and_the_format_before_torch_1_6(tmp_path):
 
 
 def test_simclr_converter(tmp_path):
+    """In a block its shortcut comes first."""
     net = resnet()
-    state = {name: t.zero_() if name.endswith("tracked") else t for name, t in net.state_dict().items()}
-    model, processor, notes = converted(saved(tmp_path / "resnet50-1x.pth", {"state_dict": state}))
+    state = uncounted(net)
+    first = {name: tensor for name, tensor in state.items() if "downsample" in name}
+    model, processor, notes = converted(saved(tmp_path / "resnet50-1x.pth", {"state_dict": first | state}))
     assert_same_h(model, net)
     assert not processor.do_normalize
     noted(notes, "^layout: .*simclr-converter", "^padding: .*with which these weights were trained$")
     noted(notes, r"^input: \[0, 1\]", "^classifier: .*random values$")
+
+
+def test_simclr_converter_wide_in_safetensors_which_has_lost_the_order(tmp_path):
+    state = {k: t for k, t in uncounted(resnet(depths=(1,), width=128)).items() if not t.is_meta and k[:2] != "fc"}
+    save_file(state, tmp_path / "x.safetensors")
+    _, processor, notes = converted(tmp_path / "x.safetensors")
+    assert not processor.do_normalize
+    noted(notes, "^layout: .*simclr-converter")
+    trained = {name: t + 3 if name.endswith("num_batches_tracked") else t for name, t in state.items()}
+    assert converted(saved(tmp_path / "vissl.pth", trained))[1].do_normalize
+
+
+def test_torchvision_weights_older_than_the_count_of_steps(tmp_path):
+    """A network that loaded such has zeros there, and is not Google's for that."""
+    net = resnet()
+    state = net.state_dict()
+    old = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    for name, content in (("old", old), ("saved again", uncounted(net))):
+        _, processor, notes = converted(saved(tmp_path / f"{name}.pth", content))
+        assert processor.do_normalize
+        noted(notes, "^layout: torchvision's names$", "^padding: .*trained with the former", "^input: ImageNet")
+        noted(notes, "^classifier: .*taken to sit on h$")
+    noted(notes, "No training step is counted: .*--normalize none$")
 
 
 def test_without_counters_no_converter_is_assumed(tmp_path):
@@ -244,7 +274,7 @@ def test_without_counters_no_converter_is_assumed(tmp_path):
 def test_lightly(tmp_path):
     """A Lightning checkpoint: nn.Sequential backbone, projection head, and a probe beside."""
     net, width = resnet(), 8 * 8 * 4
-    parts = {"backbone.": sequential(net), "online_classifier.linear.": net.fc.state_dict()}
+    parts = {"backbone.": sequential(net), "online_classifier.classification_head.": net.fc.state_dict()}
     for last_shift in (False, True):
         head = dense_norm(width, width, 16, last_shift=last_shift)
         state = {
@@ -257,7 +287,9 @@ def test_lightly(tmp_path):
         assert_same_h(model, net)
         assert processor.do_normalize
         noted(
-            notes, "^layout: torchvision's names in an nn.Sequential", "^classifier: online_classifier.linear.weight"
+            notes,
+            "^layout: torchvision's names in an nn.Sequential",
+            "^classifier: online_classifier.classification_head.weight",
         )
         if last_shift:
             assert model.config.projection_layers == 0
@@ -806,6 +838,29 @@ def test_what_is_asked_for_must_be_there(tmp_path):
     with pytest.raises(CheckpointError, match="not a file of PyTorch"):
         convert(tmp_path / "text.pth", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_small_file_does_not_become_a_large_model(tmp_path):
+    state = state_of(resnet(BasicBlock, (1, 1, 1, 12)))
+    one = torch.zeros(max(t.numel() for t in state.values()))
+    tied = {name: one[: t.numel()].view(t.shape) if t.is_floating_point() else t for name, t in state.items()}
+    with pytest.raises(CheckpointError, match="share their values"):
+        convert(saved(tmp_path / "tied.pth", tied), tmp_path / "out")
+    path = saved(tmp_path / "x.pth", state)
+    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(tmp_path / "y.pth", "w", zipfile.ZIP_DEFLATED) as small:
+        for member in whole.infolist():
+            small.writestr(member.filename, whole.read(member))
+    with pytest.raises(CheckpointError, match="compressed"):
+        convert(tmp_path / "y.pth", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["layer1.0.conv3.weight", "layer2.1.conv1.weight", "layer4.0.conv1.weight"])
+def test_what_tells_the_size_is_named_when_it_is_missing(tmp_path, name):
+    state = state_of()
+    del state[name]
+    with pytest.raises(CheckpointError, match=rf"1 missing \({name}\)\. Known"):
+        convert(saved(tmp_path / "x.pth", state), tmp_path / "out")
 
 
 def test_a_file_that_holds_itself_ends(tmp_path):

@@ -112,7 +112,7 @@ def _attempt(url: str, path: Path, show: Callable[[int, int | None], None]) -> N
     arrived = partial.stat().st_size
     if size is not None and arrived < size:
         raise _PassingError(f"cut after {arrived:,} of {size:,} bytes")
-    if (size is not None and arrived > size) or not _as_told(partial, told):
+    if not _as_told(partial, told):
         partial.unlink()
         raise _PassingError("damaged on the way")
     fsync_file(partial)

@@ -7,7 +7,7 @@ its conversion to torchvision; `convert.py` of tonylins/simclr-converter and of 
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -26,7 +26,9 @@ SKIPPED = re.compile(
     r"(momentum_\w+|\w+_momentum|encoder_k|teacher\w*|target_\w+|criterion|predictor|prediction_head|prototypes?"
     r"|online_evaluator|non_linear_evaluator)\.|queue\w*$"
 )
-_CLASSIFIER = re.compile(r"(fc|classifier|linear|online_classifier\.linear|heads\.0\.clf\.0)\.weight")
+_CLASSIFIER = re.compile(
+    r"(fc|classifier|linear|(?:online_classifier\.)?classification_head|heads\.0\.clf\.0)\.weight"
+)
 _DENSE = ({"weight"}, {"weight", "bias"})
 _STATISTICS = {"running_mean", "running_var"}
 HEAD = re.compile(r"(projection_head|projector|projection|heads?|fc|g)\.")
@@ -77,6 +79,13 @@ def find_trunk(names: Collection[str]) -> Trunk:
     return Trunk(root, port, first, "shortcut" if lightly else "downsample")
 
 
+def shortcut_is_first(trunk: Trunk, names: Iterable[str]) -> bool:
+    """Whether a block's shortcut comes before its convolutions, as in TensorFlow, which simclr-converter follows."""
+    block = trunk.block(0, 0)
+    ends = (f"{block}.{trunk.shortcut}.0.weight", f"{block}.conv1.weight")
+    return next((name for name in names if name in ends), "") == ends[0]
+
+
 def _stem(trunk: Trunk, n: int) -> tuple[str, str]:
     """Names of the stem's n-th convolution and BatchNorm."""
     if trunk.port:
@@ -87,9 +96,9 @@ def _stem(trunk: Trunk, n: int) -> tuple[str, str]:
 def architecture_of(trunk: Trunk, shapes: Shapes) -> dict[str, Any]:
     """What of the config the encoder's shapes suggest; may be rough, since every shape is compared afterwards."""
     first = "net.0.weight" if trunk.port else "conv1.weight"
+    parts = {name[: dot.start()] for name in shapes for dot in re.finditer(r"\.", name)}
     depths: list[int] = []
-    most = sum(name.endswith(f".{first}") for name in shapes)
-    while there := [n for n in range(most + 1) if f"{trunk.block(len(depths), n)}.{first}" in shapes]:
+    while there := [n for n in range(len(parts)) if trunk.block(len(depths), n) in parts]:
         depths.append(there[-1] + 1)
     deep = trunk.port and f"{_stem(trunk, 1)[0]}.weight" in shapes
     stem = [f"{_stem(trunk, n)[0]}.weight" for n in range(3 if deep else 1)]
@@ -103,7 +112,7 @@ def architecture_of(trunk: Trunk, shapes: Shapes) -> dict[str, Any]:
     if trunk.port:
         basic = not squeezes and shapes[f"{trunk.block(0, 0)}.{first}"][2] == 3
     else:
-        basic = f"{trunk.block(0, 0)}.conv3.weight" not in shapes
+        basic = not any(name.startswith(trunk.root) and name.endswith(".conv3.weight") for name in shapes)
     return {
         "depths": depths,
         "layer_type": "basic" if basic else "bottleneck",

@@ -31,6 +31,7 @@ from .layouts import (
     identity_shortcut,
     module_of,
     projection_of,
+    shortcut_is_first,
 )
 from .torch_file import KNOWN, state_dict
 
@@ -94,13 +95,16 @@ def _read(
     normalize: str | None,
 ) -> Foreign:
     counters = {name for name in tensors if name.endswith("num_batches_tracked")}
-    # Statistics, but no training step in PyTorch: a converter from TensorFlow filled it.
-    official = bool(counters) and not any(bool(tensors[name].any()) for name in counters)
+    # No training step in PyTorch: a converter from TensorFlow filled it; or a torchvision, with weights older than the
+    # count.
+    uncounted = bool(counters) and not any(bool(tensors[name].any()) for name in counters)
     skipped = {name for name in tensors if SKIPPED.match(name)}
     tensors = {name: tensor for name, tensor in tensors.items() if name not in counters | skipped}
     trunk = find_trunk(tensors)
-    official |= trunk.port
     architecture = architecture_of(trunk, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    # Wide ones, and the order of names, are simclr-converter's own; safetensors files have lost the order.
+    wide = architecture["width_multiplier"] > 1
+    official = trunk.port or (uncounted and (wide or shortcut_is_first(trunk, tensors)))
     cifar = architecture["stem_type"] == "cifar"
     architecture["image_size"] = (32 if cifar else 224) if image_size is None else image_size
     encoder = SimCLRConfig(**architecture, projection_layers=0)
@@ -155,7 +159,7 @@ def _read(
             f"its weights are not those of a known layout; as a {config.layer_type} ResNet of blocks {config.depths}, "
             f"width {config.width_multiplier:g}, sk_ratio {config.sk_ratio:g}: {wrong}. Known: {KNOWN}"
         )
-    notes[:0] = _about(config, trunk, official, normalize)
+    notes[:0] = _about(config, trunk, official, uncounted, normalize)
     if classifier:
         notes.append(
             f"classifier: {rest[f'{classifier}.weight']}, {config.num_labels} classes, taken to sit on "
@@ -174,14 +178,16 @@ def _read(
     return Foreign(model, processor, notes, path, {key: (name, tensors[name]) for key, name in named.items()})
 
 
-def _about(config: SimCLRConfig, trunk: Trunk, official: bool, normalize: str | None) -> Iterator[str]:
+def _about(
+    config: SimCLRConfig, trunk: Trunk, official: bool, uncounted: bool, normalize: str | None
+) -> Iterator[str]:
     """What the layout implies that no weight shows."""
     if trunk.port:
         name = "SimCLRv2-Pytorch's names"
     else:
         name = "torchvision's names" + (" in an nn.Sequential" if trunk.first is not None else "")
         if official:
-            name += "; no training step is counted, so taken as filled from TensorFlow, as by simclr-converter"
+            name += ", as simclr-converter fills them from TensorFlow: no training step is counted"
     yield f"layout: {name}"
     if config.stem_type == "cifar":
         yield _CIFAR
@@ -196,7 +202,7 @@ def _about(config: SimCLRConfig, trunk: Trunk, official: bool, normalize: str | 
     elif official:
         yield _OFFICIAL_INPUT
     else:
-        yield _IMAGENET + (_CIFAR_MEAN if config.stem_type == "cifar" else "")
+        yield _IMAGENET + (_CIFAR_MEAN if config.stem_type == "cifar" else _UNCOUNTED if uncounted else "")
 
 
 _POOL = "padding: the layout's max-pool pads (1, 1), ours as the official code: an even side at its end only"
@@ -221,6 +227,7 @@ _IMAGENET = (
 _OFFICIAL_INPUT = (
     "input: [0, 1] without mean and std, assumed as in the official code (--normalize imagenet if it was trained with)"
 )
+_UNCOUNTED = ". No training step is counted: if it is simclr-converter's, give --normalize none"
 _CIFAR_MEAN = ". CIFAR's own are as usual: set image_mean and image_std in preprocessor_config.json"
 _IDENTITY = (
     "shortcut: the first block has none to learn in this layout; ours has one that is the identity. h is the same; "

@@ -1,7 +1,8 @@
 """A PyTorch file opened so that it can run no code, and the state_dict in it.
 
 `torch.load` with `weights_only=True` makes tensors, numbers, text, lists and dicts, and refuses all else. It does not
-compare a zip file's checksums, so that is done first: a flipped bit must not become a weight.
+compare a zip file's checksums, so that is done first: a flipped bit must not become a weight. Nor may a small file
+become a large model: what is compressed, or names the same values again and again, is refused.
 """
 
 import os
@@ -65,6 +66,8 @@ def state_dict(path: Path, notes: list[str]) -> dict[str, Tensor]:
             raise CheckpointError(f"{path}: {name} is not a plain tensor of numbers")
         if tensor.untyped_storage().nbytes() < tensor.nbytes:  # a tiny file must not become a huge model
             raise CheckpointError(f"{path}: {name} repeats its values; save it with .contiguous()")
+    if sum(tensor.nbytes for tensor in tensors.values()) > 4 * path.stat().st_size:  # some may be tied
+        raise CheckpointError(f"{path}: most tensors share their values, as no trained network's do")
     return tensors
 
 
@@ -94,6 +97,8 @@ def _load(path: Path) -> Any:
         if not zipfile.is_zipfile(path):  # torch's format before 1.6, or a damaged file
             return torch.load(path, map_location="cpu", weights_only=True)
         with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+                raise CheckpointError(f"{path}: its content is compressed, which torch.save never does; save it again")
             damaged = archive.testzip()  # torch does not compare the checksums
         if damaged:
             raise CheckpointError(f"{path}: damaged: the checksum of {damaged} does not match; get the file again")

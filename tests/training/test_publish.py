@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import randomized, tiny_config
+from tiny import SAMPLE_PHOTOS, randomized, tiny_config
 
 from simclr_hub import SimCLRForImageClassification, SimCLRImageProcessor, SimCLRModel
 from simclr_hub.cli import main
@@ -274,7 +274,9 @@ def test_a_dry_run_writes_the_folder_and_asks_nobody(run, tiny_dir):
     assert code == 0 and set(json.loads(out)["files"]) == names(Path("out")) == ALWAYS | {"model.safetensors"}
     assert not (Path("out") / "model.safetensors").is_symlink()
     code, out, _ = run("publish", "default", "org/name", "--stage", "default")
-    assert code == 0 and "nothing was uploaded" in out and "12.9" in (Path("default") / "README.md").read_text()
+    assert code == 0 and "nothing was uploaded" in out
+    measured = json.loads((SAMPLE_PHOTOS.parent / "default" / "results.json").read_text())["results"][0]["value"]
+    assert f"| {measured} |" in (Path("default") / "README.md").read_text()
     code, _, err = run("publish", tiny_dir, "org/name", "--stage", "out")
     assert code == 1 and "exists already" in err
 
