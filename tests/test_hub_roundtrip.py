@@ -222,6 +222,7 @@ def test_shards_replace_one_file_and_what_is_not_ours_stays(empty, ours, model_d
     assert not any("index" in name or "-of-" in name for name in shown(empty)) and "example.png" in shown(empty)
 
 
+@pytest.mark.slow
 def test_private_and_a_branch(empty, ours, model_dir):
     publish(ours, model_dir, private=True, revision="v1")
     repo = empty.repos["org/model"]
@@ -365,7 +366,7 @@ def check_upload_fault(hub: Hub, ours: Client, staged, lfs, fault: Fault):
     return answer
 
 
-@pytest.mark.parametrize("kind", [500, "lost", "kill"])
+@pytest.mark.parametrize("kind", ["lost", "kill"])
 def test_a_fault_at_the_commit(empty, ours, staged, kind):
     answer = check_upload_fault(empty, ours, staged, True, Fault(kind, path="/commit/"))
     assert kind == "kill" or "result" in answer, answer  # tried again
@@ -457,16 +458,17 @@ def published(empty, ours, staged):
     return weight_of(staged[0])
 
 
-@pytest.mark.parametrize("kind", ["cut", "flip", "kill"])
+@pytest.mark.parametrize("kind", ["flip", "kill"])
 def test_a_fault_in_the_weights_download(empty, ours, published, tmp_path, kind):
     fault = Fault(kind, path="resolve.*model.safetensors", at=1)
     answer = check_download_fault(empty, ours, tmp_path / "cache", fault, published)
     assert kind == "kill" or "result" in answer, answer  # tried again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [pytest.param("cut", "from the Hub: ", marks=pytest.mark.slow), ("flip", "model.safetensors arrived damaged")],
+    [("cut", "from the Hub: "), ("flip", "model.safetensors arrived damaged")],
 )
 def test_weights_that_never_arrive_whole_are_one_error(empty, ours, published, tmp_path, kind, message):
     fault = Fault(kind, path="resolve.*model.safetensors", at=1, times=1000)

@@ -7,6 +7,7 @@ any more is answered like any other, with its size and checksums.
 import base64
 import errno
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -26,6 +27,7 @@ from ..progress import progress_bar
 #: How many attempts in a row may bring nothing new, and the longest wait before another, in seconds.
 ATTEMPTS, LONGEST_WAIT = 5, 300.0
 _CHUNK = 1 << 20
+_log = logging.getLogger(__name__)
 #: The base of what huggingface_hub's HTTP client raises: httpx's before version 2, httpx2's since.
 _HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
 
@@ -77,7 +79,9 @@ def download(url: str, path: Path) -> None:
                     f"{url}: {reason}, after {ATTEMPTS} attempts; try again later (what arrived is kept), or get "
                     "the files by other means and run: simclr-hub convert FOLDER OUT"
                 )
-            time.sleep(min(max(wait, 2.0 ** (failures - 1)), LONGEST_WAIT))
+            wait = min(max(wait, 2.0 ** (failures - 1)), LONGEST_WAIT)
+            _log.warning("%s: %s; trying again in %.0f s", url, reason, wait)
+            time.sleep(wait)
 
 
 def _attempt(url: str, path: Path, show: Callable[[int, int | None], None]) -> None:

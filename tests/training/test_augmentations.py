@@ -178,6 +178,10 @@ def test_rotation_and_cutout_draw_evenly() -> None:
     quarters = Rotate().draw(4000, 32, 32)[:, 1]
     assert torch.bincount(quarters.long()).tolist() == pytest.approx([1000] * 4, abs=100)
     assert set(Rotate(angles=(90, 270)).draw(100, 32, 32)[:, 1].tolist()) == {1, 3}
+    black = Views(40, operations=["resize", {"cutout": {"side": 0.3, "value": 0}}])(
+        torch.full((50, 3, 40, 40), 255, dtype=torch.uint8)
+    )
+    assert (black == 0).sum((1, 2, 3)).max() == 3 * 12**2  # 0.3 of 40 pixels
     centres = Cutout().draw(4000, 10, 20)[:, 1:].long()
     assert centres.amin(0).tolist() == [0, 0] and centres.amax(0).tolist() == [9, 19]
     assert torch.bincount(centres[:, 1]).tolist() == pytest.approx([200] * 20, abs=60)

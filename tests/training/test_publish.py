@@ -147,7 +147,7 @@ def _metadata(folder):
         (_append("README.md", b"\ndata: /srv/photos/mine\n"), "holds a path"),
         (_append("README.md", b"\ndata: C:\\Users\\me\n"), "holds a path"),
         (_append("README.md", b"\nfile:///x\n"), "holds a path"),
-        (_append("modeling_simclr.py", b'\nPATH = "/work/x"\n'), "modeling_simclr.py holds a path"),
+        (_append("modeling_simclr.py", b'\nPATH = "/opt/x"\n'), "modeling_simclr.py holds a path"),
         (_metadata, "model.safetensors holds a path"),
         (_append("README.md", b"\nhf_" + b"abcDEF1234" * 3), "README.md holds what looks like a token"),
         (_append("config.json", b'"ghp_' + b"a1B2" * 9 + b'"'), "config.json holds what looks like a token"),

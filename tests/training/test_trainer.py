@@ -47,7 +47,7 @@ def trainer(output: Path, **changes: Any) -> SimCLRTrainer:
     return SimCLRTrainer(
         SimCLRModel(CONFIG),
         args,
-        Views(16, area=(0.5, 1.0), jitter=(0.4, 0.4, 0.4), blur_p=0),
+        Views(16, area=(0.5, 1.0), jitter=(0, 0, 0), greyscale_p=0, blur_p=0),
         train_dataset=ImageArray(images, None),
     )
 
