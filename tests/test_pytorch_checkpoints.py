@@ -700,7 +700,7 @@ WRONG = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:Validating sparse")
+@pytest.mark.filterwarnings("ignore:Validating sparse", "ignore:Sparse invariant")
 @pytest.mark.parametrize("kind", WRONG)
 def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path, kind):
     change, message = WRONG[kind]
