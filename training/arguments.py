@@ -79,6 +79,8 @@ class SimCLRTrainingArguments(TrainingArguments):
                 f"start `torchrun --nproc-per-node={self.n_gpu} -m simclr_hub.training.pretrain ...`, or set "
                 "CUDA_VISIBLE_DEVICES to one GPU"
             )
+        if self.gradient_cache == 1:
+            raise RecipeError("gradient_cache=1 leaves BatchNorm a single view to normalise; set 2 or more")
         if self.gradient_cache and self.gradient_accumulation_steps > 1:
             raise RecipeError("gradient_cache and gradient_accumulation_steps: the cache alone gives the large batch")
         if self.batch_size:

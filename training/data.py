@@ -101,7 +101,7 @@ class ImageViews(Dataset[dict[str, Any]]):
         return len(self.rows)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate's data loader before each epoch."""
+        """Draw other views than in the epochs before; called when one begins."""
         self.epoch = epoch
 
     def __getitem__(self, i: int) -> dict[str, Any]:

@@ -165,9 +165,9 @@ def _data(
         train = ImageViews(source, split, views, args.seed, log)
     else:
         train = ImageArray.load(source, split, side, output / "cache")
-        if train.unreadable and args.process_index == 0:
-            log.write_text("\n".join(train.unreadable) + "\n")
-            logger.warning(f"{len(train.unreadable)} images could not be read and are left out; {log} lists them")
+        if args.process_index == 0:
+            log.write_text("".join(f"{line}\n" for line in train.unreadable), encoding="utf-8")
+            _tell_unreadable(log)
     if len(train) < args.train_batch_size * args.world_size:  # the last, smaller batch is dropped: none would train
         raise RecipeError(
             f"data={source}: {len(train)} images are fewer than a batch; set batch_size={len(train)} or less"
@@ -178,6 +178,16 @@ def _data(
     if side is None:
         return train, ImageViews(source, str(eval_split), views, args.seed, log)
     return train, ImageArray.load(source, str(eval_split), side, output / "cache")
+
+
+def _tell_unreadable(log: Path) -> None:
+    """Warn of the images that `log` lists, each once, although workers add them at every epoch."""
+    lines = dict.fromkeys(log.read_text(encoding="utf-8").splitlines()) if log.exists() else {}
+    if lines:
+        log.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        logger.warning(f"{len(lines)} images could not be read and are left out; {log} lists them")
+    else:
+        log.unlink(missing_ok=True)
 
 
 def _model(section: dict[str, Any], init_from: str | None, seed: int) -> SimCLRModel:
@@ -214,10 +224,12 @@ def _train(
     trainer = SimCLRTrainer(model, args, views, train_dataset=train, eval_dataset=evaluation)
     set_seed(args.seed + args.process_index)  # each process draws its own views
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output)))
+    trainer.check_finite()
     if evaluation is not None:
         trainer.evaluate()
     final = output / "final"
     if args.process_index == 0:
+        _tell_unreadable(output / "unreadable.txt")
         draw_curves(trainer.state.log_history, output / "curves.png", output.name)
         if final.exists():  # of a shorter run that this one went on from; a kill here costs a rerun only the resume
             shutil.rmtree(final)

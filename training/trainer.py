@@ -6,6 +6,7 @@ cache or a memory does.
 """
 
 import copy
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import sort_checkpoints
 
 from simclr_hub._files import new_directory
-from simclr_hub.errors import RecipeError
+from simclr_hub.errors import RecipeError, TrainingError
 
 from .arguments import SimCLRTrainingArguments
 from .augmentations import Views
@@ -31,12 +32,7 @@ from .distributed import global_nt_xent_loss, synchronize_batch_norm, use_biased
 from .evaluate import features, knn_accuracy
 from .gradient_cache import cached_backward
 from .monitor import Monitor, OnlineProbe, contrastive_top1
-from .optimization import (
-    create_optimizer,
-    official_steps,
-    scale_learning_rate,
-    warmup_cosine,
-)
+from .optimization import create_optimizer, official_steps, scale_learning_rate, warmup_cosine
 from .queue import MomentumMemory
 
 
@@ -143,7 +139,7 @@ class SimCLRTrainer(Trainer):
         model.train()
         inputs = self._prepare_inputs(inputs)
         pixels = self._pixels(inputs)
-        pieces = pixels.split(self.args.gradient_cache)
+        pieces = pixels.tensor_split(math.ceil(len(pixels) / self.args.gradient_cache))  # alike: none is a single view
         features: list[Tensor] = []  # h of the first pass, for the probe
 
         def embed(piece: Tensor) -> Tensor:
@@ -220,7 +216,7 @@ class SimCLRTrainer(Trainer):
         name = f"checkpoint-{self.state.global_step}"
         if (output_dir / name).exists():  # saved at this step already (the last step is also an epoch's end)
             return
-        self.monitor.check_finite()
+        self.check_finite()
         first = self.args.process_index == 0  # the others only add their random states
         with new_directory(output_dir / name) if first else nullcontext(None) as partial:
             shared = [str(partial)]
@@ -242,6 +238,19 @@ class SimCLRTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if first:
             self._drop_old(output_dir)
+
+    def check_finite(self) -> None:
+        """Raise if a loss so far, or a weight now, is not finite: an update can break what its own loss did not show.
+
+        Raises:
+            TrainingError: names the step.
+        """
+        self.monitor.check_finite()
+        if not bool(torch.stack([p.detach().sum() for p in self.model.parameters()]).isfinite().all()):
+            raise TrainingError(
+                f"weights are not finite after step {self.state.global_step}; the last checkpoint is from before it. "
+                "Lower learning_rate, or lengthen warm-up"
+            )
 
     def _parts(self) -> Iterator[tuple[str, nn.Module]]:
         """What else goes on where it was when a run is resumed."""

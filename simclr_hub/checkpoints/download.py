@@ -47,7 +47,7 @@ def download(url: str, path: Path) -> None:
 
     Args:
         url: http or https.
-        path: it is not there before; `PATH.*.partial` beside it are this function's.
+        path: what is there is replaced; `PATH.*.partial` beside it are this function's.
 
     Raises:
         CheckpointError: it is not there, or even after several attempts cut, damaged or out of reach.

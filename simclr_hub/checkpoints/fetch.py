@@ -201,8 +201,7 @@ def _bucket() -> str:
 
 def _remote_step(url: str, path: Path) -> int:
     """The step that TensorFlow's file `checkpoint` names; only its number is used, never a path."""
-    path.unlink(missing_ok=True)
-    download(url, path)
+    download(url, path)  # also over what is there: it may say another step by now
     text = path.read_bytes()[:4096].decode("utf-8", "replace")
     found = re.search(r'^model_checkpoint_path: "model\.ckpt-(\d{1,12})"\s*$', text, re.MULTILINE)
     if not found:

@@ -19,7 +19,7 @@ from simclr_hub.training.distributed import (
     synchronize_batch_norm,
     use_biased_moving_variance,
 )
-from simclr_hub.training.equality import check_equality
+from simclr_hub.training.equality import EqualityReport, check_equality
 from simclr_hub.training.losses import nt_xent_loss
 from simclr_hub.training.queue import MomentumMemory
 
@@ -41,7 +41,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     for process in processes:
         process.join(timeout=200)
     assert [process.exitcode for process in processes] == [0] * WORLD
-    return [torch.load(folder / f"{rank}", weights_only=False) for rank in range(WORLD)]
+    with torch.serialization.safe_globals([EqualityReport]):
+        return [torch.load(folder / f"{rank}", weights_only=True) for rank in range(WORLD)]
 
 
 def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:

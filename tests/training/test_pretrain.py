@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from simclr_hub import SimCLRModel
-from simclr_hub.errors import RecipeError
+from simclr_hub.errors import RecipeError, TrainingError
 from simclr_hub.training.augmentations import Views
 from simclr_hub.training.data import ImageArray, ImageViews
 from simclr_hub.training.pretrain import load_recipe, pretrain
@@ -217,9 +217,18 @@ def test_views_from_the_originals_depend_on_epoch_and_position_alone(photos: Pat
 
 
 def test_the_originals_are_trained_on_by_workers(recipe: str, photos: Path, tmp_path: Path) -> None:
+    (photos / "cat" / "3.png").write_bytes(b"broken")
     settings = (f"data={photos}", f"output_dir={tmp_path / 'out'}", "side=null", "dataloader_num_workers=1")
     model = SimCLRModel.from_pretrained(pretrain(recipe, settings))
     assert model.config.image_size == 16
+    assert (tmp_path / "out" / "unreadable.txt").read_text().count("3.png") == 1  # of two epochs
+
+
+def test_a_run_that_diverged_after_its_last_log_leaves_no_model(recipe: str, photos: Path, tmp_path: Path) -> None:
+    settings = (f"data={photos}", f"output_dir={tmp_path / 'out'}", "learning_rate=1e38", "save_strategy=no")
+    with pytest.raises(TrainingError, match="not finite"):
+        pretrain(recipe, settings)
+    assert not (tmp_path / "out" / "final").exists()
 
 
 def test_parquet_gives_the_same_array(photos: Path, tmp_path: Path) -> None:

@@ -176,8 +176,26 @@ def test_the_probe_resumes(tmp_path: Path) -> None:
     assert_equal(*probes)
 
 
+def test_an_update_that_breaks_the_weights_is_not_saved(tmp_path: Path) -> None:
+    """The loss of step 3, where a checkpoint is due, is still a number."""
+
+    class Break(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 3:
+                next(kwargs["model"].parameters()).data.fill_(float("inf"))
+
+    run = trainer(tmp_path)
+    run.add_callback(Break())
+    with pytest.raises(TrainingError, match="weights are not finite after step 3"):
+        run.train()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_cached_batch_trains_as_its_pieces_do(tmp_path: Path) -> None:
     """One piece is the whole batch: the same run. Two pieces: another BatchNorm, the same negatives."""
+    with pytest.raises(RecipeError, match="gradient_cache=1 leaves BatchNorm a single view"):
+        trainer(tmp_path, gradient_cache=1)
+    trainer(tmp_path / "uneven", gradient_cache=31, max_steps=1).train()  # 16 + 16: no piece is a single view
     for name, cache in (("none", 0), ("whole", 32), ("halves", 16)):
         trainer(tmp_path / name, gradient_cache=cache).train()
     plain, whole, halves = (weights(tmp_path / name / "checkpoint-6") for name in ("none", "whole", "halves"))
