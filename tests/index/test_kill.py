@@ -64,7 +64,7 @@ def run_and_kill(directory: Path, photos: Path, step: str, n: int, seconds: floa
     except EOFError:
         pass
     child.join()
-    assert child.exitcode == (0 if done else -signal.SIGKILL)
+    assert child.exitcode == -signal.SIGKILL or (done and child.exitcode == 0)  # it may be killed after "done"
     child.close()
     ours.close()
     return acknowledged, done
