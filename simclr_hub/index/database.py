@@ -9,7 +9,7 @@ import os
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class Database:
         schema: the statements that made its tables.
         application_id: says whose file it is.
         version: of the layout.
+        migrations: for each older layout, the statements that make it the next; a copy of the old file is kept.
         read_only: open without write access, for media that allow none.
 
     Attributes:
@@ -40,15 +41,22 @@ class Database:
 
     Raises:
         IndexDamagedError: it is damaged, or not a file of this kind.
-        IndexMismatchError: its layout is newer.
+        IndexMismatchError: its layout is newer, or older and the file cannot be written.
     """
 
     def __init__(
-        self, file: Path, schema: Sequence[str], *, application_id: int, version: int, read_only: bool = False
+        self,
+        file: Path,
+        schema: Sequence[str],
+        *,
+        application_id: int,
+        version: int,
+        migrations: Mapping[int, Sequence[str]] | None = None,
+        read_only: bool = False,
     ):
         self.file, self.read_only = file, read_only
         self.lock = threading.RLock()
-        self._writer = filelock.FileLock(file.with_name(LOCK_NAME), timeout=0, thread_local=False)
+        self._writer = writer_lock(file)
         self._writing = threading.Lock()
         self._pid = os.getpid()
         with self._errors():
@@ -61,7 +69,10 @@ class Database:
             )
             try:
                 self._identity = self._file_identity()
-                self._check_layout(self._db, schema, application_id, version)
+                self._check_owner(self._db, application_id)
+                for old, statements in sorted((migrations or {}).items()):
+                    self._migrate(self._db, old, statements)
+                self._check_layout(self._db, schema, version)
                 self._check_identity()
             except BaseException:
                 self.close()
@@ -91,22 +102,8 @@ class Database:
         if not self._writing.acquire(blocking=False):
             raise IndexLockedError(f"{directory}: another thread of this process ({os.getpid()}) writes to it; wait")
         try:
-            lock_file = self.file.with_name(LOCK_NAME)
-            try:
-                self._writer.acquire()
-            except filelock.Timeout as e:
-                pid = "another process"
-                with suppress(OSError, ValueError):
-                    pid = f"process {int(lock_file.read_text())}"
-                raise IndexLockedError(f"{directory}: {pid} writes to it; wait until it is done") from e
-            except OSError as e:
-                raise IndexWriteError(f"{lock_file}: {e.strerror or e}") from e
-            try:
-                with suppress(OSError):  # on Windows nobody may write to it now, not even we
-                    lock_file.write_text(str(os.getpid()))
+            with hold_writer_lock(self._writer):
                 yield
-            finally:
-                self._writer.release()
         finally:
             self._writing.release()
 
@@ -182,11 +179,36 @@ class Database:
             raise IndexError_(f"{self.file.parent}: this index was closed; open it again")
         return self._db
 
-    def _check_layout(self, db: sqlite3.Connection, schema: Sequence[str], application_id: int, version: int) -> None:
+    def _check_owner(self, db: sqlite3.Connection, application_id: int) -> None:
         for pragma in ("synchronous = EXTRA", "foreign_keys = ON", "cell_size_check = ON", "trusted_schema = OFF"):
             db.execute(f"PRAGMA {pragma}")
         if db.execute("PRAGMA application_id").fetchone() != (application_id,):
             raise self.damaged("not a store of simclr_hub")
+
+    def _migrate(self, db: sqlite3.Connection, old: int, statements: Sequence[str]) -> None:
+        """From layout `old` to the next, if that is what this is; a kill leaves the one or the other."""
+        if db.execute("PRAGMA user_version").fetchone() != (old,):
+            return
+        if self.read_only:
+            raise IndexMismatchError(
+                f"{self.file}: layout {old}, made by an older simclr_hub; open it once where it can be written"
+            )
+        with self.writing():
+            copy = self.file.with_name(f"{self.file.name}.layout{old}")
+            copy.unlink(missing_ok=True)  # of an attempt that was killed
+            db.execute("VACUUM INTO ?", (os.fspath(copy),))
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                if db.execute("PRAGMA user_version").fetchone() == (old,):  # not migrated by another meanwhile
+                    for statement in (*statements, f"PRAGMA user_version = {old + 1}"):
+                        db.execute(statement)
+                db.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    db.execute("ROLLBACK")
+                raise
+
+    def _check_layout(self, db: sqlite3.Connection, schema: Sequence[str], version: int) -> None:
         (found,) = db.execute("PRAGMA user_version").fetchone()
         if found > version:
             raise IndexMismatchError(
@@ -228,6 +250,37 @@ class Database:
                     f"{self.file}: {e}; what was committed before is safe. Check the disk's space and permissions"
                 ) from e
             raise self.damaged(str(e)) from e
+
+
+def writer_lock(file: Path) -> filelock.BaseFileLock:
+    """The lock that a database's one writer holds; each call gives another contender."""
+    return filelock.FileLock(file.with_name(LOCK_NAME), timeout=0, thread_local=False)
+
+
+@contextmanager
+def hold_writer_lock(lock: filelock.BaseFileLock) -> Iterator[None]:
+    """Hold it, with the process's id in it for others to name.
+
+    Raises:
+        IndexLockedError: another holds it; names the process.
+        IndexWriteError: its file cannot be written.
+    """
+    lock_file = Path(lock.lock_file)
+    try:
+        lock.acquire()
+    except filelock.Timeout as e:
+        pid = "another process"
+        with suppress(OSError, ValueError):
+            pid = f"process {int(lock_file.read_text())}"
+        raise IndexLockedError(f"{lock_file.parent}: {pid} writes to it; wait until it is done") from e
+    except OSError as e:
+        raise IndexWriteError(f"{lock_file}: {e.strerror or e}") from e
+    try:
+        with suppress(OSError):  # on Windows nobody may write to it now, not even we
+            lock_file.write_text(str(os.getpid()))
+        yield
+    finally:
+        lock.release()
 
 
 def create_file(file: Path, schema: Sequence[str], *, application_id: int, version: int) -> sqlite3.Connection:

@@ -81,7 +81,7 @@ class Pipeline:
         self._gone: dict[bytes, list[Photo]] = {}  # by content: recorded photos whose file is gone
         self._in_flight: set[bytes] = set()
         # For the next commit.
-        self._vectors: dict[bytes, np.ndarray] = {}
+        self._embedded: dict[bytes, tuple[np.ndarray, Embedding]] = {}
         self._changes: list[Callable[[], None]] = []
         self._decoded: list[bytes] = []
         self._committed = time.monotonic()
@@ -187,18 +187,23 @@ class Pipeline:
 
     def _known(self, seen: _Seen) -> bool:
         """Record a photo whose content needs no embedding; False if it is to be given to the embedder."""
-        old = self._recorded.get(seen.path)
-        if old is not None and old.content_hash == seen.content_hash:
-            self._succeed(seen)
-            self._report.unchanged += 1
-        elif seen.content_hash in self._vectors or self._store.vector(seen.content_hash) is not None:
-            self._rename_or_copy(seen)
+        if seen.content_hash in self._embedded or self._store.details_of(seen.content_hash) is not None:
+            self._recognise(seen)
         elif seen.content_hash in self._waiting:
             self._waiting[seen.content_hash].append(seen)
         else:
             self._waiting[seen.content_hash] = []
             return False
         return True
+
+    def _recognise(self, seen: _Seen) -> None:
+        """A photo whose content the store has, or will have with the next commit."""
+        old = self._recorded.get(seen.path)
+        if old is not None and old.content_hash == seen.content_hash:
+            self._succeed(seen)
+            self._report.unchanged += 1
+        else:
+            self._rename_or_copy(seen)
 
     def _rename_or_copy(self, seen: _Seen) -> None:
         gone = self._gone.get(seen.content_hash)
@@ -233,17 +238,17 @@ class Pipeline:
         self._decoded.append(self._root.join(seen.path))
         waiting = self._waiting.pop(seen.content_hash)
         vector = None if isinstance(item, Failure) else unit_vector(item.vector)
-        if vector is None:
+        if isinstance(item, Failure) or vector is None:
             why = "its features are zero or not finite"
             error = item.error if isinstance(item, Failure) else CorruptImageError(f"{self._name(seen.path)}: {why}")
             for one in (seen, *waiting):
                 self._fail(one.path, one.stamp, error)
             return
-        self._vectors[seen.content_hash] = vector
+        self._embedded[seen.content_hash] = vector, item
         self._succeed(seen)
         self._report.embedded += 1
         for one in waiting:
-            self._rename_or_copy(one)
+            self._recognise(one)
 
     def _succeed(self, seen: _Seen) -> None:
         metadata = json.dumps({"bytes": seen.stamp.size, "modified": seen.stamp.mtime_ns / 1e9})
@@ -288,15 +293,16 @@ class Pipeline:
         """One transaction for all that came since the last, and for what is given away next."""
         if self._changes or self._decoded or in_flight:
             with self._store.transaction():
-                for content_hash, vector in self._vectors.items():
+                for content_hash, (vector, item) in self._embedded.items():
                     self._store.put_vector(content_hash, vector)
+                    self._store.put_details(content_hash, item.info, item.signature)
                 for change in self._changes:
                     change()
                 self._store.forget_in_flight(self._decoded)
                 self._store.put_in_flight(in_flight or [])
         self._in_flight.update(in_flight or [])
         self._in_flight.difference_update(self._decoded)
-        self._vectors.clear()
+        self._embedded.clear()
         self._changes.clear()
         self._decoded.clear()
         self._committed = time.monotonic()

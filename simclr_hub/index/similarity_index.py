@@ -49,12 +49,15 @@ class SimilarityIndex:
         self._syncing = False
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], model: Any = None, **embedder_kwargs: Any) -> "SimilarityIndex":
+    def create(
+        cls, path: str | os.PathLike[str], model: Any = None, *, gps: bool = False, **embedder_kwargs: Any
+    ) -> "SimilarityIndex":
         """Make an empty index.
 
         Args:
             path: a directory, which must not exist or must be empty.
             model: as `Embedder` takes it, or an embedder.
+            gps: also record where photos were taken, if they tell.
             **embedder_kwargs: for `Embedder`: layer, device, dtype, ...
 
         Raises:
@@ -66,7 +69,7 @@ class SimilarityIndex:
         embedder = as_embedder(model, **embedder_kwargs)
         try:
             with _files.new_directory(directory) as partial:
-                Store.create(partial / STORE_NAME, About(dict(embedder.fingerprint), embedder.dim))
+                Store.create(partial / STORE_NAME, About(dict(embedder.fingerprint), embedder.dim, gps=gps))
         except FileExistsError as e:
             raise IndexExistsError(str(e)) from e
         return cls(Store(directory / STORE_NAME), embedder)
@@ -188,6 +191,7 @@ class SimilarityIndex:
                 "vectors": counts["vectors"],
                 "dim": self._store.about.dim,
                 "metric": self._store.about.metric,
+                "gps": self._store.about.gps,
                 "roots": [os.fsdecode(root.path) for root in self._store.roots().values()],
                 "made_by": self._store.about.fingerprint,
                 "layout": SCHEMA_VERSION,

@@ -1,4 +1,4 @@
-"""The store: photos, their vectors, root folders, and what made the index; the truth.
+"""The store: photos, their vectors and details, root folders, and what made the index; the truth.
 
 Unusual: every row carries a checksum, since SQLite does not notice a flipped bit; and the store itself counts its
 photos and raises its generation, so that no caller can forget to.
@@ -7,18 +7,18 @@ photos and raises its generation, so that no caller can forget to.
 import itertools
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .database import Database, create_file
 from .records import ListingState, Photo, Root, State, checksum
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STORE_NAME = "store.sqlite3"
 _APPLICATION_ID = 0x53434C52  # "SCLR"
 _SCHEMA = (
@@ -32,17 +32,38 @@ _SCHEMA = (
     " crc INTEGER NOT NULL, PRIMARY KEY (root_id, path)) WITHOUT ROWID",
     "CREATE INDEX photos_by_content ON photos (content_hash)",
     "CREATE TABLE in_flight (path BLOB PRIMARY KEY) WITHOUT ROWID",
+    "CREATE TABLE details (content_hash BLOB PRIMARY KEY REFERENCES vectors, info TEXT NOT NULL,"
+    " signature BLOB NOT NULL, crc INTEGER NOT NULL)",
+    "CREATE TABLE distinct_pairs (a BLOB NOT NULL, b BLOB NOT NULL, crc INTEGER NOT NULL,"
+    " PRIMARY KEY (a, b)) WITHOUT ROWID",
 )
+#: What makes a store of this layout one of the next; content without details is embedded again by the next sync.
+_MIGRATIONS = {1: _SCHEMA[-2:]}
 _PHOTO = "root_id, path, stamp, settled, content_hash, state, error, metadata, crc"
 
 
 @dataclass(frozen=True)
 class About:
-    """What an index is made of: the embedder's fingerprint, the width of its vectors, how they are compared."""
+    """What an index is made of.
+
+    Attributes:
+        fingerprint: the embedder's.
+        dim: width of its vectors.
+        metric: how they are compared.
+        gps: whether the places in photos are recorded.
+    """
 
     fingerprint: dict[str, Any]
     dim: int
     metric: str = "cosine"
+    gps: bool = False
+
+
+class Details(NamedTuple):
+    """What is known of a content beside its vector: `LoadedImage.info`, and `signature.picture_signature`."""
+
+    info: dict[str, Any]
+    signature: bytes
 
 
 class Store(Database):
@@ -61,7 +82,14 @@ class Store(Database):
     """
 
     def __init__(self, file: Path, *, read_only: bool = False):
-        super().__init__(file, _SCHEMA, application_id=_APPLICATION_ID, version=SCHEMA_VERSION, read_only=read_only)
+        super().__init__(
+            file,
+            _SCHEMA,
+            application_id=_APPLICATION_ID,
+            version=SCHEMA_VERSION,
+            migrations=_MIGRATIONS,
+            read_only=read_only,
+        )
         self._visible, self._added = False, 0  # what the open transaction did
         try:
             self.about = About(**self._meta("about"))
@@ -143,6 +171,31 @@ class Store(Database):
         for row in self._connection().execute("SELECT content_hash, vector, crc FROM vectors"):
             yield row[0], self._vector(row)
 
+    def details(self) -> Iterator[tuple[bytes, Details]]:
+        """Every content hash with its details, in the order of the file; inside `reading`."""
+        for row in self._connection().execute("SELECT content_hash, info, signature, crc FROM details"):
+            yield row[0], self._details(row)
+
+    def details_of(self, content_hash: bytes) -> Details | None:
+        """The details of a content; None if an older version recorded it, or there is none such."""
+        sql = "SELECT content_hash, info, signature, crc FROM details WHERE content_hash = ?"
+        rows = self._rows(sql, content_hash)
+        return self._details(rows[0]) if rows else None
+
+    def without_details(self) -> set[bytes]:
+        """The contents with a vector that an older version recorded, without details."""
+        sql = "SELECT content_hash FROM vectors WHERE content_hash NOT IN (SELECT content_hash FROM details)"
+        return {content_hash for (content_hash,) in self._rows(sql)}
+
+    def distinct(self) -> set[tuple[bytes, bytes]]:
+        """The pairs of contents that a person called different pictures, the smaller hash first."""
+        pairs = set()
+        for a, b, crc in self._rows("SELECT a, b, crc FROM distinct_pairs"):
+            if crc != checksum(a, b):
+                raise self.damaged("a pair of different pictures does not match its checksum")
+            pairs.add((a, b))
+        return pairs
+
     def in_flight(self) -> set[bytes]:
         """Absolute paths that were about to be decoded when the last sync ended, if it was killed."""
         return {path for (path,) in self._rows("SELECT path FROM in_flight")}
@@ -177,12 +230,23 @@ class Store(Database):
         crc = checksum(content_hash, data)
         self._execute("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", content_hash, data, crc)
 
+    def put_details(self, content_hash: bytes, info: Mapping[str, Any], signature: bytes) -> None:
+        """Add or replace the details of a content that has a vector; "gps" only if the index records places."""
+        kept = {key: value for key, value in info.items() if key != "gps" or self.about.gps}
+        columns = (content_hash, json.dumps(kept, sort_keys=True), signature)
+        self._execute("INSERT OR REPLACE INTO details VALUES (?, ?, ?, ?)", *columns, checksum(*columns))
+        self._visible = True
+
+    def put_distinct(self, a: bytes, b: bytes) -> None:
+        """Record that two contents are different pictures; it outlives both."""
+        pair = (min(a, b), max(a, b))
+        self._execute("INSERT OR REPLACE INTO distinct_pairs VALUES (?, ?, ?)", *pair, checksum(*pair))
+
     def forget_vectors(self) -> int:
-        """Drop the vectors that no photo refers to; how many."""
-        return self._execute(
-            "DELETE FROM vectors WHERE content_hash NOT IN"
-            " (SELECT content_hash FROM photos WHERE content_hash IS NOT NULL)"
-        )
+        """Drop the vectors and details of contents that no photo has; how many vectors."""
+        unused = "WHERE content_hash NOT IN (SELECT content_hash FROM photos WHERE content_hash IS NOT NULL)"
+        self._execute(f"DELETE FROM details {unused}")
+        return self._execute(f"DELETE FROM vectors {unused}")
 
     def put_root(self, path: bytes, listing: ListingState) -> Root:
         """Add a root, or record how its listing went."""
@@ -236,6 +300,12 @@ class Store(Database):
         if not isinstance(data, bytes) or checksum(content_hash, data) != crc or len(data) != 4 * self.about.dim:
             raise self.damaged("a vector does not match its checksum")
         return np.frombuffer(data, "<f4").astype(np.float32, copy=False)
+
+    def _details(self, row: tuple[Any, ...]) -> Details:
+        _, info, signature, crc = row
+        if checksum(*row[:-1]) != crc:
+            raise self.damaged("the details of a photo do not match their checksum")
+        return Details(json.loads(info), signature)
 
     def _meta(self, key: str) -> dict[str, Any]:
         rows = self._rows("SELECT value, crc FROM meta WHERE key = ?", key)

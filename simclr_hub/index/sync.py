@@ -57,7 +57,12 @@ def sync_folder(
             root = store.put_root(path, "failed" if listing.errors else "ok")
         for absorbed in where.absorbed:
             _absorb(store, absorbed, root)
-    recorded = {photo.path: photo for photo in store.photos(root.id) if is_below(photo.path, where.folder)}
+    incomplete = store.without_details()  # of an older version: to be read again
+    recorded = {
+        photo.path: replace(photo, settled=False) if photo.content_hash in incomplete else photo
+        for photo in store.photos(root.id)
+        if is_below(photo.path, where.folder)
+    }
     report = SyncReport()
     pipeline = Pipeline(store, root, recorded, listing, report, scan_time=scan_time, progress=progress)
     pipeline.run(make_plan(listing, recorded, where.folder), folder, embedder)

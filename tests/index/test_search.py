@@ -200,9 +200,10 @@ def test_status(filled: SimilarityIndex, tmp_path: Path) -> None:
         "vectors": 30,
         "dim": DIM,
         "metric": "cosine",
+        "gps": False,
         "roots": [str(tmp_path / "photos")],
         "made_by": {"model": "fake", "weights": "w1"},
-        "layout": 1,
+        "layout": 2,
     }
 
 
