@@ -34,6 +34,7 @@ from .arguments import SimCLRTrainingArguments
 from .augmentations import Views
 from .curves import draw_curves
 from .data import ImageArray, ImageViews
+from .record import write_record
 from .trainer import SimCLRTrainer
 
 logger = logging.get_logger(__name__)
@@ -149,7 +150,7 @@ def pretrain(name: str, settings: tuple[str, ...] = ()) -> Path:
                     shutil.rmtree(unfinished)
             with args.main_process_first(desc="decoding"):
                 train, evaluation = _data(recipe, views, args, output)
-            return _train(train, evaluation, views, args, model, output)
+            return _train(train, evaluation, views, args, model, output, recipe)
     except filelock.Timeout as e:
         raise RecipeError(f"another process trains in {output}; wait for it, or set another output_dir=") from e
 
@@ -217,6 +218,7 @@ def _train(
     args: SimCLRTrainingArguments,
     model: SimCLRModel,
     output: Path,
+    recipe: dict[str, Any],
 ) -> Path:
     torch.nn.Module.to(model, memory_format=torch.channels_last)
     if evaluation is None:
@@ -225,8 +227,7 @@ def _train(
     set_seed(args.seed + args.process_index)  # each process draws its own views
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output)))
     trainer.check_finite()
-    if evaluation is not None:
-        trainer.evaluate()
+    knn = trainer.evaluate().get("eval_knn") if evaluation is not None else None
     final = output / "final"
     if args.process_index == 0:
         _tell_unreadable(output / "unreadable.txt")
@@ -236,6 +237,10 @@ def _train(
         with new_directory(final) as partial:
             trainer.result.save_pretrained(partial)
             SimCLRImageProcessor(size=model.config.image_size).save_pretrained(partial)
+            state, average = trainer.state, f", weights averaged with a decay of {args.ema_decay}"
+            trained = f"{state.global_step:,} steps of {args.global_batch} images, {state.epoch:.3g} epochs"
+            trained += average if args.ema_decay else ""
+            write_record(partial, output.name, recipe, trained, len(train), knn)
     return final
 
 

@@ -234,7 +234,8 @@ class SimCLRTrainer(Trainer):
                 if self.average is not None:
                     self.average.model.save_pretrained(partial / "ema")
                 for part, module in self._parts():
-                    save_file(module.state_dict(), partial / f"{part}.safetensors")
+                    state = {key: value.contiguous() for key, value in module.state_dict().items()}
+                    save_file(state, partial / f"{part}.safetensors")
         self.accelerator.wait_for_everyone()
         if first:
             self._drop_old(output_dir)

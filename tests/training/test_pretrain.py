@@ -21,6 +21,7 @@ from simclr_hub.errors import RecipeError, TrainingError
 from simclr_hub.training.augmentations import Views
 from simclr_hub.training.data import ImageArray, ImageViews
 from simclr_hub.training.pretrain import load_recipe, pretrain
+from simclr_hub.training.publish import stage_model
 
 RECIPE = {
     "side": 16,
@@ -284,18 +285,45 @@ def test_two_processes_end_with_the_weights_of_one(recipe: str, photos: Path, tm
     }
 
 
+def test_a_run_is_ready_to_publish(recipe: str, photos: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    images = datasets.load_dataset(str(photos), split="train")
+    for split in ("train", "test"):
+        images.to_parquet(data / f"{split}-00000-of-00001.parquet")
+    settings = (f"data={data}", f"output_dir={tmp_path / 'my run'}", "eval_split=test", "knn_bank=18")
+    final = pretrain(recipe, settings)
+    record = json.loads((final / "results.json").read_text())
+    state = json.loads((tmp_path / "my run" / "checkpoint-4" / "trainer_state.json").read_text())
+    assert record["data"] == "data, split train: 18 images"
+    assert record["trained"] == "4 steps of 8 images, 2 epochs, weights averaged with a decay of 0.9"
+    (result,) = record["results"]
+    assert 0 <= result["value"] <= 100 and state["global_step"] == 4
+    again = load_recipe(str(final / "recipe.yaml"))
+    assert again["data"] == "data" and again["eval_split"] == "test" and again["training"]["max_steps"] == 4
+    (tmp_path / "staged").mkdir()
+    stage_model(final, "org/my-run", tmp_path / "staged")
+    card = (tmp_path / "staged" / "README.md").read_text()
+    assert str(result["value"]) in card and "max_steps: 4" in card and str(tmp_path) not in card
+    assert (final / "README.md").read_text() == card
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_killed_at_any_moment_a_rerun_gives_the_same_weights(recipe: str, photos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("extra", [[], ["memory=32", "side=null", "dataloader_num_workers=1"]])
+def test_killed_at_any_moment_a_rerun_gives_the_same_weights(
+    extra: list[str], recipe: str, photos: Path, tmp_path: Path
+) -> None:
     def command(output: Path) -> list[str]:
         settings = [f"data={photos}", f"output_dir={output}", "max_steps=150", "save_steps=1", "save_total_limit=2"]
+        settings += extra
         return [sys.executable, "-m", "simclr_hub.training.pretrain", recipe, *settings]
 
     environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "datasets")}
     subprocess.run(command(tmp_path / "whole"), check=True, env=environment, capture_output=True)
     generator = random.Random(0)
     kills = 0
-    for _ in range(8):
+    for _ in range(10):
         process = subprocess.Popen(
             command(tmp_path / "killed"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -312,3 +340,6 @@ def test_killed_at_any_moment_a_rerun_gives_the_same_weights(recipe: str, photos
     whole = load_file(tmp_path / "whole" / "final" / "model.safetensors")
     resumed = load_file(tmp_path / "killed" / "final" / "model.safetensors")
     assert not [key for key in whole if not torch.equal(whole[key], resumed[key])]
+    for part in tmp_path.glob("whole/checkpoint-150/*.safetensors"):  # the memory and the probe as well
+        ours, theirs = load_file(part), load_file(tmp_path / "killed" / "checkpoint-150" / part.name)
+        assert not [key for key in ours if not torch.equal(ours[key], theirs[key])], part.name
