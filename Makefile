@@ -24,8 +24,11 @@ check: $(INSTALLED)  ## style and types
 # With data, also the quality of features: make bench TINY_IMAGENET=FOLDER OPEN_PHOTOS=TAR_OR_FOLDER
 bench: $(INSTALLED)  ## the numbers of benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/embed.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/loss.py
+	$(BIN)/python benchmarks/augment.py
 ifneq ($(and $(TINY_IMAGENET),$(OPEN_PHOTOS)),)
 	$(BIN)/python benchmarks/features.py --tiny-imagenet "$(TINY_IMAGENET)" --open-photos "$(OPEN_PHOTOS)"
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/train_step.py --data "$(TINY_IMAGENET)"
 endif
 
 $(INSTALLED): pyproject.toml

@@ -24,8 +24,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from simclr_hub.embedder import folder_images
 from simclr_hub.images import load_image
+from simclr_hub.sources import folder_images
 from simclr_hub.training.augmentations import Views
 
 Run = tuple[Callable[[], object], int]  # and how many views it makes

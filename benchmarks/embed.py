@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from simclr_hub import Embedder, SimCLRConfig, SimCLRModel
-from simclr_hub.embedder import folder_images
+from simclr_hub.sources import folder_images
 
 TRANSFORM = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)])
 

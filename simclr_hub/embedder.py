@@ -1,39 +1,56 @@
 """Embedder and embed(): decode ahead on threads, batch, run the model; one stream of results in input order.
 
 Unusual: a failed image is a value in the stream, not an exception, and every result carries its position, so that
-rows and names cannot fall out of step. Memory is bounded however long the input is.
+rows and names cannot fall out of step. Memory is bounded however long the input is. On a CPU the same threads decode
+and run the model, one core each: no thread waits for another, and never do more threads run than there are cores.
 """
 
+import math
 import os
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, islice
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from .errors import ImageError, UnreadableImageError, UnsupportedImageError
-from .fast import fast_copy
+from .errors import ImageError, UnsupportedImageError
+from .fast import Layer, fast_copy
 from .image_processing_simclr import SimCLRImageProcessor, normalize_pixels, transform
-from .images import FileBytes, describe, is_image_name, load_image
+from .images import describe, load_image
 from .loading import load, weights_hash
 from .modeling_simclr import SimCLRModel
 from .progress import progress_bar
+from .runtimes import Runner, build, check_runtime, is_installed, torch_runner
+from .signature import picture_signature
+from .sources import as_sources
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """One image's features: its place in the input, what was given, vector (D,) float32, SHA-256 of the content."""
+    """One image's features.
+
+    Attributes:
+        position: its place in the input.
+        source: what was given.
+        vector: (D,) float32.
+        content_hash: SHA-256 of the content.
+        info: what the content tells of itself, see `LoadedImage.info`.
+        signature: of the picture, see `signature.picture_signature`.
+    """
 
     position: int
     source: Any
     vector: np.ndarray
     content_hash: bytes
+    info: Mapping[str, Any] = field(default_factory=dict)
+    signature: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -43,6 +60,19 @@ class Failure:
     position: int
     source: Any
     error: ImageError
+
+
+class _Ready(NamedTuple):
+    """One image before the model: pixel values (3, size, size), and what goes into its `Embedding`."""
+
+    pixels: Tensor
+    content_hash: bytes
+    info: dict[str, Any]
+    signature: bytes
+
+
+#: Images of a batch: place in the input, what was given, and what is made of it on the threads.
+_Batch = list[tuple[int, Any, "Future[_Ready]"]]
 
 
 class Embedder:
@@ -56,8 +86,13 @@ class Embedder:
         batch_size: images a forward pass; None chooses by device and image size.
         device: a torch device; None takes the GPU if there is one.
         dtype: a torch dtype; None is float32, which is exact.
-        exact: the official transform alone, without the antialiasing of large photos; None is the processor's choice.
-        workers: threads that read, decode and transform ahead of the model.
+        exact: the official transform alone, of every pixel: without the antialiasing of large photos, and without
+            decoding large JPEGs at a reduced size; None is the processor's choice.
+        workers: threads that read, decode and transform ahead of the model, and on a CPU run it, too; None is as many
+            as PyTorch would use (`OMP_NUM_THREADS`), on a GPU as there are cores.
+        runtime: what runs the model: "torch"; "onnxruntime" (float32 on the CPU; the extra "fast"); "compile", which
+            takes a minute before the first image; None starts with PyTorch and goes on with ONNX Runtime when it is
+            installed and enough images come to be worth its start. One that drifts is not used, with a warning.
 
     Attributes:
         dim: width of the vectors.
@@ -66,7 +101,8 @@ class Embedder:
     Raises:
         CheckpointError: the model cannot be loaded.
         ValueError: a layer that the model does not have, a batch size or worker count below 1, or a processor with an
-            impossible mean or std.
+            impossible mean or std, or a runtime that is not for this device and precision.
+        MissingExtraError: the runtime is not installed.
     """
 
     def __init__(
@@ -80,6 +116,7 @@ class Embedder:
         dtype: torch.dtype | None = None,
         exact: bool | None = None,
         workers: int | None = None,
+        runtime: str | None = None,
     ):
         if isinstance(model, SimCLRModel):
             processor = SimCLRImageProcessor(size=model.config.image_size)
@@ -97,10 +134,15 @@ class Embedder:
             mean_std = "mean {}, std {}, ".format(*(np.array(value).tolist() for value in self._mean_std))
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._dtype = dtype or torch.float32
+        check_runtime(runtime, self._device, self._dtype)
+        cpu = self._device.type == "cpu"
         # On a CPU large batches of large images fall out of the cache; small images need them.
-        fitting = max(1, min(32, 32 * 64**2 // self._size**2)) if self._device.type == "cpu" else 64
+        fitting = max(1, min(32, 32 * 64**2 // self._size**2)) if cpu else 64
         self._batch_size = fitting if batch_size is None else batch_size
-        self._workers = min(8, os.cpu_count() or 1) if workers is None else workers
+        if workers is None:
+            self._workers = torch.get_num_threads() if cpu else min(32, os.cpu_count() or 1)
+        else:
+            self._workers = workers
         if self._batch_size < 1 or self._workers < 1:
             raise ValueError(f"batch_size={batch_size} and workers={workers} must be at least 1")
         config = model.config
@@ -114,39 +156,68 @@ class Embedder:
             + ("exact" if self._exact else "antialiased"),
             "precision": str(self._dtype).removeprefix("torch."),
             "normalized": "yes" if normalize else "no",
-            "decoder": "pillow",
+            "decoder": "pillow" if self._exact else "pillow, JPEG reduced",
         }
-        self._model = fast_copy(model, self._device, self._dtype)
+        # An image whose crop has twice the input's size loses nothing that the antialiasing would keep.
+        self._reduce_to = None if self._exact else math.ceil((2 * self._size + 1) / self._crop)
+        self._model = Layer(fast_copy(model, self._device, self._dtype), self._projection)
+        self._torch = torch_runner(self._model, self._device, self._dtype)
+        faster = cpu and self._dtype == torch.float32 and is_installed()
+        self._runtime = runtime or ("onnxruntime" if faster else "torch")
+        # Images of a stream before the faster runtime is built, which costs about as much as it saves on so many.
+        self._patience = 16 * fitting if runtime in (None, "torch") else 0
+        self._built: Runner | None = None
+        self._building = threading.Lock()
 
-    def stream(self, sources: Iterable[Any]) -> Iterator[Embedding | Failure]:
+    def stream(self, sources: Iterable[Any], *, signatures: bool = False) -> Iterator[Embedding | Failure]:
         """Embed images one after another, reading ahead; results come in the order of the input, one for each.
 
         Args:
             sources: images as `simclr_hub.images.load_image` takes them; any iterable, also an endless one.
+            signatures: also give each picture's signature, by which its copies are found.
 
         Yields:
             `Embedding` or `Failure`.
         """
-        pool = ThreadPoolExecutor(self._workers, "simclr-decode", initializer=torch.set_num_threads, initargs=(1,))
-        items = enumerate(sources)
-        ahead: deque[tuple[int, Any, Future[tuple[Tensor, bytes]]]] = deque()
+        pool = ThreadPoolExecutor(self._workers, "simclr-embed", initializer=torch.set_num_threads, initargs=(1,))
+        waiting: deque[Callable[[], list[Embedding | Failure]]] = deque()
         try:
-            while True:
-                while len(ahead) < 2 * self._batch_size + self._workers:
-                    item = next(items, None)
-                    if item is None:
-                        break
-                    ahead.append((*item, pool.submit(self._prepare, item[1])))
-                if not ahead:
-                    return
-                yield from self._run([ahead.popleft() for _ in range(min(self._batch_size, len(ahead)))])
+            batches = self._batches(enumerate(sources), partial(pool.submit, self._prepare, signatures=signatures))
+            first = list(islice(batches, 2))
+            # One batch alone gets all cores, with PyTorch; of many, each gets one. Compiled code has its own threads.
+            alone = len(first) < 2 and self._patience > 0
+            here = alone or self._device.type != "cpu" or self._runtime == "compile"
+            for batch in chain(first, batches):
+                run = partial(self._run, batch, self._torch if alone else self._runner(batch[0][0]))
+                waiting.append(run if here else pool.submit(run).result)
+                if len(waiting) > (2 if here else self._workers + 1):
+                    yield from waiting.popleft()()
+            while waiting:
+                yield from waiting.popleft()()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            # PyTorch gives every new thread the number that was set last, which was the pool's.
+            torch.set_num_threads(torch.get_num_threads())
 
-    def _prepare(self, source: Any) -> tuple[Tensor, bytes]:
-        """Pixel values (3, size, size) and content hash; runs on the threads."""
+    def _batches(
+        self, items: Iterator[tuple[int, Any]], submit: Callable[[Any], "Future[_Ready]"]
+    ) -> Iterator[_Batch]:
+        while batch := [(position, source, submit(source)) for position, source in islice(items, self._batch_size)]:
+            yield batch
+
+    def _runner(self, position: int) -> Runner:
+        """What runs the model at this place of a stream."""
+        with self._building:
+            if self._built is None and position >= self._patience:
+                self._built = build(
+                    self._runtime, self._model, self._size, self._batch_size, self._device, self._dtype
+                )
+            return self._built or self._torch
+
+    def _prepare(self, source: Any, signatures: bool) -> "_Ready":
+        """What one image comes to before the model; runs on the threads."""
         try:
-            image = load_image(source)
+            image = load_image(source, reduce_to=self._reduce_to)
             pixels = transform(image.pixels[None], self._size, exact=self._exact, crop_proportion=self._crop)
             if self._mean_std:
                 pixels = normalize_pixels(pixels, *self._mean_std)
@@ -154,35 +225,36 @@ class Embedder:
             if isinstance(e, ImageError):
                 raise
             raise UnsupportedImageError(f"{describe(source)}: {e}") from e
-        return pixels[0], image.content_hash
+        signature = picture_signature(image.pixels) if signatures else b""
+        return _Ready(pixels[0], image.content_hash, image.info, signature)
 
-    def _run(self, batch: list[tuple[int, Any, "Future[tuple[Tensor, bytes]]"]]) -> Iterator[Embedding | Failure]:
-        good: list[tuple[Tensor, bytes]] = []
+    def _run(self, batch: _Batch, run: Runner) -> list[Embedding | Failure]:
+        good: list[_Ready] = []
         errors: dict[int, ImageError] = {}
         for position, _, future in batch:
             try:
                 good.append(future.result())
             except ImageError as e:
                 errors[position] = e
-        vectors = iter(self._forward(torch.stack([pixels for pixels, _ in good])) if good else ())
-        hashes = iter([content_hash for _, content_hash in good])
+        vectors: Iterable[np.ndarray] = (
+            self._forward(torch.stack([ready.pixels for ready in good]), run) if good else ()
+        )
+        pairs = zip(vectors, good, strict=True)
+        results: list[Embedding | Failure] = []
         for position, source, _ in batch:
             if position in errors:
-                yield Failure(position, source, errors[position])
+                results.append(Failure(position, source, errors[position]))
             else:
-                yield Embedding(position, source, next(vectors), next(hashes))
+                vector, ready = next(pairs)
+                results.append(Embedding(position, source, vector, ready.content_hash, ready.info, ready.signature))
+        return results
 
-    @torch.inference_mode()
-    def _forward(self, pixels: Tensor) -> np.ndarray:
+    def _forward(self, pixels: Tensor, run: Runner) -> np.ndarray:
         """(B, 3, size, size) to vectors (B, D)."""
-        pixels = pixels.to(self._device, self._dtype).contiguous(memory_format=torch.channels_last)
-        output = self._model(pixels, output_projections=self._projection > 0)
-        vectors = output.projections[self._projection - 1] if self._projection else output.pooler_output
-        vectors = vectors.float()
+        vectors = run(pixels)
         if self.normalize:
-            vectors = torch.nn.functional.normalize(vectors)
-        array: np.ndarray = vectors.cpu().numpy()
-        return array
+            vectors = torch.nn.functional.normalize(torch.from_numpy(vectors)).numpy()
+        return vectors
 
 
 def embed(
@@ -200,9 +272,10 @@ def embed(
     """SimCLR features of images: h, never the projection g(h) unless `layer` asks for it.
 
     Args:
-        images: one image, or an iterable of images: paths, bytes, binary files, PIL images, arrays, tensors; a folder
-            (all images below it, sorted by path: `folder_images` lists them); an array (N, H, W, C) or a tensor
-            (N, C, H, W).
+        images: one image, or an iterable of images: paths, URLs, bytes, binary files, PIL images, arrays, tensors; a
+            folder (all images below it, sorted by path: `sources.folder_images` lists them); a zip or tar file (its
+            images in its order: `archives.archive_images`); a data set of the datasets library; an array
+            (N, H, W, C) or a tensor (N, C, H, W).
         model: see `Embedder`, as are the other arguments.
         layer: "h", "g1", ..., "z".
         normalize: scale each vector to length 1.
@@ -235,35 +308,6 @@ def embed(
             rows.append(item.vector)
             advance(1)
     return np.stack(rows) if rows else np.empty((0, embedder.dim), np.float32)
-
-
-def as_sources(images: Any) -> Any:
-    """One image, a folder, a batch or an iterable of images, as an iterable of images."""
-    if isinstance(images, (str, os.PathLike)):
-        return folder_images(images) if os.path.isdir(images) else [images]
-    if isinstance(images, (np.ndarray, Tensor)):
-        return images if images.ndim == 4 else [images]
-    if isinstance(images, (bytes, bytearray, memoryview, FileBytes, Image.Image)) or hasattr(images, "read"):
-        return [images]
-    return images
-
-
-def folder_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """Every image file below a folder by its suffix, sorted by path; symbolic links to folders are not followed.
-
-    Raises:
-        UnreadableImageError: the folder, or one below it, cannot be listed, or there is no image in it.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise UnreadableImageError(f"{describe(error.filename)}: {error.strerror}") from error
-
-    found = [
-        Path(root, name) for root, _, names in os.walk(folder, onerror=refuse) for name in names if is_image_name(name)
-    ]
-    if not found:
-        raise UnreadableImageError(f"{describe(folder)}: no image files in this folder")
-    return sorted(found)
 
 
 def _projection_index(layer: str, layers: int) -> int:

@@ -14,6 +14,7 @@ SimCLRHubError
 |   +-- RootUnavailableError            a photo folder is not there or cannot be listed
 |   +-- IndexDamagedError               its store is broken; says what can be saved
 |   +-- IndexMismatchError (ValueError) made by another model or processing; names both
+|   +-- ExportError (ValueError)        an exported file that is damaged, or that no import can take
 |   +-- PruneRefusedError               too much is missing at once: a disk may be unplugged
 +-- RecipeError (ValueError)            a training recipe or one of its key=value settings
 +-- PublishError                        a model cannot be published; the repository is as it was
@@ -76,6 +77,10 @@ class IndexMismatchError(IndexError_, ValueError):
 
 class IndexWriteError(IndexError_):
     """The index could not be written; it is as it was before."""
+
+
+class ExportError(IndexError_, ValueError):
+    """A file that cannot be imported as an index."""
 
 
 class RootUnavailableError(IndexError_):

@@ -44,8 +44,8 @@ def write_gallery(path: Path, rows: Sequence[Row], *, title: str, note: str = ""
     )
     sections = [
         {
-            "query": _picture(row.query),
-            "matches": [_picture(match) | {"score": f"{score:.3f}"} for match, score in row.matches],
+            "query": picture(row.query),
+            "matches": [picture(match) | {"score": f"{score:.3f}"} for match, score in row.matches],
         }
         for row in rows
     ]
@@ -53,7 +53,8 @@ def write_gallery(path: Path, rows: Sequence[Row], *, title: str, note: str = ""
     write_file(path, lambda file: file.write(html.encode()))
 
 
-def _picture(source: Any) -> dict[str, str]:
+def picture(source: Any) -> dict[str, str]:
+    """A photo for a page: its "name", "full" path or what is wrong, and "data", a thumbnail as base64, or ""."""
     full = describe(source)
     name = Path(full).name or full
     try:

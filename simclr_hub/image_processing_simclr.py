@@ -3,15 +3,14 @@
 Travels to the Hub as remote code, so it imports only numpy, Pillow, torch and transformers.
 
 Unusual: TensorFlow 1's bicubic kernel (no half-pixel centres, Keys a = -0.75, offsets rounded to 1/1024) is not
-PyTorch's; the difference is up to 0.12 a pixel. It does not antialias either, so by default photos far larger than
-the input are first averaged over whole blocks; `exact=True` never does that.
+PyTorch's; the difference is up to 0.12 a pixel. It does not antialias either, so by default a photo of more than twice
+the input's size is first resized to twice that size with antialiasing; `exact=True` never does that.
 
 Source: google-research/simclr, `data_util.py` (`center_crop`, `preprocess_for_eval`), TensorFlow's
 `resize_bicubic_op.cc`.
 """
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -121,9 +120,11 @@ def transform(x: Tensor, size: int, *, exact: bool = False, crop_proportion: flo
     side = round(crop_proportion * min(height, width)) or 1  # Python rounds half to even, as TensorFlow does
     top, left = (height - side + 1) // 2, (width - side + 1) // 2
     x = x[..., top : top + side, left : left + side]
-    if not exact and (factor := math.ceil(side / size / 2)) > 1:
-        edge = side % factor // 2
-        x = F.avg_pool2d(_to_float(x[..., edge:, edge:]), factor)  # blocks of factor x factor
+    if not exact and side > 2 * size:
+        # To one size, so that it hardly matters at which size a photo was decoded. Only the CPU resizes bytes.
+        x = x if x.dtype == torch.uint8 and x.device.type == "cpu" else _to_float(x)
+        x = F.interpolate(x, size=(2 * size, 2 * size), mode="bicubic", antialias=True)
+        x = x if x.dtype == torch.uint8 else x.clamp(0, 1)  # as for bytes
     y_index, y_weight = _bicubic_taps(x.shape[-2], size, x.device)
     x_index, x_weight = _bicubic_taps(x.shape[-1], size, x.device)
     rows = sum(_to_float(x.index_select(-2, y_index[k])) * y_weight[k][:, None] for k in range(4))

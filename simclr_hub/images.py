@@ -1,15 +1,15 @@
 """Anything a user calls an image, to its bytes (read once), their hash, and upright RGB.
 
 Unusual: formats are decided by content from an allowlist (an EPS or SVG named .jpg starts no decoder); 16-bit and
-float images are scaled, not clipped to white; transparency lies over white; EXIF orientation is applied.
+float images are scaled, not clipped to white; transparency lies over white; EXIF orientation and embedded colour
+profiles are applied.
 """
 
 import hashlib
-import io
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,12 @@ import torch
 from PIL import Image, ImageCms, UnidentifiedImageError
 from torch import Tensor
 
+from .colour import to_srgb
 from .errors import CorruptImageError, ImageError, ImageTooLargeError, UnreadableImageError, UnsupportedImageError
+from .formats import FORMATS, READERS, SUFFIXES, open_image
+from .metadata import read_info
+from .web import fetch, is_url, shown_url
 
-Image.init()  # fills Image.OPEN, which says what this Pillow was built with
-#: Formats that are decoded, by Pillow's names; none of their decoders starts another program. JPEG includes MPO.
-FORMATS = tuple(
-    name for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000") if name in Image.OPEN
-)
-#: File names that a folder scan takes for images.
-SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .mpo .png .webp .gif .bmp .tif .tiff .avif .ppm .pgm .pbm .pnm .jp2 .j2k .jpx".split()
-)
 #: Larger files are refused unread. Pixels are bounded by Pillow: twice `PIL.Image.MAX_IMAGE_PIXELS`, 179 million.
 MAX_BYTES = 1 << 29
 
@@ -45,10 +40,17 @@ _TRANSPOSE = {
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """An image ready for the processor: pixels (3, H, W), uint8 or float32 in [0, 1]; hash of what it came from."""
+    """An image ready for the processor.
+
+    Attributes:
+        pixels: (3, H, W), uint8 or float32 in [0, 1].
+        content_hash: of what it came from.
+        info: what the file says about itself, see `metadata.read_info`; {} for arrays and tensors.
+    """
 
     pixels: Tensor
     content_hash: bytes
+    info: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,27 +61,47 @@ class FileBytes:
     data: bytes
 
 
-def load_image(source: Any) -> LoadedImage:
+@dataclass(frozen=True)
+class UnusableImage:
+    """In the place of an image that could not be had, such as an encrypted one in a zip file: its error is raised."""
+
+    name: str
+    error: ImageError
+
+
+def load_image(source: Any, *, reduce_to: int | None = None) -> LoadedImage:
     """Load an image from anything that holds one.
 
-    Takes a path, bytes, `FileBytes`, a binary file object, a PIL image, a numpy array (H, W[, C]) or a torch tensor
-    ([C,] H, W).
+    Takes a path, a URL (see `web.fetch` for what is read), bytes, `FileBytes`, a binary file object, a PIL image, a
+    numpy array (H, W[, C]), a torch tensor ([C,] H, W), or a row of a data set's image column, {"bytes", "path"}.
 
     Arrays are uint8, uint16, or float in [0, 1], with 1, 3 or 4 channels; 4 are RGB and alpha.
+
+    Args:
+        source: the image.
+        reduce_to: see `decode_with_info`.
 
     Raises:
         ImageError: it cannot be read, is no image of an allowed format, is damaged or too large; the text names it.
         TypeError: `source` is none of these types.
     """
     if isinstance(source, (str, os.PathLike)):
-        data, _ = read_file(source)
-        return load_bytes(data, describe(source))
+        source = read_source(source)
     if isinstance(source, FileBytes):
-        return load_bytes(source.data, source.name)
+        return load_bytes(source.data, source.name, reduce_to)
+    if isinstance(source, UnusableImage):
+        raise source.error
+    if isinstance(source, dict) and {"bytes", "path"} <= source.keys():
+        name = describe(source["path"] or "<row of a data set>")
+        if source["bytes"] is not None:
+            return load_bytes(source["bytes"], name, reduce_to)
+        # No URL: that would be the data set's word, not the user's.
+        return load_bytes(read_file(source["path"] or "")[0], name, reduce_to)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return load_bytes(bytes(source), "<bytes>")
+        return load_bytes(bytes(source), "<bytes>", reduce_to)
     if isinstance(source, Image.Image):
-        return _hashed(_pixels(upright_rgb(source, "<PIL image>")))
+        info = read_info(source)
+        return _hashed(_pixels(upright_rgb(source, "<PIL image>")), info)
     if isinstance(source, np.ndarray):
         return _hashed(_from_array(source, channels_last=True))
     if isinstance(source, Tensor):
@@ -89,24 +111,38 @@ def load_image(source: Any) -> LoadedImage:
         data = source.read(MAX_BYTES + 1)
         if not isinstance(data, bytes):
             raise TypeError(f"{name}: opened as text; open it in binary mode ('rb')")
-        return load_bytes(data, name)
+        return load_bytes(data, name, reduce_to)
     raise TypeError(
         f"{type(source).__name__} is not an image: "
-        "give a path, bytes, a binary file, a PIL image, a numpy array or a torch tensor"
+        "give a path, a URL, bytes, a binary file, a PIL image, a numpy array or a torch tensor"
     )
 
 
-def load_bytes(data: bytes, name: str) -> LoadedImage:
-    """The bytes of an image file as an image; `name` is for errors.
+def read_source(source: str | os.PathLike[str]) -> FileBytes:
+    """The bytes of a file or behind a URL.
 
     Raises:
-        ImageError: see `decode`.
+        ImageError: see `read_file` and `web.fetch`.
     """
-    return LoadedImage(_pixels(decode(data, name)), hashlib.sha256(data).digest())
+    if is_url(source):
+        return FileBytes(shown_url(str(source)), fetch(str(source)))
+    return FileBytes(describe(source), read_file(source)[0])
+
+
+def load_bytes(data: bytes, name: str, reduce_to: int | None = None) -> LoadedImage:
+    """The bytes of an image file as an image; `name` is for errors; see `decode_with_info`.
+
+    Raises:
+        ImageError: see `decode_with_info`.
+    """
+    image, info = decode_with_info(data, name, reduce_to)
+    return LoadedImage(_pixels(image), hashlib.sha256(data).digest(), info)
 
 
 def describe(source: Any) -> str:
     """A name for messages: a path printable in any terminal, or the type."""
+    if isinstance(source, (FileBytes, UnusableImage)):
+        return source.name
     if isinstance(source, (str, os.PathLike)):
         text = os.fsdecode(source)
         return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
@@ -124,7 +160,7 @@ def read_file(path: str | os.PathLike[str] | bytes, *, follow_symlinks: bool = T
     """
     name = describe(path if not isinstance(path, bytes) else os.fsdecode(path))
     if isinstance(path, str) and path.startswith(("http://", "https://")):
-        raise UnreadableImageError(f"{name}: this is a URL; download the file first and give its path")
+        raise UnreadableImageError(f"{name}: this is a URL, where a file is needed; download it first")
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a FIFO must not block
     if not follow_symlinks:
         flags |= getattr(os, "O_NOFOLLOW", 0)
@@ -156,20 +192,41 @@ def decode(data: bytes, name: str) -> Image.Image:
     """The first frame of an image file's bytes, upright RGB.
 
     Raises:
-        UnsupportedImageError: no image, or a format outside `FORMATS`.
+        ImageError: see `decode_with_info`.
+    """
+    return decode_with_info(data, name)[0]
+
+
+def decode_with_info(data: bytes, name: str, reduce_to: int | None = None) -> tuple[Image.Image, dict[str, Any]]:
+    """The first frame of an image file's bytes, upright RGB, and what the file says about itself (`read_info`).
+
+    Args:
+        data: the file.
+        name: for errors.
+        reduce_to: decode a large JPEG at 1/2, 1/4 or 1/8 of its size, the smallest whose shorter side has at least so
+            many pixels: several times as fast. None decodes all pixels.
+
+    Raises:
+        UnsupportedImageError: no image, of a format that is not read, or its reader is not installed.
         CorruptImageError: truncated or damaged.
         ImageTooLargeError: more bytes than `MAX_BYTES` or more pixels than Pillow allows.
     """
     if len(data) > MAX_BYTES:
         raise ImageTooLargeError(f"{name}: more than {MAX_BYTES:,} bytes")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        image, info = open_image(data, name)
+        with image:
+            if image.format != "PNG":
+                info = info or read_info(image)
+            if reduce_to is not None:
+                image.draft(None, (reduce_to, reduce_to))  # which formats other than JPEG ignore
             image.load()
-            return upright_rgb(image, name)
+            return upright_rgb(image, name), info or read_info(image)
     except ImageError:
         raise
     except UnidentifiedImageError as e:
-        raise UnsupportedImageError(f"{name}: not an image of a supported format ({', '.join(FORMATS)})") from e
+        known = ", ".join((*FORMATS, *READERS))
+        raise UnsupportedImageError(f"{name}: not an image of a supported format ({known})") from e
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as e:
         raise ImageTooLargeError(f"{name}: {str(e) or 'too many pixels for the memory'}") from e
     except Exception as e:  # Pillow's decoders raise OSError, SyntaxError, ValueError, TypeError, RuntimeError, ...
@@ -177,7 +234,7 @@ def decode(data: bytes, name: str) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Any mode as RGB, rotated as its EXIF says.
+    """Any mode as sRGB, rotated as its EXIF says.
 
     Raises:
         CorruptImageError: float pixels that are not finite.
@@ -186,7 +243,7 @@ def upright_rgb(image: Image.Image, name: str) -> Image.Image:
         turn = _TRANSPOSE.get(image.getexif().get(0x0112, 1))
     except Exception:  # damaged EXIF is no reason to lose the photo
         turn = None
-    rgb = _rgb(image, name)
+    rgb = to_srgb(image, _rgb(image, name))
     return rgb if turn is None else rgb.transpose(turn)
 
 
@@ -213,11 +270,10 @@ def _to_uint8(values: np.ndarray, name: str) -> np.ndarray:
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:  # of either byte order
         full = 65535.0
     else:
-        full = next(
-            (r for r in ((1.0,) if values.dtype.kind == "f" else ()) + (255.0, 65535.0) if top <= r), 2.0**32 - 1
-        )
-        full = max(full, top)
-    return np.rint(wide.clip(0) * (255 / full)).astype(np.uint8)
+        full = next((r for r in (255.0, 65535.0) if top <= r), max(2.0**32 - 1, top))
+        if values.dtype.kind == "f" and top < 2:  # of 0..1, which a lossy encoder may exceed a little
+            full = 1.0
+    return np.rint(wide.clip(0, full) * (255 / full)).astype(np.uint8)
 
 
 def _pixels(image: Image.Image) -> Tensor:
@@ -247,10 +303,10 @@ def _from_array(array: np.ndarray, *, channels_last: bool) -> Tensor:
     return pixels.expand(3, -1, -1).contiguous()
 
 
-def _hashed(pixels: Tensor) -> LoadedImage:
+def _hashed(pixels: Tensor, info: dict[str, Any] | None = None) -> LoadedImage:
     digest = hashlib.sha256(f"{pixels.dtype} {tuple(pixels.shape)}".encode())
     digest.update(pixels.numpy().tobytes())
-    return LoadedImage(pixels, digest.digest())
+    return LoadedImage(pixels, digest.digest(), info or {})
 
 
 def is_image_name(path: str | bytes | Path) -> bool:

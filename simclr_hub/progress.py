@@ -13,7 +13,7 @@ DELAY = 2.0
 def progress_bar(
     what: str, total: int | None, *, show: bool | None = None, in_bytes: bool = False
 ) -> Iterator[Callable[..., None]]:
-    """Give a function that is told how many more are done, and the total if it is known only then.
+    """Give a function that is told how many more are done, the total if it is known only then, and what to show.
 
     Args:
         what: shown before the bar.
@@ -24,7 +24,7 @@ def progress_bar(
     if show is None and not sys.stderr.isatty():
         show = False
     if show is False:
-        yield lambda n, total=None: None
+        yield lambda n, total=None, what=None: None
         return
     from rich.console import Console
     from rich.progress import (
@@ -32,25 +32,32 @@ def progress_bar(
         DownloadColumn,
         MofNCompleteColumn,
         Progress,
-        TaskProgressColumn,
+        ProgressColumn,
+        Task,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:,.{0 if speed >= 10 else 1}f}/s" if speed else "", style="progress.data.speed")
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn() if in_bytes else MofNCompleteColumn(),
-        TransferSpeedColumn() if in_bytes else TaskProgressColumn(show_speed=True),
+        TransferSpeedColumn() if in_bytes else Rate(),
         TimeRemainingColumn(),
     )
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
     task = bar.add_task(what, total=total)
     started = time.monotonic()
 
-    def advance(n: int, total: int | None = total) -> None:
-        bar.update(task, advance=n, total=total)
+    def advance(n: int, total: int | None = total, what: str | None = None) -> None:
+        bar.update(task, advance=n, total=total, description=what)
         if not bar.live.is_started and (show or time.monotonic() - started > DELAY):
             bar.start()
 
@@ -58,3 +65,17 @@ def progress_bar(
         yield advance
     finally:
         bar.stop()
+
+
+@contextmanager
+def counting_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """The same bar as a function of how many are done by now and how many there are."""
+    done = 0
+    with progress_bar(what, None) as advance:
+
+        def progress(now: int, total: int) -> None:
+            nonlocal done
+            advance(now - done, total)
+            done = now
+
+        yield progress

@@ -6,8 +6,10 @@ import torch
 from PIL import Image
 
 from simclr_hub import Embedder, Embedding, Failure, embed, errors, load
-from simclr_hub.embedder import folder_images
 from simclr_hub.fast import fast_copy
+from simclr_hub.images import load_image
+from simclr_hub.signature import picture_signature
+from simclr_hub.sources import folder_images
 
 
 def test_rows_equal_the_eager_model(photos, tiny_dir):
@@ -128,3 +130,13 @@ def test_an_error_of_the_source_itself_is_not_swallowed(tiny_model):
 
     with pytest.raises(RuntimeError, match="database"):
         list(Embedder(tiny_model).stream(broken()))
+
+
+def test_what_an_image_tells_of_itself_travels_with_its_vector(photos, tiny_model):
+    path = folder_images(photos)[0]
+    (plain,) = Embedder(tiny_model).stream([path])
+    (signed,) = Embedder(tiny_model).stream([path], signatures=True)
+    assert (plain.info, plain.signature) == (load_image(path).info, b"")
+    with Image.open(path) as opened:
+        assert plain.info["format"] == "JPEG" and plain.info["width"] == opened.width
+    assert signed.signature == picture_signature(load_image(path).pixels)

@@ -171,7 +171,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(errors.UnreadableImageError, match="directory|regular"):
         read_file(tmp_path)
     with pytest.raises(errors.UnreadableImageError, match="download"):
-        load_image("https://example.org/cat.jpg")
+        read_file("https://example.org/cat.jpg")
     with pytest.raises(errors.UnreadableImageError):
         read_file("nul\0.jpg")
 

@@ -9,9 +9,9 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from simclr_hub._files import write_file
-from simclr_hub.embedder import folder_images
 from simclr_hub.errors import ImageError, RecipeError
 from simclr_hub.images import load_image
+from simclr_hub.sources import folder_images
 
 from .augmentations import Views
 from .data import Rows, _resized

@@ -7,15 +7,16 @@ import click
 import numpy as np
 
 from .._files import write_file
-from ..embedder import Embedder, Failure, as_sources
+from ..embedder import Embedder, Failure
 from ..errors import MissingExtraError, SimCLRHubError
-from ..images import describe
+from ..images import FileBytes, UnusableImage, describe
 from ..progress import progress_bar
+from ..sources import as_sources
 from ._output import json_option, print_json
 
 
 @click.command("embed")
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path())
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="A .npz or .parquet file.")
 @click.option("--model", help="Official name, directory, Hub id or id@revision; the default checkpoint if not given.")
 @click.option("--layer", default="h", show_default=True, help="h, or g1, g2, ..., z of the projection head.")
@@ -24,7 +25,7 @@ from ._output import json_option, print_json
 @click.option("--device", help="cpu, cuda, mps, ...")
 @json_option
 def embed_command(
-    images: tuple[Path, ...],
+    images: tuple[str, ...],
     output: Path,
     model: str | None,
     layer: str,
@@ -33,14 +34,15 @@ def embed_command(
     device: str | None,
     as_json: bool,
 ) -> int:
-    """Write the features of IMAGES (files and folders) to a file.
+    """Write the features of IMAGES (files, folders, zip and tar files, URLs) to a file.
 
     The file has `paths` and `vectors` (N, D) float32, row by row; images that cannot be read are named and left out.
     """
     write = _writers().get(output.suffix)
     if write is None:
         raise click.UsageError(f"{output}: the output must end in .npz or .parquet")
-    sources = [path for given in images for path in as_sources(given)]
+    groups = [as_sources(given) for given in images]
+    total = sum(map(len, groups)) if all(hasattr(group, "__len__") for group in groups) else None
     try:
         embedder = Embedder(model, layer=layer, normalize=normalize, batch_size=batch_size, device=device)
     except SimCLRHubError:
@@ -48,24 +50,28 @@ def embed_command(
     except (ValueError, RuntimeError) as e:  # a layer or a device that there is not
         raise click.UsageError(str(e)) from e
     paths, vectors, failures = [], [], []
-    with progress_bar("embedding", len(sources)) as advance:
-        for item in embedder.stream(sources):
+    with progress_bar("embedding", total) as advance:
+        for item in embedder.stream(source for group in groups for source in group):
             advance(1)
             if isinstance(item, Failure):
-                failures.append(item)
+                failures.append((_name(item.source), item.error))
                 continue
-            paths.append(str(item.source))
+            paths.append(_name(item.source))
             vectors.append(item.vector)
     matrix = np.stack(vectors) if vectors else np.empty((0, embedder.dim), np.float32)
     write_file(output, lambda file: write(file, paths, matrix))
     if as_json:
         record = {"embedded": len(paths), "dim": embedder.dim, "output": str(output)}
-        print_json(record | {"failed": [{"path": str(f.source), "error": str(f.error)} for f in failures]})
+        print_json(record | {"failed": [{"path": path, "error": str(error)} for path, error in failures]})
     else:
-        for failure in failures:
-            click.echo(f"left out: {failure.error}", err=True)
+        for _, error in failures:
+            click.echo(f"left out: {error}", err=True)
         click.echo(f"{len(paths):,} vectors of {embedder.dim} to {describe(output)}")
     return 3 if failures else 0
+
+
+def _name(source: Any) -> str:
+    return source.name if isinstance(source, (FileBytes, UnusableImage)) else str(source)
 
 
 def _writers() -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """`index`, `search`, `status`, `failures`, `prune`: the similarity index from the command line."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 
 import click
 
+from ..errors import ImageError
 from ..gallery import Row, write_gallery
 from ..images import describe
 from ..index import SimilarityIndex, SyncReport
@@ -20,15 +22,26 @@ _index_argument = click.argument("index", type=click.Path(path_type=Path))
     "-o", "--output", type=click.Path(path_type=Path), default="photos.index", help="The index, a directory."
 )
 @click.option("--model", help="Official name, directory, Hub id or id@revision; the default checkpoint if not given.")
+@click.option(
+    "--moved-from",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Where PHOTOS were when they were indexed: nothing is embedded again.",
+)
 @json_option
-def index_command(photos: Path, output: Path, model: str | None, as_json: bool) -> int:
+def index_command(photos: Path, output: Path, model: str | None, moved_from: Path | None, as_json: bool) -> int:
     """Create an index of the folder PHOTOS, or bring it up to date.
 
     New and changed photos are embedded, renamed ones recognised, vanished ones marked missing. It may be stopped at
     any moment and run again. Nothing is written below PHOTOS.
     """
     with open_or_create(output, model) as index:
-        report = sync(index, photos)
+        try:
+            report = sync(index, photos, moved_from)
+        except KeyboardInterrupt:
+            again = shlex.join(["simclr-hub", "index", describe(photos), "-o", describe(output)])
+            click.echo(f"stopped; {len(index):,} photos are in the index. Go on with: {again}", err=True)
+            return 130
     if as_json:
         print_json(dataclasses.asdict(report))
     else:
@@ -41,17 +54,21 @@ def open_or_create(path: Path, model: str | None) -> SimilarityIndex:
     return SimilarityIndex.open(path, model=model) if path.exists() else SimilarityIndex.create(path, model=model)
 
 
-def sync(index: SimilarityIndex, photos: Path) -> SyncReport:
-    """Synchronise with a progress bar."""
-    done = 0
+def sync(index: SimilarityIndex, photos: Path, moved_from: Path | None = None) -> SyncReport:
+    """Synchronise with a progress bar that also counts the failures."""
+    done = failed = 0
     with progress_bar("indexing", None) as advance:
 
         def progress(now: int, total: int) -> None:
             nonlocal done
-            advance(now - done, total)
+            advance(now - done, total, f"indexing, {failed:,} failed" if failed else "indexing")
             done = now
 
-        return index.sync(photos, progress=progress)
+        def on_failure(_: ImageError) -> None:
+            nonlocal failed
+            failed += 1
+
+        return index.sync(photos, moved_from=moved_from, progress=progress, on_failure=on_failure)
 
 
 def print_report(report: SyncReport, index: Path) -> None:

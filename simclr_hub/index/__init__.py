@@ -1,7 +1,8 @@
 """The similarity index: a directory on disk that holds photos' vectors and finds the nearest."""
 
-from .report import SyncReport
+from .check import check_index
+from .match import Match
+from .report import CheckReport, SyncReport
 from .similarity_index import SimilarityIndex
-from .snapshot import Match
 
-__all__ = ["Match", "SimilarityIndex", "SyncReport"]
+__all__ = ["CheckReport", "Match", "SimilarityIndex", "SyncReport", "check_index"]

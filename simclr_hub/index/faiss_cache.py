@@ -1,87 +1,102 @@
-"""FAISS's exact index: a cache of the store that can always be rebuilt.
+"""What a search runs on, in files beside the store: a cache of it that can always be rebuilt.
 
-Unusual: its file is read only if the SHA-256 of its bytes is the one that the store recorded for its current
-generation, since faiss loads about every fourth damaged file without complaint and then finds the wrong photos; and it
-is written by us, since faiss reports success on a full disk.
+Unusual: a file counts only if the SHA-256 that the store recorded for it fits and, block by block, its checksums do,
+since FAISS loads about every fourth damaged file without complaint and then finds the wrong photos; it is written by
+us, since FAISS reports success on a full disk; and few changes are written into a small file beside the large one.
 """
 
-import functools
-import hashlib
-import os
-import warnings
-from pathlib import Path
+import re
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
-import numpy as np
-
 from .._files import write_file
+from . import approximate
+from .arrays import ArrayFile, DamagedArraysError
+from .segment import Segment, read_segment, write_segment
 from .store import Store
 
-CACHE_NAME = "vectors.faiss"
+#: Changed contents beyond this share of all, or beyond what is searched exactly, make a rebuild.
+DELTA_SHARE = 0.1
+_OURS = re.compile(r"\.?(search-\d+\.cache|vectors\.faiss)(\..*)?")  # the latter is of an older version
 
 
-def build(vectors: np.ndarray) -> Any:
-    """An index over vectors (N, D) of length 1: the inner product is the cosine; row i has the id i."""
-    index = _faiss().IndexFlatIP(vectors.shape[1])
-    index.add(np.ascontiguousarray(vectors, np.float32))
-    return index
+def read(store: Store, known: Iterable[Segment] = ()) -> list[Segment] | None:
+    """The cached segments, which are of the generation in `Store.cache`; None if a file is not there or damaged.
 
-
-def read(store: Store) -> Any | None:
-    """The index in the store's cache file; None if it is not there, of another generation, or damaged."""
-    data = _data(store)
-    return None if data is None else _faiss().deserialize_index(data)
+    Args:
+        store: whose; inside `reading` or `writing`.
+        known: those that are open already, which are not opened again.
+    """
+    opened = {segment.file.sha256: segment for segment in known if segment.file}
+    try:
+        return [opened.get(one["sha256"]) or read_segment(_open(store, one)) for one in store.cache()[1]] or None
+    except (OSError, DamagedArraysError):
+        return None
 
 
 def fits(store: Store) -> bool:
-    """Whether the cache file can be read."""
-    return _data(store) is not None
+    """Whether the cache is of the present generation and undamaged, all of it."""
+    generation, files = store.cache()
+    return generation == store.generation() and bool(files) and _verified(store, files)
 
 
-def write(store: Store, index: Any, generation: int) -> None:
-    """Publish `index`, which was built from that generation; inside `Store.writing`.
+def update(store: Store) -> bool:
+    """Bring the cache up to date; inside `Store.writing`; whether there was anything to do.
 
-    The file comes first: a kill between the two leaves a file whose checksum is not recorded, which is not read.
+    A file comes before its record: a kill between the two leaves one that is not read.
 
     Raises:
         OSError: the file could not be written.
         IndexWriteError: its checksum could not be recorded.
+        IndexDamagedError: the store is damaged.
     """
-    for stale in store.file.parent.glob(f".{CACHE_NAME}.*"):  # of a process that was killed
-        stale.unlink()
-    data = _faiss().serialize_index(index)
-    write_file(_file(store), lambda file: file.write(data.data))
+    generation, files = store.cache()
+    sound = bool(files) and _verified(store, files)
+    now = store.generation()
+    if sound and generation == now:
+        return False
+    contents = _changed(store, generation) if sound else None
+    if contents == []:  # other roots: no file tells of those
+        with store.transaction():
+            store.put_cache(now, files)
+        return True
+    name = f"search-{now}.cache"
+    sha256 = ""
+
+    def write(file: Any) -> None:
+        nonlocal sha256
+        sha256 = write_segment(store, file, contents)
+
+    write_file(store.file.with_name(name), write)
     with store.transaction():
-        store.put_cache(generation, hashlib.sha256(data.data).hexdigest())
+        store.put_cache(now, [*(files[:1] if contents is not None else []), {"name": name, "sha256": sha256}])
+    used = {one["name"] for one in store.cache()[1]}
+    for file in store.file.parent.iterdir():  # also what a killed process left
+        if _OURS.fullmatch(file.name) and file.name not in used:
+            with suppress(OSError):  # on Windows while another process has it open
+                file.unlink()
+    return True
 
 
-def vectors_of(index: Any) -> np.ndarray:
-    """The vectors (N, D) in an index, in the order of their ids."""
-    vectors: np.ndarray = index.reconstruct_n(0, index.ntotal)
-    return vectors
-
-
-def _data(store: Store) -> np.ndarray | None:
-    """The bytes of the cache file, if they are those that were recorded for this generation."""
-    generation, sha256 = store.cache()
-    if generation != store.generation():
+def _changed(store: Store, generation: int) -> list[bytes] | None:
+    """The contents to be told anew beside the first file; None if they are many, so that it is rebuilt."""
+    changed, segments = store.changes(generation), read(store)
+    if changed is None or segments is None:
         return None
+    contents = set(changed).union(*(segment.catalog.content_hashes() for segment in segments[1:]))
+    most = min(DELTA_SHARE * len(segments[0].catalog), approximate.EXACT_NUMBERS / store.about.dim)
+    return sorted(contents) if len(contents) <= most else None
+
+
+def _verified(store: Store, files: list[dict[str, Any]]) -> bool:
     try:
-        data = np.fromfile(_file(store), np.uint8)
-    except OSError:
-        return None
-    return data if hashlib.sha256(data.data).hexdigest() == sha256 else None
+        for one in files:
+            _open(store, one).verify()
+    except (OSError, DamagedArraysError):
+        return False
+    return True
 
 
-def _file(store: Store) -> Path:
-    return store.file.with_name(CACHE_NAME)
-
-
-@functools.cache
-def _faiss() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # SWIG's, about types without __module__
-        import faiss
-    # One query runs on one thread; batches gain little past a few.
-    faiss.omp_set_num_threads(min(faiss.omp_get_max_threads(), os.cpu_count() or 1, 8))
-    return faiss
+def _open(store: Store, one: dict[str, Any]) -> ArrayFile:
+    return ArrayFile(store.file.with_name(one["name"]), one["sha256"])

@@ -19,7 +19,9 @@ class EmbedderLike(Protocol):
     def dim(self) -> int: ...  # noqa: D102
     @property
     def fingerprint(self) -> Mapping[str, Any]: ...  # noqa: D102
-    def stream(self, sources: Iterable[Any]) -> Iterator[Embedding | Failure]: ...  # noqa: D102
+    def stream(  # noqa: D102
+        self, sources: Iterable[Any], *, signatures: bool = False
+    ) -> Iterator[Embedding | Failure]: ...
 
 
 class Maker:

@@ -5,7 +5,7 @@ decoded are recorded first, so that after a crash the photo that caused it is fo
 """
 
 import hashlib
-import json
+import itertools
 import os
 import time
 from collections import deque
@@ -13,7 +13,6 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import chain
 
 import numpy as np
 
@@ -23,9 +22,10 @@ from ..images import FileBytes, describe, read_file
 from .isolated import find_guilty
 from .maker import EmbedderLike, unit_vector
 from .plan import Plan
-from .records import Photo, Root, Stamp, is_below
+from .records import Photo, Root, Stamp, file_metadata, is_below
 from .report import SyncReport
 from .scan import Listing
+from .spelling import letters
 from .store import Store
 
 #: A transaction holds what came in this many photos, bytes of their files, or seconds, whatever is first.
@@ -58,6 +58,7 @@ class Pipeline:
         report: counted up.
         scan_time: nanoseconds since 1970 at which the listing began.
         progress: called with (done, total) of the files that have to be read.
+        on_failure: called with why a photo cannot be used, as it is found.
     """
 
     def __init__(
@@ -70,15 +71,18 @@ class Pipeline:
         *,
         scan_time: int,
         progress: Callable[[int, int], object] | None = None,
+        on_failure: Callable[[ImageError], object] | None = None,
     ):
         self._store, self._root, self._recorded, self._listing = store, root, recorded, listing
-        self._report, self._scan_time, self._progress = report, scan_time, progress
+        self._report, self._scan_time, self._progress, self._on_failure = report, scan_time, progress, on_failure
         self._roots = store.roots()
         self._done = self._total = 0
         # Given to the embedder: by position there, and by content those that wait for the same.
-        self._given: list[_Seen | None] = []
+        self._given: dict[int, _Seen] = {}
+        self._positions = itertools.count()
         self._waiting: dict[bytes, list[_Seen]] = {}
         self._gone: dict[bytes, list[Photo]] = {}  # by content: recorded photos whose file is gone
+        self._spellings: dict[str, Stamp] | None = None  # of the listed photos, made when it is needed
         self._in_flight: set[bytes] = set()
         # For the next commit.
         self._embedded: dict[bytes, tuple[np.ndarray, Embedding]] = {}
@@ -124,7 +128,7 @@ class Pipeline:
         try:
             first = next(sources, None)
             if first is not None:  # otherwise no model is needed
-                for item in embedder().stream(chain([first], sources)):
+                for item in embedder().stream(itertools.chain([first], sources), signatures=True):
                     self._result(item)
                     self._commit_if_due()
             self._commit()
@@ -160,7 +164,7 @@ class Pipeline:
         self._commit(in_flight=[self._root.join(seen.path) for seen, _ in batch])
         while batch:
             seen, data = batch.popleft()
-            self._given.append(seen)
+            self._given[next(self._positions)] = seen
             yield FileBytes(self._name(seen.path), data)
 
     def _read_ahead(self, todo: list[bytes]) -> Iterator[tuple[bytes, _Read]]:
@@ -223,18 +227,26 @@ class Pipeline:
 
     def _is_gone(self, photo: Photo) -> bool:
         try:
-            os.lstat(self._store.locate(photo, self._roots))
+            found = os.lstat(self._store.locate(photo, self._roots))
         except (FileNotFoundError, NotADirectoryError):
             return True
         except OSError:
             return False  # unknown
-        return False
+        return self._is_listed_otherwise(photo, found.st_ino)
+
+    def _is_listed_otherwise(self, photo: Photo, inode: int) -> bool:
+        """Whether its file has another spelling now: where case does not matter, the old one still opens it."""
+        if photo.root_id != self._root.id or photo.path in self._listing.photos or photo.path not in self._recorded:
+            return False
+        if self._spellings is None:
+            self._spellings = {letters(path).casefold(): stamp for path, stamp in self._listing.photos.items()}
+        stamp = self._spellings.get(letters(photo.path).casefold())
+        return stamp is not None and stamp.inode == inode
 
     def _result(self, item: Embedding | Failure) -> None:
-        seen = self._given[item.position]
+        seen = self._given.pop(item.position, None)
         if seen is None:
-            raise RuntimeError(f"the embedder gave two results for position {item.position}")
-        self._given[item.position] = None
+            raise RuntimeError(f"the embedder gave a result for position {item.position} that was not asked for")
         self._decoded.append(self._root.join(seen.path))
         waiting = self._waiting.pop(seen.content_hash)
         vector = None if isinstance(item, Failure) else unit_vector(item.vector)
@@ -251,7 +263,7 @@ class Pipeline:
             self._recognise(one)
 
     def _succeed(self, seen: _Seen) -> None:
-        metadata = json.dumps({"bytes": seen.stamp.size, "modified": seen.stamp.mtime_ns / 1e9})
+        metadata = file_metadata(seen.stamp)
         settled = seen.stamp.settled(self._scan_time)
         self._finish(
             Photo(self._root.id, seen.path, seen.stamp, settled, seen.content_hash, "live", metadata=metadata)
@@ -262,6 +274,8 @@ class Pipeline:
         settled = stamp.settled(self._scan_time) and not isinstance(error, UnreadableImageError)
         text = str(error).encode(errors="backslashreplace").decode()
         self._report.failed += 1
+        if self._on_failure:
+            self._on_failure(error)
         self._finish(Photo(self._root.id, path, stamp, settled, None, "failed", error=text))
 
     def _vanish(self, path: bytes) -> None:

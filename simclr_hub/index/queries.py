@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from ..embedder import Failure
-from ..images import FileBytes, describe, read_file
-from .maker import Maker, unit_vector
+from ..images import read_source
+from ..web import is_url
+from .maker import Maker
+from .spelling import openable
 from .store import Store
 
 
@@ -20,13 +22,16 @@ def query_vectors(queries: list[Any], store: Store, maker: Maker) -> np.ndarray:
         ImageError: an image that cannot be used.
     """
     vectors = np.empty((len(queries), store.about.dim), np.float32)
+    given = [row for row, query in enumerate(queries) if isinstance(query, np.ndarray) and query.ndim == 1]
+    for start in range(0, len(given), 1024):
+        rows = given[start : start + 1024]
+        vectors[rows] = _unit_vectors([queries[row] for row in rows], store.about.dim)
     images = []
     for row, query in enumerate(queries):
         if isinstance(query, np.ndarray) and query.ndim == 1:
-            vectors[row] = _query_vector(query, store.about.dim)
             continue
         if isinstance(query, (str, os.PathLike)):
-            query = FileBytes(describe(query), read_file(query)[0])
+            query = read_source(query if is_url(query) else openable(query))
             known = store.vector(hashlib.sha256(query.data).digest())
             if known is not None:
                 vectors[row] = known
@@ -36,16 +41,21 @@ def query_vectors(queries: list[Any], store: Store, maker: Maker) -> np.ndarray:
         for item in maker.embedder().stream(image for _, image in images):
             if isinstance(item, Failure):
                 raise item.error
-            vectors[images[item.position][0]] = _query_vector(item.vector, store.about.dim)
+            vectors[images[item.position][0]] = _unit_vectors([item.vector], store.about.dim)[0]
     return vectors
 
 
-def _query_vector(vector: np.ndarray, dim: int) -> np.ndarray:
-    if vector.dtype.kind != "f":
-        raise ValueError(f"a query vector of {vector.dtype}: give floats")
-    if vector.shape != (dim,):
-        raise ValueError(f"a query vector of {len(vector)} numbers; this index holds vectors of {dim}")
-    unit = unit_vector(vector)
-    if unit is None:
+def _unit_vectors(vectors: list[np.ndarray], dim: int) -> np.ndarray:
+    """Vectors scaled to length 1: float64 (N, D)."""
+    for vector in vectors:
+        if vector.dtype.kind != "f":
+            raise ValueError(f"a query vector of {vector.dtype}: give floats")
+        if vector.shape != (dim,):
+            raise ValueError(f"a query vector of {len(vector)} numbers; this index holds vectors of {dim}")
+    wide = np.array(vectors, np.float64)
+    largest = np.maximum(wide.max(axis=1), -wide.min(axis=1))
+    if not (np.isfinite(largest) & (largest > 0)).all():
         raise ValueError("a query vector that is zero or not finite has no direction to compare")
-    return unit
+    wide /= largest[:, None]  # so that no square overflows or vanishes
+    wide /= np.sqrt(np.einsum("nd,nd->n", wide, wide))[:, None]
+    return wide

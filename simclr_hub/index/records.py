@@ -4,6 +4,7 @@ Unusual: paths are bytes, since file names need not be text, and every record ha
 with it, since SQLite itself does not notice a flipped bit.
 """
 
+import json
 import os
 import zlib
 from dataclasses import dataclass
@@ -93,6 +94,11 @@ class Photo:
     def visible(self) -> tuple[object, ...]:
         """What a search can see of it."""
         return self.state, self.content_hash, self.metadata
+
+
+def file_metadata(stamp: Stamp) -> str:
+    """What a photo's file tells of it, for `Match.metadata`, as JSON."""
+    return json.dumps({"bytes": stamp.size, "modified": stamp.mtime_ns / 1e9})
 
 
 def checksum(*columns: object) -> int:

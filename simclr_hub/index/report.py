@@ -1,4 +1,4 @@
-"""What a sync did, in numbers that add up."""
+"""What a sync did, in numbers that add up; what a check found and a repair saved."""
 
 from dataclasses import dataclass, field
 
@@ -34,3 +34,48 @@ class SyncReport:
     came_back: int = 0
     listing_errors: list[str] = field(default_factory=list)
     seconds: float = 0.0
+
+
+@dataclass
+class RepairReport:
+    """What became of a damaged store.
+
+    Attributes:
+        saved: rows copied into the new store, by table.
+        lost_photos: photos that were not saved; the next sync of their folders reads them again.
+        kept_as: the damaged file, under its new name.
+    """
+
+    saved: dict[str, int]
+    lost_photos: int
+    kept_as: str
+
+
+@dataclass
+class CheckReport:
+    """What a check found.
+
+    Attributes:
+        path: the index.
+        verified: what was found right, and how many of it.
+        problems: what is wrong with the index; empty if it is sound.
+        unverified: what could not be checked or was not asked for, and why.
+        notes: what mends itself, or is about the photos and not about the index.
+        repair: what a repair saved and lost; None if there was none.
+        photos: by a deep check: how many are the "same", "changed", "missing", "unreadable" or "damaged".
+        damaged_photos: whose content changed while size and times did not: a disk or a program damaged them.
+    """
+
+    path: str
+    verified: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    unverified: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    repair: RepairReport | None = None
+    photos: dict[str, int] = field(default_factory=dict)
+    damaged_photos: list[str] = field(default_factory=list)
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong with the index."""
+        return not self.problems

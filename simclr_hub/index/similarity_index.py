@@ -7,25 +7,39 @@ Unusual: an index knows what made it and refuses anything made otherwise; a phot
 import operator
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
 from .. import _files
-from ..errors import IndexError_, IndexExistsError, IndexNotFoundError
+from ..errors import ImageError, IndexExistsError, IndexLockedError, IndexNotFoundError, IndexWriteError
 from ..images import describe
 from . import faiss_cache
+from .arrays import DamagedArraysError
+from .calibration import Calibration
+from .check import check_index
+from .distinct import record_distinct
+from .duplicates import TIERS, DuplicateGroup, Tier, find_duplicates
+from .export import export_index
+from .filters import make_condition
+from .import_export import import_index
 from .maker import Maker, as_embedder
+from .match import Match
+from .own_calibration import calibrate_index, current_calibration
 from .prune import forget_missing
 from .queries import query_vectors
+from .rebase import move_roots
 from .records import Photo, State
-from .report import SyncReport
-from .snapshot import Match, Snapshot, take_snapshot
+from .report import CheckReport, SyncReport
+from .snapshot import Snapshot, take_snapshot
+from .spelling import as_recorded, on_disk
 from .store import SCHEMA_VERSION, STORE_NAME, About, Store
 from .sync import sync_folder
+
+_T = TypeVar("_T")
 
 
 class SimilarityIndex:
@@ -113,10 +127,15 @@ class SimilarityIndex:
 
     def __len__(self) -> int:
         """How many photos a search can find."""
-        return self._store.counts()["live"]
+        return self._store.live()
 
     def sync(
-        self, folder: str | os.PathLike[str], *, progress: Callable[[int, int], object] | None = None
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        moved_from: str | os.PathLike[str] | None = None,
+        progress: Callable[[int, int], object] | None = None,
+        on_failure: Callable[[ImageError], object] | None = None,
     ) -> SyncReport:
         """Bring the index up to date with the photos below a folder.
 
@@ -126,7 +145,11 @@ class SimilarityIndex:
 
         Args:
             folder: nothing is written there.
+            moved_from: where the photos were when they were recorded, if the whole folder was moved or its disk has
+                another mount point or drive letter now: nothing is embedded, and no file is read whose stamp (size,
+                times, inode) is as before.
             progress: called with (done, total) of the photos that had to be read.
+            on_failure: called with why a photo cannot be used, as it is found.
 
         Raises:
             RootUnavailableError: the folder is not there or cannot be listed; nothing was changed.
@@ -136,12 +159,16 @@ class SimilarityIndex:
         with self._store.writing():
             self._syncing = True
             try:
+                path = as_recorded(on_disk(folder), self._store.roots().values())
+                if moved_from is not None:
+                    move_roots(self._store, moved_from, path)
                 report = sync_folder(
                     self._store,
                     self._maker.embedder,
-                    os.fsencode(os.path.realpath(folder)),
+                    path,
                     exclude={self._own},
                     progress=progress,
+                    on_failure=on_failure,
                 )
             finally:
                 self._syncing = False
@@ -149,35 +176,64 @@ class SimilarityIndex:
         return report
 
     @overload
-    def search(self, query: list[Any] | tuple[Any, ...], k: int = 10) -> list[list[Match]]: ...
+    def search(
+        self,
+        query: list[Any] | tuple[Any, ...],
+        k: int = 10,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        where: Mapping[str, Any] | None = None,
+    ) -> list[list[Match]]: ...
 
     @overload
-    def search(self, query: Any, k: int = 10) -> list[Match]: ...
+    def search(
+        self,
+        query: Any,
+        k: int = 10,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        where: Mapping[str, Any] | None = None,
+    ) -> list[Match]: ...
 
-    def search(self, query: Any, k: int = 10) -> list[Match] | list[list[Match]]:
+    def search(
+        self,
+        query: Any,
+        k: int = 10,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        where: Mapping[str, Any] | None = None,
+    ) -> list[Match] | list[list[Match]]:
         """The photos most similar to a query, best first.
+
+        In a large index, and for k up to 100, on average at least 95 % of the true k best are found (docs/search.md);
+        otherwise all of them, also with `path` or `where`.
 
         Args:
             query: an image as `load_image` takes it, or a vector (D,) of floats; a list or tuple of them gives a list
                 of results.
             k: how many; fewer come back if the index has fewer.
+            path: only photos whose path, absolute or relative to the folder that was synchronised, matches this
+                pattern: `*` and `?` stay within a folder, `**` stands for any folders.
+            where: only photos whose metadata have these values, or lie between both ends of a pair (low, high), one
+                of which may be None: `{"camera": "Canon EOS 5D", "width": (1024, None)}`.
 
         Raises:
-            ValueError: k below 1, or a vector of another width, of other numbers than floats, zero or not finite.
+            ValueError: k below 1; a vector of another width, of other numbers than floats, zero or not finite; a
+                condition that cannot be compared.
             ImageError: a query image that cannot be read.
             IndexMismatchError: the model that made the index cannot be had.
         """
         if operator.index(k) < 1:
             raise ValueError(f"k={k} must be at least 1")
+        condition = make_condition(path, where)
         queries = list(query) if isinstance(query, (list, tuple)) else [query]
         vectors = query_vectors(queries, self._store, self._maker)  # (Q, D)
-        snapshot = self._current()
-        found = snapshot.search(vectors, k) if queries else []
+        found = self._use(lambda snapshot: snapshot.search(vectors, k, condition)) if queries else []
         return found if isinstance(query, (list, tuple)) else found[0]
 
     def vectors(self) -> tuple[list[str], np.ndarray]:
         """The paths of the live photos, sorted, and their vectors of length 1: float32 (N, D)."""
-        return self._current().vectors()
+        return self._use(Snapshot.vectors)
 
     def status(self) -> dict[str, Any]:
         """What the index holds and what made it; plain values, ready for JSON."""
@@ -220,28 +276,150 @@ class SimilarityIndex:
             self._write_cache()
         return forgotten
 
+    def duplicates(
+        self, tiers: Collection[Tier] = TIERS, *, progress: Callable[[int, int], object] | None = None
+    ) -> list[DuplicateGroup]:
+        """Groups of photos that hold the same bytes, the same picture or a similar one; nothing is deleted.
+
+        The same picture is one that was re-encoded, resized, mirrored, turned by quarters, made brighter or grey,
+        framed, cropped or written on a little. A file is in one group of the first two tiers at most; a similar group
+        has each picture's best file.
+
+        Args:
+            tiers: which of "same-bytes", "same-picture" and "similar".
+            progress: called with (done, total) pairs that are compared.
+
+        Returns:
+            The groups by tier, each with the file to keep and why.
+
+        Raises:
+            ValueError: a tier that is none.
+        """
+        if unknown := set(tiers) - set(TIERS):
+            raise ValueError(f"tiers={sorted(unknown)}: the tiers are {', '.join(TIERS)}")
+        return find_duplicates(self._store, current_calibration(self._store), tiers, progress)
+
+    def not_duplicates(self, *paths: str | os.PathLike[str]) -> None:
+        """Record that no two of these photos are duplicates or similar, whatever they look like.
+
+        It holds for their contents: also after they are renamed, moved or copied.
+
+        Raises:
+            ValueError: fewer than two photos, one that the index does not hold, or two of the same bytes.
+        """
+        with self._store.writing():
+            record_distinct(self._store, paths)
+
+    def calibration(self) -> Calibration:
+        """From where on `duplicates` calls two photos the same, or similar; `measured` is empty if nothing was."""
+        return current_calibration(self._store)
+
+    def calibrate(self, *, copies: int = 100, progress: Callable[[int, int], object] | None = None) -> Calibration:
+        """Measure those thresholds for this index's model on its own photos, and store them in the index.
+
+        Copies are made in memory and embedded. The default checkpoint comes with thresholds.
+
+        Args:
+            copies: of how many photos each kind of copy is made.
+            progress: called with (done, total) copies.
+
+        Raises:
+            ValueError: fewer than ten photos can be read.
+            IndexMismatchError: the model that made the index cannot be had.
+        """
+        with self._store.writing():
+            return calibrate_index(self._store, self._maker.embedder(), copies=copies, progress=progress)
+
+    def check(
+        self, *, repair: bool = False, deep: bool = False, progress: Callable[[int, int], object] | None = None
+    ) -> CheckReport:
+        """Whether the index is sound, and what could not be verified; `check_index` also takes a damaged one.
+
+        Args:
+            repair: if the store is damaged, save what is sound; the damaged file is kept under another name.
+            deep: also read the photos again and embed a sample; a deep check that was stopped goes on.
+            progress: called with (done, total) photos of a deep check.
+
+        Raises:
+            IndexLockedError: another process or thread writes to it.
+        """
+        file = self._store.file
+        report = check_index(file.parent, repair=repair, deep=deep, model=self._maker, progress=progress)
+        if report.repair:
+            self._store.close()
+            self._store = Store(file)
+            self._snapshot = None
+        return report
+
+    def export(self, path: str | os.PathLike[str], *, progress: Callable[[int, int], object] | None = None) -> int:
+        """Write the photos that have a vector to a Parquet file; how many. See `from_export` and docs/index.md.
+
+        Args:
+            path: must not exist.
+            progress: called with (done, total) photos.
+
+        Raises:
+            FileExistsError: there is something at `path`.
+            IndexWriteError: it could not be written; nothing is there then.
+            MissingExtraError: pyarrow is not installed.
+        """
+        return export_index(self._store.file, path, progress=progress)
+
+    @classmethod
+    def from_export(
+        cls,
+        path: str | os.PathLike[str],
+        directory: str | os.PathLike[str],
+        model: Any = None,
+        *,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> "SimilarityIndex":
+        """Make an index of a file that `export` wrote; every row is checked.
+
+        Args:
+            path: the Parquet file.
+            directory: the new index; must not exist or be empty.
+            model: as for `open`.
+            progress: called with (done, total) photos.
+
+        Raises:
+            ExportError: the file is damaged or no export, or a row is not what it must be; nothing was made.
+            IndexExistsError: there is something at `directory`.
+            IndexNotFoundError: there is no file at `path`.
+            MissingExtraError: pyarrow is not installed.
+        """
+        import_index(path, directory, progress=progress)
+        return cls.open(directory, model)
+
     def _in_state(self, state: State) -> list[tuple[str, Photo]]:
         with self._store.reading():
             roots, photos = self._store.roots(), self._store.photos(state=state)
         return sorted(((os.fsdecode(self._store.locate(p, roots)), p) for p in photos), key=lambda pair: pair[0])
 
     def _current(self) -> Snapshot:
-        """The newest snapshot; during a sync of this object an older one, rather than to read all again each time."""
+        """The newest snapshot; during a sync of this object an older one, rather than to read anew each time."""
         with self._store.lock:
             snapshot, now = self._snapshot, time.monotonic()
             recent = self._syncing and now - self._snapshot_time < 10 * self._snapshot_cost
-            if snapshot is None or (not recent and self._store.generation() != snapshot.generation):
+            if snapshot is None or (not recent and self._store.version() != snapshot.version):
                 snapshot = self._snapshot = take_snapshot(self._store, snapshot)
                 self._snapshot_time = time.monotonic()
                 self._snapshot_cost = self._snapshot_time - now
             return snapshot
 
+    def _use(self, work: Callable[[Snapshot], _T]) -> _T:
+        """Work on the newest snapshot; if its cache turns out to be damaged, on one from the store alone."""
+        try:
+            return work(self._current())
+        except DamagedArraysError:
+            with self._store.lock:
+                self._snapshot = snapshot = take_snapshot(self._store, cached=False)
+            return work(snapshot)
+
     def _write_cache(self) -> None:
-        """Bring the cache file up to date; inside `Store.writing`: a search never writes."""
-        if not faiss_cache.fits(self._store):
-            self._snapshot = take_snapshot(self._store, self._snapshot)
-            with suppress(OSError, IndexError_):  # the store is what counts
-                faiss_cache.write(self._store, self._snapshot.index, self._snapshot.generation)
+        """Bring the cache up to date; inside `Store.writing`: a search never writes."""
+        with suppress(OSError, IndexWriteError, IndexLockedError):  # the store is what counts
+            faiss_cache.update(self._store)
 
 
 def _refuse_existing(path: Path) -> None:

@@ -1,30 +1,26 @@
-"""One generation of the index in memory, never changed: what a search runs on while a sync goes on."""
+"""One generation of the index, never changed: what a search runs on while a sync goes on.
 
-import json
+Unusual: it is made of segments, of which a later one overrides the earlier ones; a new generation adds one for what
+changed and shares the others.
+"""
+
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from ..errors import IndexDamagedError
 from . import faiss_cache
+from .arrays import DamagedArraysError
+from .exact import keep_best
+from .filters import Condition
+from .match import Match
+from .segment import Segment, make_segment
 from .store import Store
 
-
-@dataclass(frozen=True)
-class Match:
-    """A photo that was found.
-
-    Attributes:
-        path: absolute; undecodable bytes as Python's surrogate escapes, so that `os.fsencode` restores them.
-        score: cosine of the two vectors, at most 1.
-        metadata: what the index knows of the file: "bytes" and "modified" (seconds since 1970).
-    """
-
-    path: str
-    score: float
-    metadata: dict[str, Any]
+#: Queries that are searched for at once.
+QUERIES = 4096
 
 
 @dataclass(frozen=True)
@@ -32,74 +28,168 @@ class Snapshot:
     """The live photos of one generation.
 
     Attributes:
-        generation: of the store.
-        hashes: each content once, sorted; row i of the index is the vector of content i.
-        photos: for each content, the (absolute path, metadata as JSON) of the photos that have it.
-        index: FAISS's.
+        version: of the store, `Store.version`.
+        segments: a later one overrides the earlier ones.
+        allowed: for each, which rows are not overridden, bool (N,); None for all.
+        roots: the root folders by id, each with a separator at its end.
+        damaged: makes the error that says so.
     """
 
-    generation: int
-    hashes: Sequence[bytes]
-    photos: Sequence[Sequence[tuple[str, str]]]
-    index: Any
+    version: tuple[int, int]
+    segments: Sequence[Segment]
+    allowed: Sequence[np.ndarray | None]
+    roots: Mapping[int, bytes]
+    damaged: Callable[[str], IndexDamagedError]
 
-    def search(self, queries: np.ndarray, k: int) -> list[list[Match]]:
-        """For each query (Q, D) of length 1, the k photos (or all, if there are fewer) of the highest cosine."""
-        if not self.hashes:
-            return [[] for _ in queries]
-        scores, rows = self.index.search(queries, min(k, len(self.hashes)))  # (Q, k) each
+    def search(self, queries: np.ndarray, k: int, condition: Condition | None = None) -> list[list[Match]]:
+        """For each query (Q, D) of length 1, the k photos (or all, if there are fewer) of the highest cosine.
+
+        With a condition exactly those k; without, most of them where `Segment.approximate` is used.
+        """
+        parts = (queries[start : start + QUERIES] for start in range(0, len(queries), QUERIES))
+        return [matches for part in parts for matches in self._search(part, k, condition)]
+
+    def _search(self, queries: np.ndarray, k: int, condition: Condition | None) -> list[list[Match]]:
+        scores, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+        photos: list[np.ndarray | None] = []
+        start = 0
+        for segment, allowed in zip(self.segments, self.allowed, strict=True):
+            passing = segment.passing(condition, self.roots) if condition else None
+            photos.append(passing)
+            if passing is not None:
+                met = np.logical_or.reduceat(passing, segment.catalog.first.all()[:-1]) if len(passing) else passing
+                allowed = met if allowed is None else met & allowed
+            most = min(k, len(segment.vectors) if allowed is None else int(np.count_nonzero(allowed)))
+            if most:
+                found = segment.search(queries, most, allowed, exact=condition is not None)
+                found_rows = np.where(found[1] >= 0, found[1] + start, -1)
+                scores, rows = np.concatenate([scores, found[0]], 1), np.concatenate([rows, found_rows], 1)
+            start += len(segment.vectors)
+        if rows.shape[1] > k or len(self.segments) > 1:
+            scores, rows = keep_best(scores, rows, min(k, rows.shape[1]))
+        return self._matches(scores, rows, k, photos)
+
+    def _matches(
+        self, scores: np.ndarray, rows: np.ndarray, k: int, photos: Sequence[np.ndarray | None]
+    ) -> list[list[Match]]:
+        told = self._tell(np.unique(rows[rows >= 0]), k, photos)
         found = []
-        for query_scores, query_rows in zip(scores.tolist(), rows.tolist(), strict=True):
+        for query_scores, query_rows in zip(np.minimum(scores, 1).tolist(), rows.tolist(), strict=True):
             matches = [
-                Match(path, min(score, 1.0), json.loads(metadata))
+                Match(path, score, known)
                 for score, row in zip(query_scores, query_rows, strict=True)
                 if row >= 0
-                for path, metadata in self.photos[row]
+                for path, known in told[row]
             ]
-            found.append(matches[:k])
+            found.append(matches if len(matches) <= k else matches[:k])
         return found
 
+    def _tell(
+        self, rows: np.ndarray, k: int, photos: Sequence[np.ndarray | None]
+    ) -> dict[int, list[tuple[str, tuple[bytes, bytes]]]]:
+        """For each row, counted through all segments, up to k of its photos: path, and metadata as JSON."""
+        told: dict[int, list[tuple[str, tuple[bytes, bytes]]]] = {row: [] for row in rows.tolist()}
+        start = 0
+        for segment, passing in zip(self.segments, photos, strict=True):
+            catalog = segment.catalog
+            mine = rows[(rows >= start) & (rows < start + len(catalog))] - start
+            ranges = catalog.first.rows(mine, mine + 2)
+            first, count = ranges[mine], ranges[mine + 1] - ranges[mine]
+            if passing is None:
+                count = np.minimum(count, k)
+            numbers = np.repeat(first - np.cumsum(count) + count, count) + np.arange(count.sum())
+            owner = np.repeat(np.arange(len(mine)), count)
+            if passing is not None:
+                numbers, owner = numbers[passing[numbers]], owner[passing[numbers]]
+            info = catalog.info.some(mine)
+            names = (mine + start).tolist()
+            paths = self._paths(segment, numbers)
+            for own, path, metadata in zip(owner.tolist(), paths, catalog.metadata.some(numbers), strict=True):
+                told[names[own]].append((path, (info[own], metadata)))
+            start += len(catalog)
+        return told
+
+    def _paths(self, segment: Segment, photos: np.ndarray) -> list[str]:
+        roots = segment.catalog.roots.rows(photos)[photos].tolist()
+        paths = segment.catalog.paths.some(photos)
+        try:
+            return [os.fsdecode(self.roots[root] + path) for root, path in zip(roots, paths, strict=True)]
+        except KeyError:
+            raise self.damaged("a photo without a root folder") from None
+
     def vectors(self) -> tuple[list[str], np.ndarray]:
-        """The photos' paths, sorted, and their vectors (N, D)."""
-        order = sorted((path, row) for row, photos in enumerate(self.photos) for path, _ in photos)
-        vectors = faiss_cache.vectors_of(self.index)
-        return [path for path, _ in order], vectors[[row for _, row in order]]
+        """The photos' paths, sorted, and their vectors (P, D)."""
+        paths: list[str] = []
+        vectors = []
+        for segment, allowed in zip(self.segments, self.allowed, strict=True):
+            rows = segment.catalog.row_of_photo()
+            photos = np.arange(len(rows)) if allowed is None else np.flatnonzero(allowed[rows])
+            paths += self._paths(segment, photos)
+            vectors.append((segment.vectors.all(), rows[photos]))
+        order = np.array(sorted(range(len(paths)), key=paths.__getitem__), np.int64)
+        whole = np.empty((len(paths), vectors[0][0].shape[1]), np.float32)
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))
+        start = 0
+        for values, rows in vectors:
+            for at in range(0, len(rows), 1 << 14):
+                some = rows[at : at + (1 << 14)]
+                whole[place[start + at : start + at + len(some)]] = values[some]
+            start += len(rows)
+        return [paths[i] for i in order.tolist()], whole
 
 
-def take_snapshot(store: Store, previous: Snapshot | None = None) -> Snapshot:
-    """Read the current generation; `previous` or the cache file saves reading the vectors if they are the same.
+def take_snapshot(store: Store, previous: Snapshot | None = None, *, cached: bool = True) -> Snapshot:
+    """The present generation, made from `previous` or, if `cached`, the cache, and what changed since.
 
     Raises:
         IndexDamagedError: a row does not match its checksum, or one is not there.
     """
     with store.reading():
-        generation, roots = store.generation(), store.roots()
-        by_content: dict[bytes, list[tuple[str, str]]] = {}
-        for photo in store.photos(state="live"):
-            if photo.content_hash is None:
-                raise store.damaged("a photo without content")
-            path = os.fsdecode(store.locate(photo, roots))
-            by_content.setdefault(photo.content_hash, []).append((path, photo.metadata))
-        hashes = sorted(by_content)
-        photos = [by_content[content_hash] for content_hash in hashes]
-        if previous is not None and previous.hashes == hashes:
-            return Snapshot(generation, hashes, photos, previous.index)
-        index = faiss_cache.read(store)
-        if index is not None and (index.ntotal, index.d) == (len(hashes), store.about.dim):
-            return Snapshot(generation, hashes, photos, index)
-        return Snapshot(generation, hashes, photos, faiss_cache.build(_read_vectors(store, hashes)))
+        try:
+            return _take(store, previous, cached)
+        except DamagedArraysError:
+            return _take(store, None, False)
 
 
-def _read_vectors(store: Store, hashes: Sequence[bytes]) -> np.ndarray:
-    """The vectors of these contents (N, D), read in the order of the file."""
-    row_of = {content_hash: row for row, content_hash in enumerate(hashes)}
-    vectors = np.empty((len(hashes), store.about.dim), np.float32)
-    found: set[bytes] = set()
-    for content_hash, vector in store.vectors():
-        row = row_of.get(content_hash)
-        if row is not None:
-            vectors[row] = vector
-            found.add(content_hash)
-    if len(found) != len(hashes):
-        raise store.damaged(f"{len(hashes) - len(found)} photos without a vector")
-    return vectors
+def _take(store: Store, previous: Snapshot | None, cached: bool) -> Snapshot:
+    version = store.version()
+    generation, cache_generation = version
+    segments: list[Segment] | None = None
+    since = -1
+    if previous is not None and previous.version[1] == cache_generation:
+        segments, since = list(previous.segments), previous.version[0]
+    elif cached:
+        segments, since = faiss_cache.read(store, previous.segments if previous else ()), cache_generation
+    changed = store.changes(since) if segments is not None else None
+    if segments is None or changed is None:
+        segments = [make_segment(store)]
+    elif changed:
+        contents = set(changed)
+        # Small ones are read again with the new one, so that there are few and each is read seldom.
+        while segments and segments[-1].file is None and len(segments[-1].catalog) <= 2 * len(contents):
+            contents.update(segments.pop().catalog.content_hashes())
+        segments.append(make_segment(store, sorted(contents)))
+    allowed = _overridden(segments)
+    live = sum(
+        segment.catalog.photos if a is None else int(np.diff(segment.catalog.first.all())[a].sum())
+        for segment, a in zip(segments, allowed, strict=True)
+    )
+    if live != store.live():
+        raise store.damaged(f"{live} photos are there, {store.live()} were recorded")
+    roots = {root.id: os.path.join(root.path, b"") for root in store.roots().values()}
+    return Snapshot(version, segments, allowed, roots, store.damaged)
+
+
+def _overridden(segments: Sequence[Segment]) -> list[np.ndarray | None]:
+    """For each, which rows no later one tells of."""
+    allowed: list[np.ndarray | None] = []
+    for i, segment in enumerate(segments):
+        told = [segment.catalog.find(later.catalog.contents) for later in segments[i + 1 :]]
+        rows = np.concatenate(told) if told else np.empty(0, np.int64)
+        mask = None
+        if len(rows):
+            mask = np.ones(len(segment.catalog), bool)
+            mask[rows] = False
+        allowed.append(mask)
+    return allowed

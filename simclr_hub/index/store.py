@@ -7,7 +7,7 @@ photos and raises its generation, so that no caller can forget to.
 import itertools
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,9 +36,11 @@ _SCHEMA = (
     " signature BLOB NOT NULL, crc INTEGER NOT NULL)",
     "CREATE TABLE distinct_pairs (a BLOB NOT NULL, b BLOB NOT NULL, crc INTEGER NOT NULL,"
     " PRIMARY KEY (a, b)) WITHOUT ROWID",
+    # What searches that go on beside a sync have to read again; a cache of all that is emptied when that is written.
+    "CREATE TABLE changes (generation INTEGER NOT NULL, crc INTEGER NOT NULL, content_hash BLOB NOT NULL)",
 )
 #: What makes a store of this layout one of the next; content without details is embedded again by the next sync.
-_MIGRATIONS = {1: _SCHEMA[-2:]}
+_MIGRATIONS = {1: _SCHEMA[-3:]}
 _PHOTO = "root_id, path, stamp, settled, content_hash, state, error, metadata, crc"
 
 
@@ -66,6 +68,14 @@ class Details(NamedTuple):
     signature: bytes
 
 
+class Content(NamedTuple):
+    """What a search needs of a content: its vector (D,), and `Details.info` as JSON."""
+
+    content_hash: bytes
+    vector: np.ndarray
+    info: str
+
+
 class Store(Database):
     """An open store; its methods that add or drop are for inside a `transaction`.
 
@@ -90,7 +100,9 @@ class Store(Database):
             migrations=_MIGRATIONS,
             read_only=read_only,
         )
-        self._visible, self._added = False, 0  # what the open transaction did
+        # What the open transaction did.
+        self._visible, self._added, self._lived = False, 0, 0
+        self._changed: set[bytes] = set()
         try:
             self.about = About(**self._meta("about"))
         except BaseException:
@@ -102,8 +114,8 @@ class Store(Database):
         """Make an empty store at `file`, which must not exist."""
         with closing(create_file(file, _SCHEMA, application_id=_APPLICATION_ID, version=SCHEMA_VERSION)) as db:
             _put_meta(db, "about", vars(about))
-            _put_meta(db, "state", {"generation": 0, "photos": 0})
-            _put_meta(db, "cache", {"generation": -1, "sha256": ""})
+            _put_meta(db, "state", {"generation": 0, "photos": 0, "live": 0, "changes": 0})
+            _put_meta(db, "cache", {"generation": -1, "files": []})
             db.execute("COMMIT")
 
     # What is there.
@@ -112,6 +124,16 @@ class Store(Database):
         """A number that grows with every commit that a search can see."""
         return int(self._meta("state")["generation"])
 
+    def version(self) -> tuple[int, int]:
+        """The generation, and that of the search cache: what a search sees is as old as these."""
+        with self.reading():
+            return self.generation(), self.cache()[0]
+
+    def live(self) -> int:
+        """How many photos a search can find, as was counted when they were put."""
+        live = self._meta("state").get("live")
+        return self.counts()["live"] if live is None else int(live)  # an older layout did not count
+
     def photos(self, root_id: int | None = None, state: State | None = None) -> list[Photo]:
         """All photos by root and path, or those of a root or in a state.
 
@@ -119,18 +141,41 @@ class Store(Database):
         at all.
         """
         with self.reading():
-            rows = self._rows(f"SELECT {_PHOTO} FROM photos ORDER BY root_id, path")
-            recorded = self._meta("state")["photos"] + self._added
-        photos = [self._photo(row) for row in rows]
-        in_order = all(a[:2] < b[:2] for a, b in itertools.pairwise(rows))
-        if len(photos) != recorded or not in_order:
-            raise self.damaged(f"{len(photos)} photos are there, {recorded} were recorded")
-        return [p for p in photos if root_id in (None, p.root_id) and state in (None, p.state)]
+            pages = list(self.photo_pages())
+        return [p for page in pages for p in page if root_id in (None, p.root_id) and state in (None, p.state)]
+
+    def photo_pages(self, size: int = 4096) -> Iterator[list[Photo]]:
+        """The same in parts, inside `reading` or `writing`; their number is compared at the end.
+
+        Raises:
+            IndexDamagedError: also after the last part, if photos are lost or doubled.
+        """
+        after, number = (-1, b""), 0
+        while page := self.page(after, size):
+            keys = [after, *((photo.root_id, photo.path) for photo in page)]
+            if not all(a < b for a, b in itertools.pairwise(keys)):
+                raise self.damaged("photos are not in order")
+            after = keys[-1]
+            number += len(page)
+            yield page
+        recorded = self._meta("state")["photos"] + self._added
+        if number != recorded:
+            raise self.damaged(f"{number} photos are there, {recorded} were recorded")
 
     def photo(self, root_id: int, path: bytes) -> Photo | None:
         """One photo."""
         rows = self._rows(f"SELECT {_PHOTO} FROM photos WHERE root_id = ? AND path = ?", root_id, path)
         return self._photo(rows[0]) if rows else None
+
+    def page(self, after: tuple[int, bytes], limit: int) -> list[Photo]:
+        """The next photos by root and path behind (root's id, path), at most `limit`: to go through all in parts."""
+        sql = f"SELECT {_PHOTO} FROM photos WHERE (root_id, path) > (?, ?) ORDER BY root_id, path LIMIT ?"
+        return [self._photo(row) for row in self._rows(sql, *after, limit)]
+
+    def sample(self, limit: int) -> list[Photo]:
+        """Live photos of the smallest content hashes, which is as good as by chance and the same each time."""
+        sql = f"SELECT {_PHOTO} FROM photos WHERE state = 'live' ORDER BY content_hash LIMIT ?"
+        return [self._photo(row) for row in self._rows(sql, limit)]
 
     def photos_with(self, content_hash: bytes) -> list[Photo]:
         """The photos of this content, in every state."""
@@ -171,6 +216,41 @@ class Store(Database):
         for row in self._connection().execute("SELECT content_hash, vector, crc FROM vectors"):
             yield row[0], self._vector(row)
 
+    def content_pages(self, contents: Sequence[bytes] | None = None, size: int = 1024) -> Iterator[list[Content]]:
+        """All contents in the order of the file, or those of these that are there, in parts; as `photo_pages`."""
+        sql = (
+            "SELECT v.rowid, v.content_hash, v.vector, v.crc, d.info, d.signature, d.crc"
+            " FROM vectors v LEFT JOIN details d USING (content_hash)"
+        )
+        if contents is not None:
+            for start in range(0, len(contents), size):
+                some = [self._rows(f"{sql} WHERE v.content_hash = ?", one) for one in contents[start : start + size]]
+                yield [self._content(row) for rows in some for row in rows]
+            return
+        after = -(2**63)
+        while rows := self._rows(f"{sql} WHERE v.rowid > ? ORDER BY v.rowid LIMIT ?", after, size):
+            numbers = [after, *(row[0] for row in rows)]
+            if not all(a < b for a, b in itertools.pairwise(numbers)):
+                raise self.damaged("vectors are not in order")
+            after = numbers[-1]
+            yield [self._content(row) for row in rows]
+
+    def changes(self, since: int) -> list[bytes] | None:
+        """The contents of which a search sees other than in generation `since`; None if that is not known any more.
+
+        Raises:
+            IndexDamagedError: the record of them is not whole.
+        """
+        with self.reading():
+            if since < self.cache()[0]:
+                return None
+            rows = self._rows("SELECT generation, content_hash, crc FROM changes WHERE generation > ?", since)
+            ((number,),) = self._rows("SELECT count(*) FROM changes")
+            recorded = self._meta("state").get("changes", 0)
+        if number != recorded or any(checksum(*row[:2]) != row[2] for row in rows):
+            raise self.damaged("the record of changes is not whole")
+        return sorted({content_hash for _, content_hash, _ in rows})
+
     def details(self) -> Iterator[tuple[bytes, Details]]:
         """Every content hash with its details, in the order of the file; inside `reading`."""
         for row in self._connection().execute("SELECT content_hash, info, signature, crc FROM details"):
@@ -200,27 +280,34 @@ class Store(Database):
         """Absolute paths that were about to be decoded when the last sync ended, if it was killed."""
         return {path for (path,) in self._rows("SELECT path FROM in_flight")}
 
-    def cache(self) -> tuple[int, str]:
-        """The generation of the FAISS file and the SHA-256 of its bytes."""
+    def cache(self) -> tuple[int, list[dict[str, Any]]]:
+        """The generation of the search cache, and what `put_cache` recorded of its files."""
         record = self._meta("cache")
-        return record["generation"], record["sha256"]
+        return record["generation"], record.get("files", [])
 
     # Adding and dropping.
 
     def put(self, photo: Photo) -> None:
         """Add or replace a photo; its vector must be there at the end of the transaction."""
-        old = self.photo(photo.root_id, photo.path)
-        self._visible |= old is None or old.visible != photo.visible
-        self._added += old is None
+        self._replace(self.photo(photo.root_id, photo.path), photo)
         columns = photo.columns()
         marks = ", ".join("?" * (len(columns) + 1))
         self._execute(f"INSERT OR REPLACE INTO photos ({_PHOTO}) VALUES ({marks})", *columns, checksum(*columns))
 
     def forget(self, photo: Photo) -> None:
         """Drop a photo's row; its vector stays until `forget_vectors`."""
-        dropped = self._execute("DELETE FROM photos WHERE root_id = ? AND path = ?", photo.root_id, photo.path)
-        self._visible |= dropped > 0
-        self._added -= dropped
+        self._replace(self.photo(photo.root_id, photo.path), None)
+        self._execute("DELETE FROM photos WHERE root_id = ? AND path = ?", photo.root_id, photo.path)
+
+    def _replace(self, old: Photo | None, new: Photo | None) -> None:
+        """Note what changes when a row becomes another."""
+        for photo, sign in ((old, -1), (new, 1)):
+            if photo is not None:
+                self._added += sign
+                self._lived += sign * (photo.state == "live")
+        if (old and old.visible) != (new and new.visible):
+            self._visible = True
+            self._changed |= {photo.content_hash for photo in (old, new) if photo and photo.content_hash}
 
     def put_vector(self, content_hash: bytes, vector: np.ndarray) -> None:
         """Add the vector (D,) of a content."""
@@ -236,6 +323,7 @@ class Store(Database):
         columns = (content_hash, json.dumps(kept, sort_keys=True), signature)
         self._execute("INSERT OR REPLACE INTO details VALUES (?, ?, ?, ?)", *columns, checksum(*columns))
         self._visible = True
+        self._changed.add(content_hash)
 
     def put_distinct(self, a: bytes, b: bytes) -> None:
         """Record that two contents are different pictures; it outlives both."""
@@ -261,6 +349,12 @@ class Store(Database):
         )
         return Root(*columns)
 
+    def move_root(self, root: Root, path: bytes) -> None:
+        """Its folder has another absolute path now; the paths below it are the same."""
+        columns = (root.id, path, root.listing)
+        self._execute("UPDATE roots SET path = ?, crc = ? WHERE id = ?", path, checksum(*columns), root.id)
+        self._visible = True
+
     def forget_root(self, root: Root) -> None:
         """Drop a root that has no photos."""
         self._execute("DELETE FROM roots WHERE id = ?", root.id)
@@ -275,18 +369,28 @@ class Store(Database):
         for path in paths:
             self._execute("DELETE FROM in_flight WHERE path = ?", path)
 
-    def put_cache(self, generation: int, sha256: str) -> None:
-        """Record the FAISS file that was written."""
-        _put_meta(self._connection(), "cache", {"generation": generation, "sha256": sha256})
+    def put_cache(self, generation: int, files: list[dict[str, Any]]) -> None:
+        """Record the files of the search cache, which are of that generation, the present one."""
+        _put_meta(self._connection(), "cache", {"generation": generation, "files": files})
+        _put_meta(self._connection(), "state", self._meta("state") | {"changes": 0})
+        self._execute("DELETE FROM changes")
 
     def _before_commit(self) -> None:
-        if self._visible or self._added:
-            state = self._meta("state")
-            changed = {"generation": state["generation"] + 1, "photos": state["photos"] + self._added}
-            _put_meta(self._connection(), "state", changed)
+        if not (self._visible or self._added):
+            return
+        state = self._meta("state")
+        generation = state["generation"] + 1
+        for content_hash in self._changed:
+            crc = checksum(generation, content_hash)
+            self._execute("INSERT INTO changes VALUES (?, ?, ?)", generation, crc, content_hash)
+        live = state["live"] + self._lived if "live" in state else self.counts()["live"]
+        state |= {"generation": generation, "photos": state["photos"] + self._added, "live": live}
+        state["changes"] = state.get("changes", 0) + len(self._changed)
+        _put_meta(self._connection(), "state", state)
 
     def _after_transaction(self) -> None:
-        self._visible, self._added = False, 0
+        self._visible, self._added, self._lived = False, 0, 0
+        self._changed = set()
 
     # Rows to records, verified.
 
@@ -300,6 +404,12 @@ class Store(Database):
         if not isinstance(data, bytes) or checksum(content_hash, data) != crc or len(data) != 4 * self.about.dim:
             raise self.damaged("a vector does not match its checksum")
         return np.frombuffer(data, "<f4").astype(np.float32, copy=False)
+
+    def _content(self, row: tuple[Any, ...]) -> Content:
+        _, content_hash, vector, crc, info, signature, details_crc = row
+        if details_crc is not None:
+            self._details((content_hash, info, signature, details_crc))
+        return Content(content_hash, self._vector((content_hash, vector, crc)), info or "{}")
 
     def _details(self, row: tuple[Any, ...]) -> Details:
         _, info, signature, crc = row

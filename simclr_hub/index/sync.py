@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from ..errors import RootUnavailableError
+from ..errors import ImageError, RootUnavailableError
+from ..formats import reader_has_come
 from ..images import describe
 from .maker import EmbedderLike
 from .pipeline import Pipeline
@@ -27,6 +28,7 @@ def sync_folder(
     *,
     exclude: Collection[tuple[int, int]] = (),
     progress: Callable[[int, int], object] | None = None,
+    on_failure: Callable[[ImageError], object] | None = None,
 ) -> SyncReport:
     """Synchronise the photos below `folder`; inside `Store.writing`.
 
@@ -36,6 +38,7 @@ def sync_folder(
         folder: real absolute path.
         exclude: (device, inode) of directories that are not entered.
         progress: called with (done, total) photos that had to be read.
+        on_failure: called with why a photo cannot be used, as it is found.
 
     Raises:
         RootUnavailableError: the folder is not there or cannot be listed; no photo was judged.
@@ -59,12 +62,16 @@ def sync_folder(
             _absorb(store, absorbed, root)
     incomplete = store.without_details()  # of an older version: to be read again
     recorded = {
-        photo.path: replace(photo, settled=False) if photo.content_hash in incomplete else photo
+        photo.path: replace(photo, settled=False)
+        if photo.content_hash in incomplete or (photo.error and reader_has_come(photo.error))
+        else photo
         for photo in store.photos(root.id)
         if is_below(photo.path, where.folder)
     }
     report = SyncReport()
-    pipeline = Pipeline(store, root, recorded, listing, report, scan_time=scan_time, progress=progress)
+    pipeline = Pipeline(
+        store, root, recorded, listing, report, scan_time=scan_time, progress=progress, on_failure=on_failure
+    )
     pipeline.run(make_plan(listing, recorded, where.folder), folder, embedder)
     report.found = report.embedded + report.unchanged + report.renamed + report.copied + report.failed
     report.skipped = listing.skipped

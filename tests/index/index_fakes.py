@@ -15,7 +15,9 @@ from simclr_hub.embedder import Embedding, Failure
 from simclr_hub.errors import ImageError
 from simclr_hub.images import load_image
 from simclr_hub.index import SimilarityIndex
+from simclr_hub.index.records import Photo, Stamp
 from simclr_hub.index.store import STORE_NAME
+from simclr_hub.signature import picture_signature
 
 DIM = 5
 
@@ -29,7 +31,7 @@ class FakeEmbedder:
         self.fingerprint: dict[str, str] = {"model": "fake", "weights": "w1", **fingerprint}
         self.embedded = 0
 
-    def stream(self, sources: Iterable[Any]) -> Iterator[Embedding | Failure]:
+    def stream(self, sources: Iterable[Any], *, signatures: bool = False) -> Iterator[Embedding | Failure]:
         for position, source in enumerate(sources):
             try:
                 image = load_image(source)
@@ -39,7 +41,8 @@ class FakeEmbedder:
             self.embedded += 1
             pixels = image.pixels.numpy() / 255
             vector = np.array([*pixels.mean((1, 2)), pixels.std(), pixels[0, 0, 0]], np.float32)
-            yield Embedding(position, source, vector, image.content_hash)
+            signature = picture_signature(image.pixels) if signatures else b""
+            yield Embedding(position, source, vector, image.content_hash, image.info, signature)
 
 
 def make_photo(path: Path, seed: int) -> Path:
@@ -48,6 +51,23 @@ def make_photo(path: Path, seed: int) -> Path:
     pixels = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path, "PNG")
     return path
+
+
+def put_vectors(index: SimilarityIndex, number: int, *, seed: int = 0) -> np.ndarray:
+    """Put so many photos into an index, each of its own content, below /elsewhere; their vectors (N, D)."""
+    store, random = index._store, np.random.default_rng(seed)
+    centres = random.normal(size=(20, store.about.dim))
+    vectors = centres[random.integers(20, size=number)] + 0.5 * random.normal(size=(number, store.about.dim))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    with store.writing(), store.transaction():
+        root = store.put_root(b"/elsewhere", "ok")
+        for i, vector in enumerate(vectors):
+            content = hashlib.sha256(b"%d %d" % (seed, i)).digest()
+            store.put_vector(content, vector)
+            store.put_details(content, {"width": i, "camera": f"camera {i % 7}"}, b"")
+            path = b"%d/%d/%d.jpg" % (seed, i % 10, i)
+            store.put(Photo(root.id, path, Stamp(1, 1, 1, i), True, content, "live", metadata='{"bytes": %d}' % i))
+    return vectors
 
 
 def expected_vector(path: str | bytes | Path) -> np.ndarray:
@@ -94,6 +114,7 @@ __all__ = [
     "check_index",
     "expected_vector",
     "make_photo",
+    "put_vectors",
     "store_file",
     "tree_state",
 ]

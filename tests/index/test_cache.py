@@ -2,95 +2,130 @@ import errno
 import os
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from index_fakes import DIM, FakeEmbedder, check_index, make_photo
+from index_fakes import DIM, FakeEmbedder, check_index, make_photo, put_vectors
 
 from simclr_hub import _files
 from simclr_hub.errors import IndexDamagedError
-from simclr_hub.index import SimilarityIndex, faiss_cache
+from simclr_hub.index import SimilarityIndex, approximate, faiss_cache, snapshot
+from simclr_hub.index.arrays import BLOCK
 
 
-@pytest.fixture
-def file(index: SimilarityIndex, photos: Path) -> Path:
-    """The cache file of an index of four photos."""
+@pytest.fixture(params=["exact", "approximate"])
+def file(
+    index: SimilarityIndex, photos: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """The cache file of an index, of either kind."""
+    if request.param == "approximate":
+        monkeypatch.setattr(approximate, "EXACT_NUMBERS", 0)
+        put_vectors(index, 296)
     index.sync(photos)
-    return index._store.file.with_name("vectors.faiss")
+    (file,) = caches(index)
+    return file
+
+
+def caches(index: SimilarityIndex) -> list[Path]:
+    return sorted(index._store.file.parent.glob("search-*.cache"))
 
 
 def reopen(file: Path) -> SimilarityIndex:
     return SimilarityIndex.open(file.parent, model=FakeEmbedder())
 
 
-def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Lengths of what FAISS is given to read from now on."""
-    reads: list[int] = []
-    faiss = faiss_cache._faiss()
-    real = faiss.deserialize_index
+def count_rebuilds(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """An item for each time that a search reads photos from the store."""
+    calls: list[object] = []
+    real = snapshot.make_segment
 
-    def deserialize(data: np.ndarray) -> Any:
-        reads.append(len(data))
-        return real(data)
+    def make(*args: object) -> object:
+        calls.append(args[1:])
+        return real(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(faiss, "deserialize_index", deserialize)
-    return reads
+    monkeypatch.setattr(snapshot, "make_segment", make)
+    return calls
 
 
 def test_a_sync_writes_it_and_the_next_process_reads_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reads = count_reads(monkeypatch)
-    monkeypatch.setattr(faiss_cache, "build", lambda vectors: pytest.fail("built anew"))
+    rebuilds = count_rebuilds(monkeypatch)
     with reopen(file) as index:
-        assert len(index.search(np.ones(DIM))) == 4
-    assert reads == [file.stat().st_size]
+        assert len(index.search(np.ones(DIM), k=4)) == 4
+        with index._store.reading():
+            (segment,) = faiss_cache.read(index._store) or []
+        assert (segment.approximate is not None) == (len(segment.vectors) == 300)
+    assert rebuilds == []
 
 
 def test_an_index_of_another_generation_is_not_read(file: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = file.read_bytes()
-    make_photo(photos / "new.png", 9)
     with reopen(file) as index:
+        put_vectors(index, 100, seed=1)  # too many to be written beside it
         index.sync(photos)
-    file.write_bytes(old)
-    reads = count_reads(monkeypatch)
+        (new,) = caches(index)
+        number = len(index)
+    assert new != file
+    new.write_bytes(old)
+    rebuilds = count_rebuilds(monkeypatch)
     with reopen(file) as index:
-        assert len(index.search(np.ones(DIM))) == 5
-    assert reads == []
+        assert len(index.search(np.ones(DIM), k=1000)) == number
+    assert len(rebuilds) == 1
 
 
-def test_no_damaged_file_is_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flips, cuts, additions: the result is always that of the store."""
+def test_no_damaged_file_is_used(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flips, cuts, additions: what is found is always what the store has."""
     data, random = file.read_bytes(), np.random.default_rng(0)
-    reads = count_reads(monkeypatch)
+    queries = list(random.normal(size=(3, DIM)))
     with reopen(file) as index:
-        expected = index.search(np.ones(DIM))
-        assert reads.pop()
-        for n in range(200):
-            damaged = bytearray(data)
-            if n < 150:
-                damaged[random.integers(len(data))] ^= int(random.integers(1, 256))
-            elif n < 175:
-                del damaged[random.integers(len(data)) :]
-            else:
-                damaged += bytes(random.integers(1, 100))
-            file.write_bytes(damaged)
-            index._snapshot = None
-            assert index.search(np.ones(DIM)) == expected
-        file.unlink()
-        index._snapshot = None
-        assert index.search(np.ones(DIM)) == expected
-    assert reads == []
+        expected = index.search(queries, k=1000)
+        approximate = index.search(queries, k=10)
+    for n in range(200):
+        damaged = bytearray(data)
+        if n < 150:
+            damaged[random.integers(len(data))] ^= int(random.integers(1, 256))
+        elif n < 175:
+            del damaged[random.integers(len(data)) :]
+        else:
+            damaged += bytes(random.integers(1, 100))
+        file.write_bytes(damaged)
+        with reopen(file) as index:
+            assert not faiss_cache.fits(index._store)
+            assert index.search(queries, k=1000) == expected if n % 2 else True
+            assert index.search(queries, k=10) in ([found[:10] for found in expected], approximate)
+            assert len(index.search(queries[0], k=3, path="**/*.png")) == 3
+    file.unlink()
+    with reopen(file) as index:
+        assert index.search(queries, k=1000) == expected
+
+
+def test_only_what_a_search_uses_is_compared(
+    index: SimilarityIndex, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening and a search do not read a large file as a whole."""
+    monkeypatch.setattr(approximate, "EXACT_NUMBERS", 0)
+    monkeypatch.setattr("simclr_hub.index.arrays.BLOCK", 64)
+    put_vectors(index, 1000)
+    index.sync(photos)
+    with reopen(caches(index)[0]) as other:
+        other.search(np.ones(DIM), k=1)
+        file = other._current().segments[0].file
+        assert file is not None and file._good.any() and not file._good.all()
+        good = file._good.sum()
+        other.search(np.ones(DIM), k=1)
+        assert file._good.sum() == good
+    assert BLOCK == 1 << 15
 
 
 @pytest.mark.parametrize("damage", ["flip", "remove"])
 def test_a_sync_repairs_it(file: Path, photos: Path, damage: str) -> None:
     data = file.read_bytes()
     if damage == "flip":
-        file.write_bytes(data[:-1] + b"x")
+        file.write_bytes(b"x" + data[1:])
     else:
         file.unlink()
     with reopen(file) as index:
         index.sync(photos)
+        assert faiss_cache.fits(index._store)
     assert file.read_bytes() == data
 
 
@@ -117,6 +152,16 @@ def test_a_search_writes_nothing(file: Path) -> None:
     assert {p.name: p.stat().st_mtime_ns for p in file.parent.iterdir()} == before
 
 
+def test_a_sync_removes_what_is_of_no_use(file: Path, photos: Path) -> None:
+    for name in ("vectors.faiss", ".vectors.faiss.abc", ".search-7.cache.abc", "search-0.cache", "mine.cache"):
+        (file.parent / name).write_bytes(b"x")
+    make_photo(photos / "new.png", 9999)
+    with reopen(file) as index:
+        index.sync(photos)
+        used = {path.name for path in caches(index)}
+    assert {p.name for p in file.parent.iterdir()} == {"store.sqlite3", "writer.lock", "mine.cache", *used}
+
+
 def test_a_vector_that_is_gone_is_damage(file: Path) -> None:
     file.unlink()
     with reopen(file) as index:
@@ -137,7 +182,7 @@ def test_on_a_read_only_mount(file: Path, photos: Path, tmp_path: Path) -> None:
         pytest.skip("mounting needs root")
     try:
         subprocess.run(["mount", "-o", "remount,bind,ro", mount], check=True, capture_output=True)
-        (file.parent / "vectors.faiss").unlink()
+        file.unlink()
         with SimilarityIndex.open(mount, model=FakeEmbedder()) as index:
             assert index._store.read_only
             assert index.search(photos / "a.png", k=1)[0].path == str(photos / "a.png")

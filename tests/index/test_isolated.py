@@ -110,7 +110,7 @@ def test_what_is_decoded_is_recorded_first(
     monkeypatch.setattr("simclr_hub.index.pipeline.BATCH_PHOTOS", 2)
     real, recorded = embedder.stream, []
 
-    def stream(sources: Iterable[FileBytes]) -> Iterator[Embedding | Failure]:
+    def stream(sources: Iterable[FileBytes], *, signatures: bool) -> Iterator[Embedding | Failure]:
         def watch() -> Iterator[FileBytes]:
             for source in sources:
                 recorded.append(os.fsencode(source.name) in index._store.in_flight())

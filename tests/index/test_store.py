@@ -1,3 +1,4 @@
+import hashlib
 import multiprocessing
 import os
 import re
@@ -289,7 +290,7 @@ def mutate(tmp_path: Path, mutants: int, seed: int) -> None:
     with closing(Store(file)) as store, store.writing(), store.transaction():
         for root in (store.put_root(b"/a", "ok"), store.put_root(b"/b", "ok")):
             for i in range(150):  # several pages of each table
-                content = b"%d" % i * 20
+                content = hashlib.sha256(b"%d" % i).digest()
                 store.put_vector(content, np.random.default_rng(i).normal(size=3).astype(np.float32))
                 store.put(Photo(root.id, b"photo %d" % i, STAMP, True, content, "missing" if i % 5 == 0 else "live"))
 
@@ -327,3 +328,25 @@ def mutate(tmp_path: Path, mutants: int, seed: int) -> None:
             noticed += 1
         shutil.rmtree(mutant.parent)
     assert noticed > mutants // 3
+
+
+def test_details_and_distinct_pairs(file: Path) -> None:
+    with closing(Store(file)) as store:
+        assert store.details_of(b"h") is None and store.without_details() == {b"h"}
+        before = store.generation()
+        with store.writing(), store.transaction():
+            store.put_details(b"h", {"width": 3, "gps": [1.0, 2.0]}, b"s")
+            store.put_distinct(b"z", b"h")
+            store.put_distinct(b"h", b"z")
+        assert store.details_of(b"h") == ({"width": 3}, b"s") and store.without_details() == set()
+        assert store.distinct() == {(b"h", b"z")}
+        assert store.generation() == before + 1
+    for table, column in (("details", "signature"), ("distinct_pairs", "b")):
+        with closing(sqlite3.connect(file)) as db:
+            db.execute(f"UPDATE {table} SET {column} = x'00'")
+            db.commit()
+    with closing(Store(file)) as store:
+        with pytest.raises(IndexDamagedError, match="details of a photo"):
+            store.details_of(b"h")
+        with pytest.raises(IndexDamagedError, match="pair of different pictures"):
+            store.distinct()

@@ -11,6 +11,7 @@ from simclr_hub import images
 from simclr_hub.errors import IndexLockedError, IndexMismatchError, IndexWriteError, RootUnavailableError
 from simclr_hub.index import SimilarityIndex, SyncReport, pipeline
 from simclr_hub.index import scan as scan_module
+from simclr_hub.signature import is_signature
 
 
 def counts(report: SyncReport) -> dict[str, int]:
@@ -422,3 +423,25 @@ def test_vectors_are_of_length_one(index: SimilarityIndex, photos: Path) -> None
     assert paths == [str(photos / n) for n in ("a.png", "b.png", "below/c.png", "below/d.png")]
     assert vectors.shape == (4, 5) and vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("gps", [False, True])
+def test_details_are_recorded_with_the_vector(
+    gps: bool, tmp_path: Path, photos: Path, embedder: FakeEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "read_info", lambda image: {"width": image.width, "gps": [52.5, 13.4]})
+    with SimilarityIndex.create(tmp_path / "i", model=embedder, gps=gps) as index:
+        index.sync(photos)
+        store = index._store
+        with store.reading():
+            found = dict(store.details())
+        assert len(found) == 4
+        for content_hash, (info, signature) in found.items():
+            assert info == {"width": 4, **({"gps": [52.5, 13.4]} if gps else {})}
+            assert is_signature(signature)
+            assert store.details_of(content_hash) == (info, signature)
+        (photos / "a.png").unlink()
+        index.sync(photos)
+        assert index.prune(force=True) == 1
+        with store.reading():
+            assert len(dict(store.details())) == 3

@@ -1,0 +1,300 @@
+"""Copies of photos found again: recall by kind of edit and precision, beside perceptual hashes; time for many contents.
+
+Photos: of open-photos the half that the default thresholds were not measured on (by the hash of the file). Each has two
+copies, of different kinds, written as files and decoded again; kinds go round. All are compared with all others:
+
+- ours: signatures and features of the checkpoint, `index/grouping.py`, with the thresholds that the package ships.
+- PHash: imagededup's, pairs within its default distance of 10 bits.
+- PDQ: 256 bits, pairs within 31 bits, its authors' threshold; alone, and with each picture's eight orientations.
+
+For each kind: the share of copies found as the same picture as their original. Precision: of the pairs told, the share
+that are of one photo. A hash's pairs are counted between any two files, ours between the kept file and the others.
+
+Run: python benchmarks/duplicates.py --open-photos TAR_OR_FOLDER [--distractors FOLDER [--distractor-count N]]
+     python benchmarks/duplicates.py --many 100000
+Peers: pip install imagededup pdqhash, else their columns are left out.
+"""
+
+import argparse
+import hashlib
+import io
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from simclr_hub.embedder import Embedder
+from simclr_hub.index.calibrate import embed_all, is_for_calibration
+from simclr_hub.index.calibration import Calibration, load_calibration
+from simclr_hub.index.edits import border, brighten, contrast, crop, resize, saturate, watermark
+from simclr_hub.index.grouping import Contents, Grouping
+from simclr_hub.signature import SIGNATURE_BYTES, as_rows, picture_signature
+from simclr_hub.sources import as_sources
+
+#: Kind -> how a copy is made of (picture, draw), and the format and quality in which it is written.
+KINDS: dict[str, tuple[Callable[[Image.Image, Random], Image.Image], str, int]] = {
+    **{f"JPEG, quality {q}": (lambda image, draw: image, "JPEG", q) for q in (95, 75, 50, 30)},
+    "WebP, quality 75": (lambda image, draw: image, "WEBP", 75),
+    "AVIF, quality 50": (lambda image, draw: image, "AVIF", 50),
+    "HEIC, quality 50": (lambda image, draw: image, "HEIF", 50),
+    **{f"resized x {f}": (lambda image, draw, f=f: resize(image, f), "JPEG", 85) for f in (0.25, 0.5, 2.0)},
+    **{
+        f"cropped by {round(100 * s)} %": (
+            lambda image, draw, s=s: crop(image, s, draw.random(), draw.random()),
+            "JPEG",
+            85,
+        )
+        for s in (0.05, 0.1, 0.2)
+    },
+    "darker x 0.6": (lambda image, draw: brighten(image, 0.6), "JPEG", 85),
+    "brighter x 1.5": (lambda image, draw: brighten(image, 1.5), "JPEG", 85),
+    "contrast x 0.6": (lambda image, draw: contrast(image, 0.6), "JPEG", 85),
+    "contrast x 1.6": (lambda image, draw: contrast(image, 1.6), "JPEG", 85),
+    "watermark": (
+        lambda image, draw: watermark(image, "www.example.org", draw.uniform(0.1, 0.2), draw.random(), draw.random()),
+        "JPEG",
+        85,
+    ),
+    "mirrored": (lambda image, draw: ImageOps.mirror(image), "JPEG", 85),
+    "grey": (lambda image, draw: saturate(image, 0), "JPEG", 85),
+    "turned by 90 degrees": (lambda image, draw: image.rotate(draw.choice([90, 270]), expand=True), "JPEG", 85),
+    "border of 5 %": (lambda image, draw: border(image, 0.05, draw.choice(["white", "black"])), "JPEG", 85),
+    "border of 10 %": (lambda image, draw: border(image, 0.1, draw.choice(["white", "black"])), "JPEG", 85),
+}
+
+
+@dataclass
+class Library:
+    """Files as bytes, the photo each is of, and the kind of edit ("" for an original)."""
+
+    files: list[bytes]
+    photo: np.ndarray
+    kind: list[str]
+    classes: list[str]
+
+
+def make_library(photos: Sequence[Path]) -> Library:
+    """Each photo of the other half, and two copies of it."""
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    kinds = list(KINDS)
+    chosen = [(path, data) for path in photos if not is_for_calibration(data := path.read_bytes())]
+    library = Library([data for _, data in chosen], np.arange(len(chosen)), [""] * len(chosen), [])
+    library.classes = [path.parent.name for path, _ in chosen]
+    owners = []
+    for turn in range(2):
+        for number, (_, data) in enumerate(chosen):
+            kind = kinds[(number + turn * (len(kinds) // 2)) % len(kinds)]
+            edit, format, quality = KINDS[kind]
+            with Image.open(io.BytesIO(data)) as image:
+                made = edit(image.convert("RGB"), Random(f"{turn} {number}"))
+            buffer = io.BytesIO()
+            made.save(buffer, format, quality=quality)
+            library.files.append(buffer.getvalue())
+            library.kind.append(kind)
+            owners.append(number)
+    library.photo = np.concatenate([library.photo, owners])
+    return library
+
+
+def our_pairs(vectors: np.ndarray, signatures: np.ndarray, calibration: Calibration) -> np.ndarray:
+    """Pairs (kept, other), originals rather kept."""
+    grouping = Grouping(Contents(vectors, signatures, np.arange(len(vectors))), calibration)
+    pairs = [(star.kept, row) for star in grouping.same() for row, _ in star.others]
+    return np.array(pairs, np.int64).reshape(-1, 2)
+
+
+def hash_pairs(bits: np.ndarray, most: int, queries: np.ndarray | None = None) -> np.ndarray:
+    """Pairs of rows whose bits (N, B) differ in at most `most`; queries (N, O, B) are all forms of each."""
+    forms = bits[:, None] if queries is None else queries
+    signs = 1 - 2 * bits.astype(np.float32)
+    found = []
+    for row in range(len(bits)):
+        distances = (bits.shape[1] - (1 - 2 * forms[row].astype(np.float32)) @ signs.T).min(0) / 2
+        others = np.flatnonzero(distances <= most)
+        found.append(np.stack([np.full(len(others), row), others], 1)[others != row])
+    pairs = np.unique(np.sort(np.concatenate(found), 1), axis=0)
+    return pairs.reshape(-1, 2)
+
+
+def peers(files: Sequence[bytes]) -> Iterator[tuple[str, np.ndarray, float]]:
+    """Name, pairs, and seconds to hash, of each peer that is installed."""
+
+    def pixels() -> Iterator[np.ndarray]:
+        for data in files:
+            with Image.open(io.BytesIO(data)) as image:
+                yield np.array(image.convert("RGB"))
+
+    try:
+        from imagededup.methods import PHash
+    except ImportError:
+        print("imagededup is not installed")
+    else:
+        started, hasher = time.process_time(), PHash(verbose=False)
+        hashes = [hasher.encode_image(image_array=image) for image in pixels()]
+        seconds = time.process_time() - started
+        bits = np.unpackbits(np.array([list(bytes.fromhex(h)) for h in hashes], np.uint8), axis=1)
+        yield "PHash", hash_pairs(bits, 10), seconds
+    try:
+        import pdqhash
+    except ImportError:
+        print("pdqhash is not installed")
+    else:
+        started = time.process_time()
+        bits = np.array([pdqhash.compute(image)[0] for image in pixels()], np.uint8)
+        seconds = time.process_time() - started
+        yield "PDQ", hash_pairs(bits, 31), seconds
+        started = time.process_time()
+        forms = np.array([pdqhash.compute_dihedral(image)[0] for image in pixels()], np.uint8)
+        yield "PDQ, 8 orientations", hash_pairs(bits, 31, forms), time.process_time() - started
+
+
+def judge(pairs: np.ndarray, library: Library, number: int) -> dict[str, float]:
+    """Recall by kind, and "precision" with the numbers of pairs; rows from `number` on are copies."""
+    one = library.photo[pairs[:, 0]] == library.photo[pairs[:, 1]]
+    found = {(min(a, b), max(a, b)) for a, b in pairs.tolist()}
+    hit: dict[str, list[bool]] = {}
+    for row, kind in enumerate(library.kind):
+        if kind:
+            hit.setdefault(kind, []).append((int(library.photo[row]), row) in found)
+    result = {kind: float(np.mean(hit[kind])) for kind in KINDS}
+    result["all kinds"] = float(np.mean([h for some in hit.values() for h in some]))
+    result |= {"pairs told": len(pairs), "of them wrong": int((~one).sum()), "precision": float(one.mean())}
+    return result
+
+
+def compare(options: argparse.Namespace) -> None:
+    """The table of kinds."""
+    photos = [Path(path) for path in as_sources(options.open_photos)]
+    library = make_library(photos)
+    number = len(library.classes)
+    embedder = Embedder(options.model)
+    calibration = load_calibration(options.calibration, embedder.fingerprint)
+    assert calibration is not None, "no thresholds for this model: simclr-hub calibrate"
+    found, vectors, signatures = embed_all(embedder, library.files)
+    assert len(found) == len(library.files), "a copy that cannot be read"
+    started = time.process_time()
+    columns = {"ours": judge(our_pairs(vectors, signatures, calibration), library, number)}
+    print(f"{number} photos, {len(library.files) - number} copies; ours: {time.process_time() - started:.1f} CPU s")
+    for name, pairs, seconds in peers(library.files):
+        columns[name] = judge(pairs, library, number)
+        print(f"{name}: {1e3 * seconds / len(library.files):.2f} ms a file with decoding")
+    if options.distractors:
+        more = distractors(options.distractors, options.distractor_count)
+        _, more_vectors, more_signatures = embed_all(embedder, more)
+        started = time.process_time()
+        pairs = our_pairs(
+            np.concatenate([vectors, more_vectors]), np.concatenate([signatures, more_signatures]), calibration
+        )
+        seconds = time.process_time() - started
+        mixed = (pairs < len(vectors)).all(1)
+        library.photo = np.concatenate([library.photo, number + np.arange(len(more_vectors))])
+        name = f"ours, among {len(more_vectors):,} more"
+        columns[name] = judge(pairs, library, number)
+        print(
+            f"{name}: {seconds:.0f} CPU s; {int((~mixed).sum())} pairs of or with the others: {pairs[~mixed].tolist()}"
+        )
+        columns[name] |= judge_precision(pairs[mixed], library)
+    rows = [*KINDS, "all kinds", "precision", "pairs told", "of them wrong"]
+    print(f"| | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|")
+    for row in rows:
+        cells = [column[row] for column in columns.values()]
+        print(
+            f"| {row} | "
+            + " | ".join(
+                f"{c:.4f}"
+                if row == "precision"
+                else f"{100 * c:.1f}"
+                if c <= 1 and row not in rows[-2:]
+                else f"{c:,.0f}"
+                for c in cells
+            )
+            + " |"
+        )
+    originals = vectors[:number]
+    threshold = calibration.similar(number)
+    upper = np.triu_indices(number, 1)
+    above = (originals @ originals.T)[upper] >= threshold
+    labels = np.array(library.classes)
+    one_class = (labels[:, None] == labels)[upper]
+    print(
+        f"similar from cosine {threshold:.4f}: {above.sum()} pairs, {100 * one_class[above].mean():.1f} % of one class, of all such {100 * above[one_class].mean():.2f} %"
+    )
+
+
+def judge_precision(pairs: np.ndarray, library: Library) -> dict[str, float]:
+    """Of pairs within the library."""
+    one = library.photo[pairs[:, 0]] == library.photo[pairs[:, 1]]
+    return {"pairs told": len(pairs), "of them wrong": int((~one).sum()), "precision": float(one.mean())}
+
+
+def distractors(folder: Path, number: int) -> list[bytes]:
+    """Images of a data set on disk, each content once."""
+    import datasets
+
+    data = datasets.load_dataset(str(folder), split="train").cast_column("image", datasets.Image(decode=False))
+    step = max(1, len(data) // number)
+    images = [data[i]["image"]["bytes"] for i in range(0, len(data), step)][:number]
+    return list({hashlib.sha256(image).digest(): image for image in images}.values())
+
+
+def many(number: int) -> None:
+    """Time and memory for synthetic contents: clusters of vectors, smooth random pictures, every tenth a copy."""
+    random = np.random.default_rng(0)
+    centres = random.standard_normal((2000, 256), np.float32)
+    vectors = centres[random.integers(0, 2000, number)] + random.standard_normal((number, 256), np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    import torch
+
+    signatures = np.zeros((number, SIGNATURE_BYTES), np.uint8)
+    for row in range(number):
+        low = torch.from_numpy(random.random((1, 3, 6, 6), np.float32))
+        picture = torch.nn.functional.interpolate(low, (48, 48), mode="bicubic").clamp(0, 1)[0]
+        signatures[row] = as_rows([picture_signature(picture)])[0]
+    originals = np.arange(0, number - 1, 10)
+    signatures[originals + 1] = signatures[originals]
+    noise = random.standard_normal((len(originals), 256), np.float32) * 0.005
+    vectors[originals + 1] = vectors[originals] + noise
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    calibration = Calibration({}, 1, 0.97, [(1e-5, 0.99), (1e-7, 0.995)])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started, cpu = time.perf_counter(), time.process_time()
+    grouping = Grouping(Contents(vectors, signatures, np.arange(number)), calibration)
+    same = grouping.same()
+    similar = grouping.similar(same)
+    found = {(star.kept, row) for star in same for row, _ in star.others}
+    wanted = set(zip(originals.tolist(), (originals + 1).tolist(), strict=True))
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(
+        f"{number:,} contents: {time.perf_counter() - started:.0f} s, {time.process_time() - cpu:.0f} CPU s; "
+        f"peak memory {before / 2**10:,.0f} MiB before (vectors and signatures "
+        f"{(vectors.nbytes + signatures.nbytes) / 2**20:,.0f} MiB), {after / 2**10:,.0f} MiB after; "
+        f"{len(found & wanted):,} of {len(wanted):,} copies found, {len(found - wanted):,} other pairs, "
+        f"{len(similar):,} similar groups"
+    )
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--open-photos", type=Path)
+    parser.add_argument("--model")
+    parser.add_argument("--calibration", type=Path, default=Path("."), help="folder of another model's thresholds")
+    parser.add_argument("--distractors", type=Path)
+    parser.add_argument("--distractor-count", type=int, default=20_000)
+    parser.add_argument("--many", type=int)
+    options = parser.parse_args()
+    if options.open_photos:
+        compare(options)
+    if options.many:
+        many(options.many)
+
+
+if __name__ == "__main__":
+    main()

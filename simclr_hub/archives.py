@@ -1,0 +1,172 @@
+"""The images in a zip or tar file, one after another: nothing is written to the disk, and a tar is only streamed.
+
+Unusual: what cannot be used (an encrypted member, an archive in the archive, a bomb, a cut-off end) comes out in its
+place as an `UnusableImage`, so that it becomes one failure and the rest is read on.
+"""
+
+import bz2
+import gzip
+import lzma
+import os
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import IO, Any, cast
+
+from .errors import CorruptImageError, ImageError, ImageTooLargeError, UnreadableImageError, UnsupportedImageError
+from .images import MAX_BYTES, FileBytes, UnusableImage, describe, is_image_name
+
+#: What is larger than `_SMALL` unpacked must not have been packed tighter than this.
+MAX_RATIO = 200
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+
+_NESTED = (*SUFFIXES, ".7z", ".rar", ".tar.zst")
+_SMALL = 1 << 26
+_HEADERS = 1 << 20  # of one tar member: names and attributes
+_CHUNK = 1 << 20
+#: What the standard library raises on damaged archives.
+_DAMAGED = (
+    OSError, EOFError, ValueError, IndexError, KeyError, OverflowError, NotImplementedError, RuntimeError,
+    zipfile.BadZipFile, tarfile.TarError, struct.error, zlib.error, lzma.LZMAError,
+)  # fmt: skip
+
+
+def is_archive(path: Any) -> bool:
+    """Whether this is a path of a file that `archive_images` reads, by its suffix."""
+    return isinstance(path, (str, os.PathLike)) and os.fsdecode(path).lower().endswith(SUFFIXES)
+
+
+def archive_images(path: str | os.PathLike[str]) -> Iterator[FileBytes | UnusableImage]:
+    """The image files in a zip or tar archive by their suffix, in its order, named "archive/member".
+
+    Args:
+        path: .zip, .tar, or a tar packed by gzip, bzip2 or xz, as WebDataset's shards.
+
+    Yields:
+        Sources for `load_image` and `Embedder.stream`, also for what went wrong; the archive itself may be one.
+    """
+    name = describe(path)
+    read = _zip_images if os.fsdecode(path).lower().endswith(".zip") else _tar_images
+    try:
+        yield from read(path, name)
+    except _DAMAGED as e:
+        if isinstance(e, ImageError):
+            error: ImageError = e
+        elif isinstance(e, OSError) and e.errno is not None:
+            error = UnreadableImageError(f"{name}: {e.strerror}")
+        else:
+            error = CorruptImageError(f"{name}: damaged archive: {e or type(e).__name__}; what comes after is lost")
+        yield UnusableImage(name, error)
+
+
+def _zip_images(path: str | os.PathLike[str], name: str) -> Iterator[FileBytes | UnusableImage]:
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            shown = f"{name}/{describe(member.filename)}"
+            if member.is_dir() or member.filename.startswith("__MACOSX/"):  # attributes under the images' names
+                continue
+            refused = _refused(shown, member.filename, member.file_size)
+            if refused is None and is_image_name(member.filename):
+                if member.flag_bits & 1:
+                    refused = UnsupportedImageError(f"{shown}: encrypted; unpack it with its password first")
+                elif member.file_size > max(_SMALL, MAX_RATIO * member.compress_size):
+                    refused = _bomb(shown)
+            if refused is not None:
+                yield UnusableImage(shown, refused)
+            elif is_image_name(member.filename):
+                yield _zip_member(archive, member, shown)
+
+
+def _zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, shown: str) -> FileBytes | UnusableImage:
+    try:
+        with archive.open(member) as file:
+            return FileBytes(shown, file.read(member.file_size + 1))  # the checksum is compared at the end
+    except _DAMAGED as e:
+        return UnusableImage(shown, CorruptImageError(f"{shown}: damaged in the archive: {e or type(e).__name__}"))
+
+
+def _tar_images(path: str | os.PathLike[str], name: str) -> Iterator[FileBytes | UnusableImage]:
+    with open(path, "rb") as raw:
+        stream = _Unpacked(raw, name)
+        stream.allow(_HEADERS)
+        with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|", tarinfo=_Header) as archive:
+            while member := archive.next():
+                archive.members = []  # type: ignore[attr-defined]  # or a large shard's headers would pile up
+                shown = f"{name}/{describe(member.name)}"
+                refused = _refused(shown, member.name, member.size)
+                wanted = refused is None and member.isreg() and is_image_name(member.name)
+                if wanted and member.issparse():
+                    refused = UnsupportedImageError(f"{shown}: a sparse file is not read; store it plain")
+                if refused is not None and member.isreg():
+                    yield UnusableImage(shown, refused)
+                elif wanted:
+                    stream.allow(None)
+                    data = cast(IO[bytes], archive.extractfile(member)).read(member.size)
+                    if len(data) < member.size:
+                        raise EOFError(f"it ends in {describe(member.name)}")
+                    yield FileBytes(shown, data)
+                # What tarfile passes over it does not keep; what it reads as a header, it does.
+                stream.allow(_HEADERS + archive.offset - archive.fileobj.tell())
+
+
+class _Header(tarfile.TarInfo):
+    """A member's header; a damaged one is an error, where tarfile would take it for the end."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_Header":
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as e:
+            raise tarfile.ReadError(str(e)) from e
+
+
+def _refused(shown: str, member: str, size: int) -> ImageError | None:
+    """Why a member is not even looked at, whatever its suffix says of images."""
+    if member.lower().endswith(_NESTED):
+        return UnsupportedImageError(f"{shown}: an archive inside an archive is not opened; unpack it first")
+    if is_image_name(member) and size > MAX_BYTES:
+        return ImageTooLargeError(f"{shown}: {size:,} bytes, more than {MAX_BYTES:,}")
+    return None
+
+
+def _bomb(shown: str) -> ImageTooLargeError:
+    return ImageTooLargeError(f"{shown}: packed more than {MAX_RATIO} times smaller than it is; unpack it first")
+
+
+class _Unpacked:
+    """The bytes of a tar file, unpacked as they are read, within limits."""
+
+    def __init__(self, raw: IO[bytes], name: str):
+        self._raw, self._name = raw, name
+        self._got = self._ends = 0
+        self._allowed: int | None = None
+        magic = raw.read(6)
+        raw.seek(0)
+        openers: list[tuple[bytes, Any]] = [(b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open)]
+        self._file: IO[bytes] = next((o(raw, "rb") for start, o in openers if magic.startswith(start)), raw)
+
+    def allow(self, most: int | None) -> None:
+        """How many bytes may be read until the next call; what tarfile keeps in memory is bounded by it."""
+        self._allowed, self._ends = most, 0
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes, fewer only at the end."""
+        data = self._file.read(size)
+        self._got += len(data)
+        self._ends += not data
+        if self._ends > 8:  # tarfile would read on for ever in some headers
+            raise EOFError("it ends in a header")
+        if self._got > max(_SMALL, MAX_RATIO * self._raw.tell()):
+            raise _bomb(self._name)
+        if self._allowed is not None:
+            self._allowed -= len(data)
+            if self._allowed < 0:
+                raise ImageTooLargeError(f"{self._name}: a member's header of more than {_HEADERS:,} bytes")
+        return data
+
+    def close(self) -> None:
+        """The file is closed by who opened it."""

@@ -1,0 +1,110 @@
+"""`duplicates` and `calibrate`: which photos of an index are copies of each other."""
+
+import dataclasses
+from pathlib import Path
+
+import click
+
+from ..index import SimilarityIndex
+from ..index.duplicates import TIERS, DuplicateGroup, Tier
+from ..progress import counting_bar
+from ..review import TIERS as NAMES
+from ..review import facts, size, write_review
+from ._output import json_option, print_json, print_table, short_path
+
+_index_argument = click.argument("index", type=click.Path(path_type=Path))
+
+
+@click.command("duplicates")
+@_index_argument
+@click.option("--tier", "tiers", multiple=True, type=click.Choice(TIERS), help="Only this; may be given again.")
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write a page to look through.")
+@click.option(
+    "--not-duplicate",
+    "distinct",
+    nargs=2,
+    multiple=True,
+    metavar="PHOTO PHOTO",
+    help="Record that these two are different pictures, then look; may be given again.",
+)
+@json_option
+def duplicates_command(
+    index: Path, tiers: tuple[Tier, ...], html: Path | None, distinct: tuple[tuple[str, str], ...], as_json: bool
+) -> None:
+    """Which photos of INDEX hold the same bytes, the same picture, or a similar one; and which to keep.
+
+    Nothing is deleted or moved.
+    """
+    with SimilarityIndex.open(index) as opened, counting_bar("comparing pairs") as progress:
+        for pair in distinct:
+            try:
+                opened.not_duplicates(*pair)
+            except ValueError as e:
+                raise click.UsageError(str(e)) from e
+        measured = bool(opened.calibration().measured)
+        groups = opened.duplicates(tiers or TIERS, progress=progress)
+    note = f"Found in {index}. " + _summary(groups)
+    if html:
+        write_review(html, groups, title="Duplicates", note=note)
+    if as_json:
+        print_json([dataclasses.asdict(group) for group in groups])
+        return
+    for number, group in enumerate(groups, 1):
+        _print_group(number, group)
+    click.echo(_summary(groups))
+    if not measured and set(tiers) != {"same-bytes"}:
+        click.echo(
+            f"No copies were measured with this model: `simclr-hub calibrate {index}` does, then more crops are found."
+        )
+    if html:
+        click.echo(f"wrote {html}")
+
+
+@click.command("calibrate")
+@_index_argument
+@click.option("--model", help="The model that made it; the recorded one if not given.")
+@click.option("--copies", default=100, show_default=True, type=click.IntRange(min=10), help="Photos that are copied.")
+@json_option
+def calibrate_command(index: Path, model: str | None, copies: int, as_json: bool) -> None:
+    """Measure from where on two photos are the same picture, for the model of INDEX, on its own photos.
+
+    Copies of some photos are made in memory: re-encoded, resized, cropped, and so on. Only the index is written to.
+    The default checkpoint comes with such thresholds.
+    """
+    with SimilarityIndex.open(index, model=model) as opened, counting_bar("embedding copies") as progress:
+        try:
+            calibration = opened.calibrate(copies=copies, progress=progress)
+        except ValueError as e:
+            raise click.ClickException(str(e)) from e
+    if as_json:
+        print_json(dataclasses.asdict(calibration))
+        return
+    same = calibration.measured["same_picture"]
+    click.echo(
+        f"{calibration.measured['photos']:,} photos, copies of {calibration.measured['copies_of_each_kind']:,} of them"
+    )
+    print_table(["copies", "found"], same["recall"].items())
+    click.echo(
+        f"{same['different_pairs_called_same']:,} of the {same['different_pairs_compared']:,} most alike pairs of "
+        "different photos were called the same"
+    )
+
+
+def _print_group(number: int, group: DuplicateGroup) -> None:
+    click.echo(f"{number}. {NAMES[group.tier][0]}: keep {short_path(group.keep.path)}")
+    click.echo(f"   {group.why}")
+    if group.keep.pair:
+        click.echo(f"   and {short_path(group.keep.pair)}: the two are one shot")
+    for other in group.others:
+        score = "" if other.tier == "same-bytes" else f" {other.score:.3f}"
+        click.echo(f"   {NAMES[other.tier][0]}{score}  {short_path(other.path)}  ({', '.join(facts(other))})")
+
+
+def _summary(groups: list[DuplicateGroup]) -> str:
+    copies = [other for group in groups for other in group.others if other.tier != "similar"]
+    numbers = [f"{sum(group.tier == tier for group in groups):,} {NAMES[tier][0]}" for tier in TIERS]
+    total = sum(int(other.metadata.get("bytes", 0)) for other in copies)
+    return (
+        f"{len(groups):,} groups ({', '.join(numbers)}); {len(copies):,} copies of what would be kept, {size(total)}. "
+        "Nothing was deleted."
+    )

@@ -1,0 +1,134 @@
+"""FAISS's index for many vectors: lists of near vectors, one bit a dimension, and the best of them compared in full.
+
+Unusual: how many lists are looked through and how many vectors compared in full is measured when it is built, by
+searching for some of its own vectors, so that on average the wanted share of the true neighbours is found; where that
+would take half of the lists there is no index, and every search is exact. benchmarks/search.py compares the kinds.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .arrays import CheckedArray
+from .exact import Selector, keep_best, search_exactly
+from .faiss_library import faiss
+
+#: Up to so many numbers (vectors x width) comparing with all of them is fast enough.
+EXACT_NUMBERS = 1 << 25
+#: The share of the true k nearest that must be found on average, and how much more the sample must show.
+RECALL, MARGIN = 0.95, 0.01
+#: The k for which settings are measured; for more than the last, every vector is compared.
+MEASURED_K = (10, 100)
+#: Own vectors that are searched for when measuring.
+SAMPLE = 256
+#: Vectors to learn the lists from: this many a list, as far as they fit in these bytes.
+TRAINING_PER_LIST, TRAINING_BYTES, TRAINING_ROUNDS = 64, 256 << 20, 6
+_ADD_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class Setting:
+    """For up to `k` results: how many lists are looked through, and how many vectors compared in full."""
+
+    k: int
+    lists: int
+    depth: int
+
+
+@dataclass(frozen=True)
+class Approximate:
+    """FAISS's index and the measured settings, by growing k."""
+
+    index: Any
+    settings: tuple[Setting, ...]
+
+    def setting(self, k: int) -> Setting | None:
+        """The one for `k` results; None if every vector is to be compared."""
+        return next((setting for setting in self.settings if k <= setting.k), None)
+
+    def search(
+        self, vectors: CheckedArray, queries: np.ndarray, k: int, allowed: np.ndarray | None, setting: Setting
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `search_exactly`, but on average `RECALL` of the best are found; their scores are exact."""
+        selector = None if allowed is None else Selector(allowed)
+        found = _search(self.index, vectors, queries, k, setting, selector)
+        missing = np.flatnonzero(found[1][:, -1] < 0)  # the lists had too few
+        if len(missing):
+            for values, exact in zip(found, search_exactly(vectors, queries[missing], k, allowed), strict=True):
+                values[missing] = exact
+        return found
+
+
+def build_approximate(vectors: CheckedArray) -> Approximate | None:
+    """An index over vectors (N, D) of length 1; None if comparing with all of them is as well."""
+    number, dim = len(vectors), vectors.all().shape[1]
+    if number * dim <= EXACT_NUMBERS:
+        return None
+    library, random = faiss(), np.random.default_rng(0)
+    lists = max(1, min(int(2 * math.sqrt(number)), number // 4))
+    training = min(number, lists * TRAINING_PER_LIST, TRAINING_BYTES // (4 * dim))
+    # Of vectors of length 1 the nearest are those of the largest inner product.
+    quantizer = library.IndexFlatL2(dim)
+    index = library.IndexIVFRaBitQFastScan(quantizer, dim, lists, library.METRIC_L2)
+    index.referenced_objects = [quantizer]  # FAISS points to it
+    index.cp.niter = TRAINING_ROUNDS
+    index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, TRAINING_PER_LIST
+    index.train(vectors.all()[np.sort(random.choice(number, training, replace=False))])
+    step = max(1, _ADD_BYTES // (4 * dim))
+    for start in range(0, number, step):
+        index.add(np.ascontiguousarray(vectors.all()[start : start + step]))
+    settings = _measure(index, vectors, np.sort(random.choice(number, min(SAMPLE, number), replace=False)))
+    return Approximate(index, settings) if settings else None
+
+
+def _measure(index: Any, vectors: CheckedArray, sample: np.ndarray) -> tuple[Setting, ...]:
+    """The cheapest settings that find enough of the neighbours of these rows, by k; () if not even the first can."""
+    queries = np.ascontiguousarray(vectors.all()[sample])
+    most = min(MEASURED_K[-1], len(vectors) - 1)
+    truth = _others(search_exactly(vectors, queries, most + 1)[1], sample)  # (S, most)
+    settings: list[Setting] = []
+    lists = 2
+    for k in MEASURED_K:
+        if k > most:
+            break
+        found: Setting | None = None
+        while found is None and lists <= index.nlist // 2:
+            for factor in (20, 10, 5, 3, 2):
+                setting = Setting(k, lists, min(factor * (k + 1), len(vectors)))
+                rows = _others(_search(index, vectors, queries, k + 1, setting, None)[1], sample)
+                hits = sum(np.isin(mine, best).sum() for mine, best in zip(rows, truth[:, :k], strict=True))
+                if hits / (k * len(sample)) < RECALL + MARGIN:
+                    break
+                found = setting
+            if found is None:
+                lists *= 2
+        if found is None:
+            break
+        settings.append(found)
+    return tuple(settings)
+
+
+def _search(
+    index: Any, vectors: CheckedArray, queries: np.ndarray, k: int, setting: Setting, selector: Selector | None
+) -> tuple[np.ndarray, np.ndarray]:
+    library = faiss()
+    parameters = library.SearchParametersIVF(nprobe=setting.lists, sel=selector.faiss if selector else None)
+    rows = index.search(queries, max(k, setting.depth), params=parameters)[1]  # (Q, depth), -1 where there is none
+    values = vectors.rows(np.unique(rows[rows >= 0]))
+    scores = np.full(rows.shape, -np.inf, np.float32)
+    pointer = library.swig_ptr
+    library.fvec_inner_products_by_idx(
+        pointer(scores), pointer(queries), pointer(values), pointer(rows), queries.shape[1], *rows.shape
+    )
+    scores[rows < 0] = -np.inf
+    return keep_best(scores, rows, k)
+
+
+def _others(rows: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Each line of `rows` (S, k + 1) without its own row, or without its last: (S, k)."""
+    same = rows == own[:, None]
+    same[~same.any(1), -1] = True
+    others: np.ndarray = rows[~same].reshape(len(rows), -1)
+    return others

@@ -1,0 +1,184 @@
+"""Measures a checkpoint's thresholds on photos: copies of some are made in memory and compared with all others.
+
+    python -m simclr_hub.index.calibrate PHOTOS -o simclr_hub/assets/default/duplicates.json
+
+calibrates the default checkpoint on a folder of class folders, of whose photos it takes one half, by their hash.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..embedder import Embedding
+from ..errors import ImageError
+from ..images import load_image
+from ..signature import SIGNATURE_VERSION, as_rows, unpack
+from ..sources import folder_images
+from .calibration import CORRELATION, CORRELATION_ALONE, Calibration, chance_of, identity
+from .candidates import low_frequencies, neighbours
+from .edits import EDITS
+from .grouping import MIN_SHAPES, NEAREST, NEAREST_BY_SIGNATURE
+from .maker import EmbedderLike, unit_vector
+from .same_picture import compare
+
+#: Kinds of copies that the features must tell, since their signatures agree less; and the share that must be found.
+_ALIGNED = ("cropped by up to 10 %", "cropped by 10 to 20 %", "bordered", "watermark")
+_FOUND = 0.95
+
+
+def calibrate(
+    embedder: EmbedderLike,
+    paths: Sequence[str | Path],
+    vectors: np.ndarray,
+    signatures: np.ndarray,
+    *,
+    copies: int = 100,
+    classes: Sequence[str] | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Calibration:
+    """Measure on photos that were embedded.
+
+    Args:
+        embedder: the checkpoint.
+        paths: N different pictures.
+        vectors: (N, D) of length 1.
+        signatures: uint8 (N, 455).
+        copies: of how many of them each kind of copy is made.
+        classes: of each photo, to say how often similar ones are of the same class.
+        progress: called with (done, total) copies.
+
+    Raises:
+        ValueError: fewer than ten of the photos of which copies are to be made can be read.
+    """
+    sample = sorted(Random(0).sample(range(len(paths)), min(copies, len(paths))))
+    pictures = [(row, picture) for row in sample if (picture := _picture(paths[row])) is not None]
+    if len(pictures) < 10:
+        raise ValueError(f"{len(pictures)} of {len(sample)} photos can be read; copies of at least 10 are needed")
+    own = np.array([row for row, _ in pictures])
+    compared: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # by kind: correlations and cosines
+    for done, (kind, edit) in enumerate(EDITS.items()):
+        draw = Random(kind)
+        made = (edit(picture, draw) for _, picture in pictures)
+        tell = (lambda n, _, base=done: progress(base * len(own) + n, len(EDITS) * len(own))) if progress else None
+        found, copied, marks = embed_all(embedder, made, tell)
+        rows = own[found]
+        correlations = compare(unpack(signatures[rows]), unpack(marks)).score
+        compared[kind] = correlations, np.einsum("pd,pd->p", vectors[rows], copied)
+    aligned = np.concatenate([compared[kind][1] for kind in _ALIGNED])
+    result = Calibration(
+        identity(embedder.fingerprint),
+        SIGNATURE_VERSION,
+        round(float(np.quantile(aligned, 1 - _FOUND)), 4),
+        [(rate, round(cosine, 5)) for rate, cosine in chance_of(vectors)],
+    )
+    labels = None if classes is None else np.array(classes)
+    result.measured.update(_measured(result, compared, vectors, signatures, labels))
+    return result
+
+
+def embed_all(
+    embedder: EmbedderLike, images: Iterable[Any], progress: Callable[[int, int], object] | None = None
+) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """Positions of the images that can be used, their vectors (N, D) of length 1 and signatures (N, 455)."""
+    positions, rows, signatures = [], [], []
+    for item in embedder.stream(images, signatures=True):
+        if progress:
+            progress(item.position + 1, 0)
+        unit = unit_vector(item.vector) if isinstance(item, Embedding) else None
+        if isinstance(item, Embedding) and unit is not None:
+            positions.append(item.position)
+            rows.append(unit)
+            signatures.append(item.signature)
+    return positions, np.array(rows, np.float32).reshape(-1, embedder.dim), as_rows(signatures)
+
+
+def _measured(
+    calibration: Calibration,
+    compared: dict[str, tuple[np.ndarray, np.ndarray]],
+    originals: np.ndarray,
+    signatures: np.ndarray,
+    labels: np.ndarray | None,
+) -> dict[str, Any]:
+    """What the thresholds give on the photos that they were measured with."""
+    sources = ((originals, NEAREST, -1.0), (low_frequencies(signatures), NEAREST_BY_SIGNATURE, MIN_SHAPES))
+    pairs = [
+        np.sort(np.stack([rows, found], 1)[cosines >= least], 1)
+        for vectors, k, least in sources
+        for rows, found, cosines in neighbours(vectors, k)
+    ]
+    first, second = np.unique(np.concatenate(pairs), axis=0).T
+    correlations = compare(unpack(signatures[first]), unpack(signatures[second])).score
+    cosines = np.einsum("pd,pd->p", originals[first], originals[second])
+    wrong = int(calibration.is_same(correlations, cosines).sum())
+    found = {kind: float(calibration.is_same(*of_kind).mean()) for kind, of_kind in compared.items()}
+    hits = sum(int(calibration.is_same(*of_kind).sum()) for of_kind in compared.values())
+    everything = (originals @ originals.T)[np.triu_indices(len(originals), 1)]
+    threshold = calibration.similar(len(originals))
+    similar: dict[str, Any] = {"cosine": round(threshold, 5), "pairs": int((everything >= threshold).sum())}
+    if labels is not None:
+        one_class = (labels[:, None] == labels)[np.triu_indices(len(originals), 1)]
+        above = everything >= threshold
+        similar["precision_same_class"] = round(float(one_class[above].mean()), 4) if above.any() else None
+        similar["recall_same_class"] = round(float(above[one_class].mean()), 4) if one_class.any() else None
+    return {
+        "photos": len(originals),
+        "copies_of_each_kind": len(next(iter(compared.values()))[0]),
+        "same_picture": {
+            "correlation": CORRELATION,
+            "correlation_alone": CORRELATION_ALONE,
+            "recall": {kind: round(share, 4) for kind, share in found.items()},
+            "different_pairs_compared": len(first),
+            "different_pairs_called_same": wrong,
+            "largest_correlations_of_different_pairs": [round(c, 4) for c in np.sort(correlations)[:-6:-1].tolist()],
+            "precision": round(hits / max(hits + wrong, 1), 5),
+        },
+        "similar": similar,
+    }
+
+
+def _picture(path: str | Path) -> Image.Image | None:
+    try:
+        pixels = load_image(path).pixels
+    except ImageError:
+        return None
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def is_for_calibration(data: bytes) -> bool:
+    """Whether a photo belongs to the half that thresholds are measured on; the other is for benchmarks."""
+    return hashlib.sha256(data).digest()[0] % 2 == 0
+
+
+def main() -> None:
+    """Calibrate the default checkpoint, or another, on class folders."""
+    import argparse
+
+    from ..embedder import Embedder
+    from ..progress import counting_bar
+
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("photos", type=Path, help="a folder; the folder of a photo is its class")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--model", help="the default checkpoint if not given")
+    parser.add_argument("--copies", type=int, default=300)
+    options = parser.parse_args()
+    photos = [path for path in folder_images(options.photos) if is_for_calibration(path.read_bytes())]
+    embedder = Embedder(options.model)
+    found, vectors, signatures = embed_all(embedder, photos)
+    photos = [photos[position] for position in found]
+    classes = [path.parent.name for path in photos]
+    with counting_bar("calibrating") as progress:
+        calibration = calibrate(
+            embedder, photos, vectors, signatures, copies=options.copies, classes=classes, progress=progress
+        )
+    calibration.save(options.output)
+    print(options.output.read_text(encoding="utf-8"), end="")
+
+
+if __name__ == "__main__":
+    main()

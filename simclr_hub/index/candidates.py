@@ -1,0 +1,84 @@
+"""Which pairs of pictures are worth comparing: the nearest neighbours by FAISS, block by block.
+
+Unusual: two sources. The features find crops, frames and turns; the low frequencies of the signatures find what the
+features of a weak model lose, such as a copy in grey. Memory grows with N, never with N^2.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ..signature import GREY_CELLS, unpack
+from .faiss_library import faiss
+
+#: Up to so many vectors every one is compared with every other; above, with those of the nearest lists.
+EXACT = 20_000
+#: Lists that are looked through for each vector; vectors to learn each list from.
+_PROBES, _TRAINING_PER_LIST = 16, 50
+#: Queries, and signatures, that are handled at once.
+_BLOCK = 4096
+#: Low frequencies a side.
+_FREQUENCIES = 8
+
+
+def neighbours(vectors: np.ndarray, k: int, queries: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, ...]]:
+    """The k nearest other vectors of each.
+
+    Args:
+        vectors: float32 (N, D), of length 1 or zero.
+        k: how many.
+        queries: rows whose neighbours are looked for; None is all.
+
+    Yields:
+        Rows (P,), the rows near them (P,), and cosines (P,), block by block.
+    """
+    rows = np.arange(len(vectors)) if queries is None else queries
+    if len(vectors) < 2 or not len(rows):
+        return
+    index = _build(vectors)
+    k = min(k, len(vectors) - 1)
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK]
+        scores, found = index.search(np.ascontiguousarray(vectors[block]), k + 1)
+        wanted = (found >= 0) & (found != block[:, None])
+        yield np.broadcast_to(block[:, None], found.shape)[wanted], found[wanted], scores[wanted]
+
+
+def low_frequencies(signatures: np.ndarray) -> np.ndarray:
+    """What large shapes a signature shows, (N, 63) float32 of length 1; zero if it shows nothing.
+
+    Args:
+        signatures: uint8 (N, 455), see `signature.as_rows`.
+    """
+    cells = np.arange(GREY_CELLS) + 0.5
+    waves = np.cos(np.pi / GREY_CELLS * np.arange(_FREQUENCIES)[:, None] * cells).astype(np.float32)
+    result = np.empty((len(signatures), _FREQUENCIES**2 - 1), np.float32)
+    for start in range(0, len(signatures), _BLOCK):
+        grey = unpack(signatures[start : start + _BLOCK]).grey
+        some = (waves @ grey @ waves.T).reshape(len(grey), -1)[:, 1:]  # without the mean
+        length = np.linalg.norm(some, axis=1, keepdims=True)
+        result[start : start + _BLOCK] = some * (length > GREY_CELLS) / np.maximum(length, 1e-6)
+    return result
+
+
+def _build(vectors: np.ndarray) -> Any:
+    """FAISS's index of the inner product; row i has the id i."""
+    library = faiss()
+    number, dim = vectors.shape
+    if number <= EXACT:
+        index = library.IndexFlatIP(dim)
+    else:
+        lists = int(4 * math.sqrt(number))
+        quantizer = library.IndexFlatIP(dim)
+        index = library.IndexIVFFlat(quantizer, dim, lists, library.METRIC_INNER_PRODUCT)
+        index.referenced_objects = [quantizer]  # FAISS points to it
+        index.nprobe = _PROBES
+        index.cp.niter, index.cp.min_points_per_centroid = 6, 1
+        random = np.random.default_rng(0)
+        training = random.choice(number, min(number, lists * _TRAINING_PER_LIST), replace=False)
+        index.train(vectors[np.sort(training)])
+    for start in range(0, number, 16 * _BLOCK):
+        index.add(np.ascontiguousarray(vectors[start : start + 16 * _BLOCK]))
+    return index

@@ -1,0 +1,116 @@
+"""The columns of an exported index, and what its Parquet schema tells of the whole: the one place that names them."""
+
+import json
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ExportError, MissingExtraError
+from .store import About
+
+LAYOUT = 1
+_KEY, _CHECKSUM_KEY = b"simclr_hub", b"simclr_hub.crc32"  # pages have checksums of their own, the schema has none
+#: Details that are columns of their own, with their Arrow types; what else is known is JSON in `other`.
+INFO = {"format": "string", "width": "int32", "height": "int32", "taken": "string", "camera": "string"}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is told once for all rows.
+
+    Attributes:
+        about: what made the vectors.
+        roots: the photo folders, as (path, state of the last listing); a row has its position here.
+        separator: of the folders in paths.
+        distinct: pairs of contents, as hexadecimal hashes, that a person called different pictures.
+        photos: how many rows there are.
+    """
+
+    about: About
+    roots: list[tuple[str, str]]
+    separator: str
+    distinct: list[tuple[str, str]]
+    photos: int
+
+
+def arrow() -> Any:
+    """Load pyarrow and its Parquet module, not before they are needed."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as e:
+        raise MissingExtraError("pyarrow", "parquet") from e
+    return pyarrow
+
+
+def schema(header: Header) -> Any:
+    """The Arrow schema of an export."""
+    pa = arrow()
+    string, number = pa.string(), pa.float64()
+    columns = [
+        ("path", string),  # absolute; printable, so that any program can read it
+        ("hash", pa.binary(32)),
+        ("vector", pa.list_(pa.float32(), header.about.dim)),
+        ("state", string),
+        *((name, getattr(pa, kind)()) for name, kind in INFO.items()),
+        ("bytes", pa.int64()),
+        ("modified", pa.timestamp("us", tz="UTC")),
+        *((name, number) for name in (("latitude", "longitude") if header.about.gps else ())),
+        # What an import needs to give the same index.
+        ("root", pa.int32()),
+        ("name", pa.binary()),  # below the root: the bytes that the file system knows
+        ("stamp", string),
+        ("settled", pa.bool_()),
+        ("other", string),
+        ("signature", pa.binary()),
+    ]
+    record = {
+        "layout": LAYOUT,
+        "about": vars(header.about),
+        "roots": header.roots,
+        "separator": header.separator,
+        "distinct": header.distinct,
+        "photos": header.photos,
+    }
+    text = json.dumps(record).encode()
+    return pa.schema(columns, metadata={_KEY: text, _CHECKSUM_KEY: b"%d" % zlib.crc32(text)})
+
+
+def read_header(found: Any, name: str) -> Header:
+    """The header in an Arrow schema, whose columns must be those of an export.
+
+    Raises:
+        ExportError: it is no export, or of a newer version.
+    """
+    metadata = found.metadata or {}
+    text = metadata.get(_KEY)
+    if text is None:
+        raise ExportError(f"{name}: not exported by simclr_hub: its schema does not tell what made the vectors")
+    if metadata.get(_CHECKSUM_KEY) != b"%d" % zlib.crc32(text):
+        raise ExportError(f"{name}: damaged: what it tells of the vectors does not match its checksum")
+    try:
+        record = json.loads(text)
+        if record["layout"] > LAYOUT:
+            raise ExportError(f"{name}: layout {record['layout']}, made by a newer simclr_hub: upgrade")
+        about = About(**record["about"])
+        header = Header(
+            about,
+            [(str(path), str(listing)) for path, listing in record["roots"]],
+            str(record["separator"]),
+            [(str(a), str(b)) for a, b in record["distinct"]],
+            int(record["photos"]),
+        )
+        valid = isinstance(about.dim, int) and 0 < about.dim < 1 << 20 and about.metric == "cosine"
+        if not (valid and isinstance(about.fingerprint, dict) and isinstance(about.gps, bool)):
+            raise ValueError(f"made by {record['about']}")
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        if isinstance(e, ExportError):
+            raise
+        raise ExportError(f"{name}: what it tells of the vectors cannot be read: {e}") from e
+    expected = schema(header)
+    for field in expected:
+        at = found.get_field_index(field.name)
+        if at < 0 or found.field(at).type != field.type:
+            there = found.field(at).type if at >= 0 else "missing"
+            raise ExportError(f"{name}: its column {field.name} is {there}, not {field.type}")
+    return header

@@ -1,0 +1,192 @@
+"""Which photos a search may find: a pattern for their paths, and values or ranges for what is known of them.
+
+Unusual: a path is matched both as it is and relative to the folder that was synchronised; a text as upper end of a
+range includes what begins with it, so that ("2019", "2020-06") ends with June; and what is not known never matches.
+"""
+
+import math
+import os
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .catalog import Catalog, Texts
+from .columns import Column
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a value of `key` must be: from `low` to `high`, both included; None: no bound on that side.
+
+    Numbers are compared with numbers and text with text; text that is a number with both. `exact` is for one value.
+    """
+
+    key: str
+    low: str | float | None
+    high: str | float | None
+    exact: bool = False
+
+    def passes(self, column: Column) -> np.ndarray:
+        """Of each photo, bool (P,), or (0,) if none."""
+        parts = [self._numbers(column.numbers.all()), self._words(column)]
+        passing: np.ndarray = max(parts, key=len)
+        for part in parts:
+            if len(part) and part is not passing:
+                passing = passing | part
+        return passing
+
+    def _numbers(self, numbers: np.ndarray) -> np.ndarray:
+        low, high = _number(self.low), _number(self.high)
+        if math.isnan(low) or math.isnan(high):  # text
+            return np.zeros(len(numbers), bool)
+        with np.errstate(invalid="ignore"):
+            passing: np.ndarray = (numbers >= (-math.inf if self.low is None else low)) & (
+                numbers <= (math.inf if self.high is None else high)
+            )
+        return passing
+
+    def _words(self, column: Column) -> np.ndarray:
+        codes = column.codes.all()
+        first, last = 0, len(column.words)
+        if isinstance(self.low, str):
+            first = _place(column.words, self.low)
+        if isinstance(self.high, str):
+            last = _place(column.words, self.high, behind=True, prefix=not self.exact)
+        if isinstance(self.low, float) or isinstance(self.high, float):
+            last = 0
+        passing: np.ndarray = (codes >= first) & (codes < last)
+        return passing
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A pattern for the path, None for any, and ranges, all of which a photo must meet."""
+
+    path: str | None
+    ranges: tuple[Range, ...]
+
+    def passes(self, catalog: Catalog, columns: Mapping[str, Column], roots: Mapping[int, bytes]) -> np.ndarray:
+        """Which photos of a catalog meet it: bool (P,).
+
+        Args:
+            catalog: the photos.
+            columns: their metadata by key.
+            roots: the folders by id, each with a separator at its end.
+        """
+        passing = np.ones(catalog.photos, bool)
+        for one in self.ranges:
+            column = columns.get(one.key)
+            part = one.passes(column) if column else np.empty(0, bool)
+            passing &= part if len(part) else False
+        if self.path is not None:
+            numbers = np.flatnonzero(passing)
+            passing[numbers] = _match_paths(self.path, catalog, numbers, roots)
+        return passing
+
+
+def make_condition(
+    path: str | os.PathLike[str] | None = None, where: Mapping[str, Any] | None = None
+) -> Condition | None:
+    """The condition that a search's arguments tell; None if there is none.
+
+    Raises:
+        ValueError: a value that cannot be compared.
+    """
+    if path is None and not where:
+        return None
+    pattern = None if path is None else os.fspath(path)
+    if pattern is not None:
+        if not isinstance(pattern, str) or not pattern:
+            raise ValueError(f"path={path!r}: give a pattern as text, for example 'holiday/**/*.jpg'")
+        try:
+            re.compile(translate(pattern))
+        except re.error as e:
+            raise ValueError(f"path={pattern!r}: no pattern: {e}") from None
+    return Condition(pattern, tuple(_range(key, value) for key, value in (where or {}).items()))
+
+
+def _range(key: str, value: Any) -> Range:
+    if not isinstance(key, str):
+        raise ValueError(f"where: {key!r} is no name of metadata")
+    is_range = isinstance(value, (tuple, list))
+    bounds = list(value) if is_range else [value, value]
+    if len(bounds) != 2 or bounds == [None, None]:
+        raise ValueError(f"where: {key}={value!r}: a range is a pair (low, high), one of them may be None")
+    for bound in bounds:
+        number = isinstance(bound, (int, float, np.integer, np.floating)) and not math.isnan(bound)
+        if not (number or isinstance(bound, str) or (bound is None and is_range)):
+            raise ValueError(f"where: {key}={value!r}: give a number, text, or a pair (low, high) of them")
+    if len({isinstance(bound, str) for bound in bounds if bound is not None}) == 2:
+        raise ValueError(f"where: {key}={value!r}: both ends of a range must be numbers, or both text")
+    low, high = (bound if bound is None or isinstance(bound, str) else float(bound) for bound in bounds)
+    return Range(key, low, high, exact=not is_range)
+
+
+def _number(bound: str | float | None) -> float:
+    """0 for none, NaN for text that is no number."""
+    try:
+        return 0.0 if bound is None else float(bound)
+    except ValueError:
+        return math.nan
+
+
+def _place(words: Texts, text: str, *, behind: bool = False, prefix: bool = False) -> int:
+    """How many of the sorted words come before `text`; or up to it, or up to those that begin with it."""
+    word = text.encode(errors="surrogatepass")
+    low, high = 0, len(words)
+    while low < high:
+        middle = (low + high) // 2
+        (other,) = words.some(np.array([middle]))
+        before = other < word or (behind and (other == word or (prefix and other.startswith(word))))
+        low, high = (middle + 1, high) if before else (low, middle)
+    return low
+
+
+def _match_paths(pattern: str, catalog: Catalog, numbers: np.ndarray, roots: Mapping[int, bytes]) -> list[bool]:
+    match = re.compile(translate(_normal(pattern.replace(os.sep, "/"))), re.DOTALL).match
+    # Below its root a path does not begin with a separator, as a whole it does, on Windows with a drive.
+    relative = not os.path.isabs(pattern)
+    absolute = not relative or pattern[0] in "*?["
+    starts = {root: _normal(os.fsdecode(path).replace(os.sep, "/")) for root, path in roots.items()}
+    passing: list[bool] = []
+    ids = catalog.roots.all()
+    for at in range(0, len(numbers), 1 << 14):
+        some = numbers[at : at + (1 << 14)]
+        for root, raw in zip(ids[some].tolist(), catalog.paths.some(some), strict=True):
+            path = _normal(os.fsdecode(raw).replace(os.sep, "/"))
+            passing.append(
+                bool((relative and match(path)) or (absolute and root in starts and match(starts[root] + path)))
+            )
+    return passing
+
+
+def _normal(text: str) -> str:
+    """One of the two ways in which Unicode writes letters with accents; file systems differ."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def translate(pattern: str) -> str:
+    """A pattern for paths as a regular expression: *, ? and [...] stay within a folder, ** stands for any folders."""
+    out, i = [], 0
+    while i < len(pattern):
+        char, begins = pattern[i], i == 0 or pattern[i - 1] == "/"
+        if begins and pattern.startswith("**/", i):
+            out.append("(?:.*/)?")
+            i += 3
+        elif begins and pattern[i:] == "**":
+            out.append(".*")
+            i += 2
+        elif char == "[" and (end := pattern.find("]", i + 2 + pattern.startswith("!", i + 1))) > 0:
+            inside = pattern[i + 1 : end]
+            no = inside.startswith("!")
+            inside = re.sub(r"([\\\[\]^&~|])", r"\\\1", inside[no:]).replace("--", "-\\-")
+            out.append(f"(?!/)[{'^' if no else ''}{inside}]")
+            i = end + 1
+        else:
+            out.append({"*": "[^/]*", "?": "[^/]"}.get(char) or re.escape(char))
+            i += 1
+    return "".join(out) + r"\Z"

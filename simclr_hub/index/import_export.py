@@ -1,0 +1,179 @@
+"""An exported index read back into a new one: every row is checked, and nothing that exists is touched.
+
+Unusual: names are taken as bytes below a root and may not leave it, since a search opens the photos it finds and shows
+them; and a content that comes twice must come with the same vector.
+"""
+
+import json
+import ntpath
+import os
+import posixpath
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from .. import _files
+from ..errors import ExportError, IndexExistsError, IndexNotFoundError
+from ..images import describe
+from .check_store import LENGTH_TOLERANCE
+from .export_schema import INFO, Header, arrow, read_header, schema
+from .records import ListingState, Photo, Stamp, file_metadata, is_below
+from .store import STORE_NAME, Store
+
+BATCH = 256
+#: A row group of more bytes than this is refused: it would be held in memory at once.
+GROUP_LIMIT = 1 << 30
+
+
+def import_index(
+    path: str | os.PathLike[str],
+    directory: str | os.PathLike[str],
+    *,
+    progress: Callable[[int, int], object] | None = None,
+) -> int:
+    """Make an index in a new directory of a Parquet file that `export_index` wrote; how many photos.
+
+    Args:
+        path: the Parquet file.
+        directory: must not exist or be empty.
+        progress: called with (done, total) photos.
+
+    Raises:
+        ExportError: the file is damaged or no export, or a row is not what it must be; nothing was made.
+        IndexExistsError: there is something at `directory`.
+        IndexNotFoundError: there is no file at `path`.
+        MissingExtraError: pyarrow is not installed.
+    """
+    pa = arrow()
+    name = describe(path)
+    try:
+        with pa.OSFile(os.fspath(path)) as source, _files.new_directory(Path(directory)) as partial:
+            file = pa.parquet.ParquetFile(source, page_checksum_verification=True)
+            header = read_header(file.schema_arrow, name)
+            for group in range(file.num_row_groups):
+                size = file.metadata.row_group(group).total_byte_size
+                if size > GROUP_LIMIT:
+                    raise ExportError(f"{name}: a row group of {size:,} bytes, more than {GROUP_LIMIT:,}")
+            Store.create(partial / STORE_NAME, header.about)
+            with closing(Store(partial / STORE_NAME)) as store, store.writing(), store.transaction():
+                _Import(store, header, name).run(file.iter_batches(BATCH, columns=schema(header).names), progress)
+    except FileNotFoundError as e:
+        raise IndexNotFoundError(f"{name}: no such file") from e
+    except FileExistsError as e:
+        raise IndexExistsError(str(e)) from e
+    except (pa.ArrowException, OSError, UnicodeError) as e:
+        raise ExportError(f"{name}: damaged, or not a Parquet file: {e}") from e
+    return header.photos
+
+
+class _Import:
+    """Rows to a new store.
+
+    Args:
+        store: empty; a transaction is open.
+        header: of the file.
+        name: of the file, for messages.
+    """
+
+    def __init__(self, store: Store, header: Header, name: str):
+        self._store, self._header, self._name = store, header, name
+        self._row = 0
+        self._roots = [store.put_root(*root).id for root in self._checked_roots()]
+
+    def run(self, batches: Iterator[Any], progress: Callable[[int, int], object] | None) -> None:
+        for batch in batches:
+            vectors = self._vectors(batch)
+            rows = batch.drop_columns(["vector"]).to_pylist()
+            for row, vector in zip(rows, vectors, strict=True):
+                self._row += 1
+                try:
+                    self._put(row, vector)
+                except (TypeError, ValueError, OverflowError) as e:
+                    raise self._wrong(str(e)) from e
+            if progress:
+                progress(self._row, self._header.photos)
+        if self._row != self._header.photos:
+            raise ExportError(f"{self._name}: {self._row:,} rows, but it tells of {self._header.photos:,}")
+        for pair in self._header.distinct:
+            try:
+                self._store.put_distinct(*(bytes.fromhex(content_hash) for content_hash in pair))
+            except ValueError as e:
+                raise ExportError(f"{self._name}: a pair of different pictures: {e}") from e
+
+    def _wrong(self, why: str) -> ExportError:
+        return ExportError(f"{self._name}: row {self._row:,}: {why}")
+
+    def _checked_roots(self) -> list[tuple[bytes, ListingState]]:
+        roots: list[tuple[bytes, ListingState]] = []
+        for path, listing in self._header.roots:
+            root = os.fsencode(path)
+            absolute = posixpath.isabs(path) or ntpath.isabs(path)  # it may come from another system
+            if not absolute or b"\0" in root or ".." in path.replace("\\", "/").split("/"):
+                raise ExportError(f"{self._name}: a root folder {describe(path)}: not an absolute path")
+            if any(is_below(root, other) or is_below(other, root) for other, _ in roots):
+                raise ExportError(f"{self._name}: root folders that contain one another: {describe(path)}")
+            if listing not in get_args(ListingState):
+                raise ExportError(f"{self._name}: a root folder's listing: {listing!r}")
+            roots.append((root, listing))  # type: ignore[arg-type]
+        return roots
+
+    def _vectors(self, batch: Any) -> np.ndarray:
+        """The batch's vectors (N, D), checked."""
+        column = batch.column("vector")
+        if column.null_count or column.flatten().null_count:
+            raise self._wrong("or one after it: no vector")
+        dim = self._header.about.dim
+        vectors: np.ndarray = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+        with np.errstate(over="ignore", invalid="ignore"):
+            lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+        for row in np.flatnonzero(~(np.abs(lengths - 1) <= LENGTH_TOLERANCE))[:1]:
+            self._row += int(row) + 1
+            raise self._wrong(f"a vector of length {lengths[row]:.6g}, not 1")
+        return vectors
+
+    def _put(self, row: dict[str, Any], vector: np.ndarray) -> None:
+        content_hash, state, position = row["hash"], row["state"], row["root"]
+        if content_hash is None or state not in ("live", "missing"):
+            raise ValueError(f"hash {content_hash!r}, state {state!r}")
+        if position is None or not 0 <= position < len(self._roots):
+            raise ValueError(f"root {position}, of {len(self._roots)}")
+        root_id, path = self._roots[position], self._checked_path(row["name"])
+        if self._store.photo(root_id, path) is not None:
+            raise ValueError(f"a second row of {describe(os.fsdecode(path))}")
+        known = self._store.vector(content_hash)
+        if known is None:
+            self._store.put_vector(content_hash, vector)
+            if row["signature"] is not None:
+                self._store.put_details(content_hash, self._info(row), row["signature"])
+        elif not np.array_equal(known, vector):
+            raise ValueError(f"another vector of the content {content_hash.hex()}")
+        numbers = [int(number) for number in row["stamp"].split()]
+        if len(numbers) != len(Stamp._fields):
+            raise ValueError(f"stamp {row['stamp']!r}")
+        stamp = Stamp(*numbers)
+        settled = bool(row["settled"])
+        self._store.put(Photo(root_id, path, stamp, settled, content_hash, state, metadata=file_metadata(stamp)))
+
+    def _checked_path(self, name: bytes | None) -> bytes:
+        """A name below a root with this system's separators."""
+        if not name or b"\0" in name:
+            raise ValueError(f"the name {name!r}")
+        separator = os.fsencode(self._header.separator)
+        parts = name.split(separator)
+        here = os.fsencode(os.sep)
+        inside = all(part not in (b"", b".", b"..") and here not in part for part in parts)
+        if not inside or ntpath.splitdrive(os.fsdecode(parts[0]))[0] and os.name == "nt":
+            raise ValueError(f"the name {describe(os.fsdecode(name))} leaves its folder")
+        return here.join(parts)
+
+    def _info(self, row: dict[str, Any]) -> dict[str, Any]:
+        other = json.loads(row["other"] or "{}")
+        if not isinstance(other, dict):
+            raise ValueError(f"other {row['other']!r}")
+        info = other | {name: row[name] for name in INFO if row[name] is not None}
+        if row.get("latitude") is not None and row.get("longitude") is not None:
+            info["gps"] = [row["latitude"], row["longitude"]]
+        return info

@@ -1,0 +1,172 @@
+"""A part of the index that never changes: the photos of some contents, their vectors, and FAISS's index of many.
+
+Unusual: a later segment overrides an earlier one for every content that it tells of, so that adding, renaming and
+deleting photos makes a small segment beside the large one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import IO, Any
+
+import numpy as np
+
+from .approximate import Approximate, Setting, build_approximate
+from .arrays import BLOCK, ArrayFile, ArrayWriter, CheckedArray
+from .catalog import HASH, Catalog, CatalogBuilder, Texts
+from .columns import Column, make_columns, read_columns, write_columns
+from .exact import search_exactly
+from .faiss_library import faiss
+from .filters import Condition
+from .store import Store
+
+#: Answers of conditions that are kept.
+_KEPT = 8
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Photos, and the vectors (N, D) of their contents.
+
+    Attributes:
+        catalog: the photos.
+        vectors: float32, of length 1.
+        approximate: FAISS's index over them; None if there are few.
+        file: where it lies; None for memory.
+    """
+
+    catalog: Catalog
+    vectors: CheckedArray
+    approximate: Approximate | None = None
+    file: ArrayFile | None = None
+    _passing: dict[object, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
+
+    @cached_property
+    def columns(self) -> dict[str, Column]:
+        """The metadata of its photos by key."""
+        if self.file is not None:
+            return read_columns(self.file, self.file.about["columns"])
+        return make_columns(self.catalog)
+
+    def search(
+        self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None, *, exact: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The best rows for queries (Q, D); as `search_exactly`, and with `exact` only by it."""
+        setting = self.approximate.setting(k) if self.approximate and not exact else None
+        if self.approximate and setting:
+            return self.approximate.search(self.vectors, queries, k, allowed, setting)
+        return search_exactly(self.vectors, queries, k, allowed)
+
+    def passing(self, condition: Condition, roots: Mapping[int, bytes]) -> np.ndarray:
+        """Which of its photos meet a condition, bool (P,)."""
+        key = (condition, tuple(sorted(roots.items())))
+        found = self._passing.get(key)
+        if found is None:
+            found = condition.passes(self.catalog, self.columns, roots)
+            while len(self._passing) >= _KEPT:
+                self._passing.pop(next(iter(self._passing)), None)
+            self._passing[key] = found
+        return found
+
+
+def make_segment(store: Store, contents: Sequence[bytes] | None = None) -> Segment:
+    """In memory: all live photos, or those of these contents as they are now; inside `reading` or `writing`.
+
+    Raises:
+        IndexDamagedError: a row does not match its checksum, or one is not there.
+    """
+    builder = _gather(store, contents)
+    live = builder.contents()
+    vectors = np.empty((len(live), store.about.dim), np.float32)
+    at = 0
+    reader = _Reader(store, contents, live)
+    for piece in reader:
+        vectors[at : at + len(piece)] = piece
+        at += len(piece)
+    return Segment(reader.catalog(builder), CheckedArray(vectors))
+
+
+def write_segment(store: Store, file: IO[bytes], contents: Sequence[bytes] | None = None) -> str:
+    """The same into a file, with FAISS's index; the SHA-256 to open it with; inside `writing`.
+
+    Vectors pass through memory in pieces; FAISS reads them from the file.
+    """
+    writer = ArrayWriter(file)
+    builder = _gather(store, contents)
+    live = builder.contents()
+    reader = _Reader(store, contents, live)
+    writer.add("vectors", reader, "<f4", (store.about.dim,))
+    writer.add("padding", [np.zeros(BLOCK, np.uint8)], "|u1")  # so that all of the vectors are out
+    file.flush()
+    shape = (len(live), store.about.dim)
+    vectors: np.ndarray = np.memmap(file, np.float32, "r", shape=shape) if len(live) else np.empty(shape, np.float32)
+    approximate = build_approximate(CheckedArray(vectors))
+    catalog = reader.catalog(builder)
+    catalog.write(writer)
+    about: dict[str, Any] = {"columns": write_columns(writer, make_columns(catalog)), "settings": []}
+    if approximate:
+        stream = writer.stream("faiss")
+        faiss().write_index(approximate.index, faiss().PyCallbackIOWriter(stream.write))
+        stream.close()
+        about["settings"] = [vars(setting) for setting in approximate.settings]
+    return writer.finish(about)
+
+
+def read_segment(file: ArrayFile) -> Segment:
+    """The segment in a file."""
+    approximate = None
+    if "faiss" in file:
+        data = file.array("faiss").all().data  # compared before FAISS sees it
+        at = 0
+
+        def read(size: int) -> bytes:
+            nonlocal at
+            at += size
+            return data[at - size : at].tobytes()
+
+        index = faiss().read_index(faiss().PyCallbackIOReader(read))
+        approximate = Approximate(index, tuple(Setting(**setting) for setting in file.about["settings"]))
+    return Segment(Catalog.read(file), file.array("vectors"), approximate, file)
+
+
+def _gather(store: Store, contents: Sequence[bytes] | None) -> CatalogBuilder:
+    builder, roots = CatalogBuilder(), store.roots()
+    for photos in store.photo_pages() if contents is None else map(store.photos_with, contents):
+        for photo in photos:
+            if photo.state == "live":
+                if photo.content_hash is None:
+                    raise store.damaged("a photo without content")
+                store.locate(photo, roots)  # is there a root for it?
+                builder.add(photo.content_hash, photo.root_id, photo.path, photo.metadata)
+    return builder
+
+
+class _Reader:
+    """Gives the vectors of live contents (n, D) in pieces, and remembers in which order, and what is known of them."""
+
+    def __init__(self, store: Store, contents: Sequence[bytes] | None, live: np.ndarray):
+        self._store, self._contents, self._live = store, contents, live
+        self._hashes: list[np.ndarray] = []
+        self._starts, self._info = [0], bytearray()
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        for page in self._store.content_pages(self._contents):
+            hashes = np.array([row.content_hash for row in page], HASH)
+            keep = np.isin(hashes, self._live)
+            if keep.any():
+                self._hashes.append(hashes[keep])
+                for row, kept in zip(page, keep.tolist(), strict=True):
+                    if kept:
+                        self._info += row.info.encode()
+                        self._starts.append(len(self._info))
+                yield np.stack([row.vector for row, kept in zip(page, keep.tolist(), strict=True) if kept])
+        if (missing := len(self._live) - len(self._starts) + 1) != 0:
+            raise self._store.damaged(f"{missing:,} photos without a vector")
+
+    def catalog(self, builder: CatalogBuilder) -> Catalog:
+        hashes = np.concatenate([*self._hashes, np.empty(0, HASH)])
+        asked = np.array(sorted(self._contents or []), HASH)
+        info = Texts(
+            CheckedArray(np.array(self._starts, np.int64)), CheckedArray(np.frombuffer(bytes(self._info), np.uint8))
+        )
+        return builder.build(hashes, info, asked[~np.isin(asked, self._live)])

@@ -1,0 +1,87 @@
+"""Groups of duplicates as one static HTML page, to look through; what is deleted is for people to say."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+
+from ._files import write_file
+from .gallery import picture
+from .images import describe
+from .index.duplicates import DuplicateGroup, Member
+from .index.keep import day
+
+#: What the tiers are called, and what they say.
+TIERS = {
+    "same-bytes": ("same bytes", "Exact copies: any one of them is enough."),
+    "same-picture": ("same picture", "One picture, re-encoded, resized or edited. Look before you delete."),
+    "similar": ("similar", "Different pictures of much the same thing. Not duplicates."),
+}
+
+
+def write_review(path: Path, groups: Sequence[DuplicateGroup], *, title: str, note: str = "", most: int = 200) -> None:
+    """Write the page; of each tier only the first `most` groups are shown, and the page says so.
+
+    Args:
+        path: the HTML file, replaced if it exists.
+        groups: as `SimilarityIndex.duplicates` gives them.
+        title: heading of the page.
+        note: one sentence below it.
+        most: groups of a tier.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    # Autoescape, and no value stands inside a script or a style: file names are not to be trusted.
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    sections = []
+    for tier, (name, meaning) in TIERS.items():
+        of_tier = [group for group in groups if group.tier == tier]
+        shown = [
+            {
+                "why": group.why,
+                "keep": _member(group.keep, "keep"),
+                "others": [_member(other, TIERS[other.tier][0]) for other in group.others],
+            }
+            for group in of_tier[:most]
+        ]
+        if shown:
+            sections.append({"name": name, "meaning": meaning, "groups": shown, "number": len(of_tier)})
+    html = environment.get_template("duplicates.html").render(title=title, note=note, sections=sections)
+    write_file(path, lambda file: file.write(html.encode()))
+
+
+def facts(member: Member) -> list[str]:
+    """What is known of a file, in words."""
+    info = member.metadata
+    known = [
+        f"{info['width']} x {info['height']}" if "width" in info and "height" in info else "",
+        str(info.get("format", "")),
+        size(int(info["bytes"])) if "bytes" in info else "",
+        str(info.get("taken", "")).replace("T", " ") or (day(info["modified"]) if "modified" in info else ""),
+        str(info.get("camera", "")),
+    ]
+    return [describe(fact) for fact in known if fact]
+
+
+def size(number: int) -> str:
+    """Bytes for people."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if number >= factor:
+            return f"{number / factor:.1f} {unit}"
+    return f"{number} bytes"
+
+
+def _member(member: Member, label: str) -> dict[str, str]:
+    folder = describe(str(Path(member.path).parent))
+    score = "" if member.tier == "same-bytes" else f"{member.score:.3f}"
+    pair = f"one shot with {describe(Path(member.pair).name)}, keep both" if member.pair else ""
+    return picture(member.path) | {
+        "label": label,
+        "score": score,
+        "facts": " · ".join(facts(member)),
+        "folder": folder,
+        "pair": pair,
+    }

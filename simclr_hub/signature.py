@@ -1,0 +1,120 @@
+"""A picture's signature: a thumbnail of 455 bytes by which the same picture is known again after an edit.
+
+Unusual: it is a picture, not a hash. Two hashes can only be compared as they are; two small pictures can be aligned,
+so that a cropped, mirrored, turned or framed copy is found, and a brighter one correlates as before. Grey levels are
+kept on 20 x 20 cells, colour on 5 x 5. The shape is stretched to a square, so that the size does not matter.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: First byte of every signature; signatures of two versions cannot be compared.
+SIGNATURE_VERSION = 1
+#: Cells a side: of the grey levels, of each colour difference.
+GREY_CELLS, COLOUR_CELLS = 20, 5
+_HEAD = 5  # version, shape (two bytes), lowest and highest grey level
+SIGNATURE_BYTES = _HEAD + GREY_CELLS**2 + 2 * COLOUR_CELLS**2
+_SHAPE_STEP = 2048  # per doubling of height / width
+
+
+@dataclass(frozen=True)
+class Thumbnails:
+    """Signatures as arrays.
+
+    Attributes:
+        grey: (N, 20, 20) float32, levels of 0 to 255.
+        colour: (N, 2, 5, 5) float32, blue and red minus grey, in levels.
+        shape: (N,) float32, log2 of height / width of the whole picture.
+    """
+
+    grey: np.ndarray
+    colour: np.ndarray
+    shape: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.grey)
+
+    def __getitem__(self, rows: np.ndarray | slice) -> "Thumbnails":
+        return Thumbnails(self.grey[rows], self.colour[rows], self.shape[rows])
+
+
+def picture_signature(pixels: Tensor) -> bytes:
+    """The signature of a picture.
+
+    It hardly depends on the size at which the picture was decoded. A tensor whose channels lie together in memory, as
+    decoders give them, is several times as fast.
+
+    Args:
+        pixels: (3, H, W), uint8 or float in [0, 1].
+
+    Raises:
+        ValueError: another shape, or no pixels.
+    """
+    if pixels.ndim != 3 or pixels.shape[0] != 3 or not pixels.numel():
+        raise ValueError(f"pixels of shape {tuple(pixels.shape)}: a picture is (3, H, W) with at least one pixel")
+    height, width = pixels.shape[1:]
+    if pixels.is_floating_point():
+        pixels = (pixels * 255).round().clamp(0, 255).to(torch.uint8)
+    # Twice the cells first: this step rounds to whole levels, the mean of four makes up for it.
+    fine = F.interpolate(pixels[None].cpu(), (2 * GREY_CELLS,) * 2, mode="bilinear", antialias=True)
+    red, green, blue = F.avg_pool2d(fine.float(), 2)[0].numpy().astype(np.float64)
+    grey = 0.299 * red + 0.587 * green + 0.114 * blue  # (20, 20)
+    lowest = int(min(np.floor(grey.min()), 254))
+    highest = int(max(np.ceil(grey.max()), lowest + 1))
+    shape = round(32768 + _SHAPE_STEP * float(np.log2(height / width)))
+    head = bytes([SIGNATURE_VERSION, *min(max(shape, 0), 65535).to_bytes(2, "big"), lowest, highest])
+    return b"".join(
+        [
+            head,
+            _bytes((grey - lowest) * (255 / (highest - lowest))),
+            *(_bytes(128 + _pooled(difference) / 2) for difference in (blue - grey, red - grey)),
+        ]
+    )
+
+
+def is_signature(data: bytes) -> bool:
+    """Whether these bytes are a signature of this version."""
+    return len(data) == SIGNATURE_BYTES and data[0] == SIGNATURE_VERSION
+
+
+def as_rows(signatures: Sequence[bytes]) -> np.ndarray:
+    """Signatures as uint8 (N, 455), in their order; zeros for what is none, or is of another version."""
+    none = bytes(SIGNATURE_BYTES)
+    rows = b"".join(signature if is_signature(signature) else none for signature in signatures)
+    return np.frombuffer(rows, np.uint8).reshape(-1, SIGNATURE_BYTES)
+
+
+def unpack(rows: np.ndarray) -> Thumbnails:
+    """Signatures (N, 455), as `as_rows` gives them, as pictures; black where there is none."""
+    split = _HEAD + GREY_CELLS**2
+    lowest, highest = rows[:, 3:4].astype(np.float32), rows[:, 4:5].astype(np.float32)
+    grey = lowest + rows[:, _HEAD:split] * ((highest - lowest) / 255)
+    colour = (rows[:, split:].astype(np.float32) - 128) * 2
+    shape = (rows[:, 1] * np.float32(256) + rows[:, 2] - 32768) / _SHAPE_STEP
+    return Thumbnails(
+        grey.reshape(-1, GREY_CELLS, GREY_CELLS),
+        colour.reshape(-1, 2, COLOUR_CELLS, COLOUR_CELLS),
+        shape.astype(np.float32),
+    )
+
+
+def in_colour(rows: np.ndarray) -> np.ndarray:
+    """Which signatures (N, 455) are of pictures in colour: bool (N,)."""
+    colour = rows[:, _HEAD + GREY_CELLS**2 :].astype(np.int16)
+    return np.asarray((np.abs(colour - 128) > 1).any(1))
+
+
+def _pooled(levels: np.ndarray) -> np.ndarray:
+    """(20, 20) to (5, 5) means."""
+    side = GREY_CELLS // COLOUR_CELLS
+    means: np.ndarray = levels.reshape(COLOUR_CELLS, side, COLOUR_CELLS, side).mean((1, 3))
+    return means
+
+
+def _bytes(values: np.ndarray) -> bytes:
+    return bytes(np.rint(values).clip(0, 255).astype(np.uint8).tobytes())

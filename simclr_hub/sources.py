@@ -1,0 +1,70 @@
+"""What a user calls images -> an iterable of images: one, a folder, an archive, a data set, a batch, an iterable."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from .archives import archive_images, is_archive
+from .errors import UnreadableImageError
+from .images import FileBytes, UnusableImage, describe, is_image_name
+from .web import is_url
+
+
+def as_sources(images: Any) -> Any:
+    """One image, a folder, an archive, a data set, a batch or an iterable of images, as an iterable of images."""
+    if isinstance(images, (str, os.PathLike)):
+        if os.path.isdir(images):
+            return folder_images(images)
+        return archive_images(images) if is_archive(images) and not is_url(images) else [images]
+    if isinstance(images, (np.ndarray, Tensor)):
+        return images if images.ndim == 4 else [images]
+    one = (bytes, bytearray, memoryview, FileBytes, UnusableImage, Image.Image, dict)
+    if isinstance(images, one) or hasattr(images, "read"):
+        return [images]
+    if type(images).__module__.startswith("datasets.") and hasattr(images, "cast_column"):
+        return dataset_images(images)
+    return images
+
+
+def folder_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """Every image file below a folder by its suffix, sorted by path; symbolic links to folders are not followed.
+
+    Raises:
+        UnreadableImageError: the folder, or one below it, cannot be listed, or there is no image in it.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UnreadableImageError(f"{describe(error.filename)}: {error.strerror}") from error
+
+    found = [
+        Path(root, name) for root, _, names in os.walk(folder, onerror=refuse) for name in names if is_image_name(name)
+    ]
+    if not found:
+        raise UnreadableImageError(f"{describe(folder)}: no image files in this folder")
+    return sorted(found)
+
+
+def dataset_images(dataset: Any) -> Iterable[Any]:
+    """The image column of a `datasets.Dataset` or `IterableDataset` as stored; its files are decoded later, here.
+
+    Raises:
+        ValueError: none of its columns, or more than one, holds images.
+    """
+    import datasets
+
+    features = dataset.features or {}
+    columns = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    if len(columns) != 1:
+        found = (
+            f"the image columns {', '.join(columns)}" if columns else f"no image column, only {', '.join(features)}"
+        )
+        raise ValueError(f"a data set with {found}: give one column, dataset[NAME]")
+    images: Iterable[Any] = dataset.select_columns(columns).cast_column(columns[0], datasets.Image(decode=False))[
+        columns[0]
+    ]
+    return images
