@@ -29,8 +29,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from simclr_hub.embedder import Embedder
-from simclr_hub.index.calibrate import embed_all, is_for_calibration
+from simclr_hub.index.calibrate import embed_all
 from simclr_hub.index.calibration import Calibration, load_calibration
+from simclr_hub.index.default_calibration import is_for_calibration
 from simclr_hub.index.edits import border, brighten, contrast, crop, resize, saturate, watermark
 from simclr_hub.index.grouping import Contents, Grouping
 from simclr_hub.signature import SIGNATURE_BYTES, as_rows, picture_signature
@@ -174,7 +175,7 @@ def compare(options: argparse.Namespace) -> None:
     photos = [Path(path) for path in as_sources(options.open_photos)]
     library = make_library(photos)
     number = len(library.classes)
-    embedder = Embedder(options.model)
+    embedder = Embedder(options.model, runtime="torch")
     calibration = load_calibration(options.calibration, embedder.fingerprint)
     assert calibration is not None, "no thresholds for this model: simclr-hub calibrate"
     found, vectors, signatures = embed_all(embedder, library.files)

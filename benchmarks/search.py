@@ -190,11 +190,11 @@ def _bare(approximate: Approximate | None, vectors: np.ndarray, dim: int) -> Cal
     pointer = library.swig_ptr
     if approximate is None:
         return lambda queries: library.knn(queries, vectors, K, metric=library.METRIC_INNER_PRODUCT)
-    setting = approximate.setting(K)
-    parameters = library.SearchParametersIVF(nprobe=setting.lists)  # type: ignore[union-attr]
+    setting = approximate.settings[0]
+    parameters = library.SearchParametersIVF(nprobe=setting.lists)
 
     def bare(queries: np.ndarray) -> None:
-        rows = approximate.index.search(queries, setting.depth, params=parameters)[1]  # type: ignore[union-attr]
+        rows = approximate.index.search(queries, setting.depth, params=parameters)[1]
         scores = np.empty(rows.shape, np.float32)
         library.fvec_inner_products_by_idx(
             pointer(scores), pointer(queries), pointer(vectors), pointer(rows), dim, *rows.shape

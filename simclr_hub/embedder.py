@@ -156,7 +156,7 @@ class Embedder:
             + ("exact" if self._exact else "antialiased"),
             "precision": str(self._dtype).removeprefix("torch."),
             "normalized": "yes" if normalize else "no",
-            "decoder": "pillow" if self._exact else "pillow, JPEG reduced",
+            "decoder": "pillow, sRGB" if self._exact else "pillow, sRGB, JPEG reduced",
         }
         # An image whose crop has twice the input's size loses nothing that the antialiasing would keep.
         self._reduce_to = None if self._exact else math.ceil((2 * self._size + 1) / self._crop)
@@ -182,7 +182,7 @@ class Embedder:
         pool = ThreadPoolExecutor(self._workers, "simclr-embed", initializer=torch.set_num_threads, initargs=(1,))
         waiting: deque[Callable[[], list[Embedding | Failure]]] = deque()
         try:
-            batches = self._batches(enumerate(sources), partial(pool.submit, self._prepare, signatures=signatures))
+            batches = self._batches(enumerate(sources), lambda x: pool.submit(self._prepare, x, signatures))
             first = list(islice(batches, 2))
             # One batch alone gets all cores, with PyTorch; of many, each gets one. Compiled code has its own threads.
             alone = len(first) < 2 and self._patience > 0
@@ -267,6 +267,7 @@ def embed(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     exact: bool | None = None,
+    runtime: str | None = None,
     progress: bool | None = None,
 ) -> np.ndarray:
     """SimCLR features of images: h, never the projection g(h) unless `layer` asks for it.
@@ -282,7 +283,8 @@ def embed(
         batch_size: images a forward pass.
         device: a torch device.
         dtype: a torch dtype.
-        exact: the official transform alone.
+        exact: the official transform alone, of every pixel.
+        runtime: "torch", "onnxruntime" or "compile".
         progress: show a bar; None shows one on a terminal when it takes over two seconds.
 
     Returns:
@@ -297,17 +299,30 @@ def embed(
         (1204, 256)
     """
     embedder = Embedder(
-        model, layer=layer, normalize=normalize, batch_size=batch_size, device=device, dtype=dtype, exact=exact
+        model,
+        layer=layer,
+        normalize=normalize,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        exact=exact,
+        runtime=runtime,
     )
     sources = as_sources(images)
-    rows: list[np.ndarray] = []
-    with progress_bar("embedding", len(sources) if hasattr(sources, "__len__") else None, show=progress) as advance:
+    total = len(sources) if hasattr(sources, "__len__") else None
+    rows = np.empty((64 if total is None else total, embedder.dim), np.float32)
+    count = 0
+    with progress_bar("embedding", total, show=progress) as advance:
         for item in embedder.stream(sources):
             if isinstance(item, Failure):
                 raise item.error
-            rows.append(item.vector)
+            if count == len(rows):  # in place, so that nothing is there twice
+                rows.resize((count + count // 4 + 1, embedder.dim), refcheck=False)
+            rows[count] = item.vector
+            count += 1
             advance(1)
-    return np.stack(rows) if rows else np.empty((0, embedder.dim), np.float32)
+    rows.resize((count, embedder.dim), refcheck=False)
+    return rows
 
 
 def _projection_index(layer: str, layers: int) -> int:

@@ -20,7 +20,8 @@ def fast_copy(model: SimCLRModel, device: torch.device, dtype: torch.dtype) -> S
             layer.convolution = fuse_conv_bn_eval(layer.convolution, layer.normalization)
         elif isinstance(layer, SimCLRProjectionLayer):
             if layer.normalization.bias is None:  # the last one's
-                layer.normalization.bias = nn.Parameter(torch.zeros_like(layer.normalization.running_mean))
+                zeros = torch.zeros_like(layer.normalization.weight)  # type: ignore[unreachable]
+                layer.normalization.bias = nn.Parameter(zeros)
             layer.dense = fuse_linear_bn_eval(layer.dense, layer.normalization)
         else:
             continue

@@ -218,8 +218,8 @@ def decode_with_info(data: bytes, name: str, reduce_to: int | None = None) -> tu
         with image:
             if image.format != "PNG":
                 info = info or read_info(image)
-            if reduce_to is not None:
-                image.draft(None, (reduce_to, reduce_to))  # which formats other than JPEG ignore
+            if reduce_to is not None and image.format in ("JPEG", "MPO"):  # HEIF would give its thumbnail
+                image.draft(None, (reduce_to, reduce_to))
             image.load()
             return upright_rgb(image, name), info or read_info(image)
     except ImageError:

@@ -88,26 +88,23 @@ class _Graph:
 # Operators of PyTorch's traced graphs. Each writes what gives `out`; `args` are the arguments, tensors by their names.
 
 
+def _complete(args: list[Any], count: int, *defaults: Any) -> list[Any]:
+    """All `count` arguments, the last of them by their defaults where they were not given."""
+    return args + list(defaults)[len(args) - count :] if len(args) < count else args
+
+
 def _convolution(graph: _Graph, out: str, args: list[Any], node: Any) -> None:
-    stride, padding, dilation, groups = (args[3:] + [[1, 1], [0, 0], [1, 1], 1][len(args) - 3 :])[:4]
+    x, weight, bias, stride, padding, dilation, groups = _complete(args, 7, None, [1, 1], [0, 0], [1, 1], 1)
     if isinstance(padding, str):
-        raise NotImplementedError(f"convolution with padding={padding!r}")
-    inputs = [name for name in args[:3] if name is not None]
-    graph.add("Conv", inputs, out, strides=stride, pads=[*padding, *padding], dilations=dilation, group=groups)
+        raise NotImplementedError(f"a convolution with padding={padding!r}")
+    inputs = [x, weight] if bias is None else [x, weight, bias]
+    graph.add("Conv", inputs, out, strides=stride, pads=padding * 2, dilations=dilation, group=groups)
 
 
 def _max_pool(graph: _Graph, out: str, args: list[Any], node: Any) -> None:
-    kernel, stride, padding, dilation, ceil = args[1:] + [[0, 0], [1, 1], False][len(args) - 3 :]
-    graph.add(
-        "MaxPool",
-        args[:1],
-        out,
-        kernel_shape=kernel,
-        strides=stride,
-        pads=[*padding, *padding],
-        dilations=dilation,
-        ceil_mode=int(ceil),
-    )
+    x, kernel, stride, padding, dilation, ceil = _complete(args, 6, [0, 0], [1, 1], False)
+    sizes = {"kernel_shape": kernel, "strides": stride, "pads": padding * 2, "dilations": dilation}
+    graph.add("MaxPool", [x], out, ceil_mode=int(ceil), **sizes)
 
 
 def _average_pool(graph: _Graph, out: str, args: list[Any], node: Any) -> None:

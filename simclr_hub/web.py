@@ -54,8 +54,8 @@ def fetch(url: str, *, allow_private: bool = False, max_bytes: int = MAX_BYTES, 
     try:
         for _ in range(MAX_REDIRECTS + 1):
             parts = _split(url)
-            connection = _connect(parts, allow_private, deadline)
-            try:
+            connection, sock = _connect(parts, allow_private, deadline)
+            with sock:
                 connection.request("GET", _target(parts), headers={"Accept": "*/*", "User-Agent": "simclr-hub"})
                 response = connection.getresponse()
                 location = response.headers.get("Location")
@@ -65,8 +65,6 @@ def fetch(url: str, *, allow_private: bool = False, max_bytes: int = MAX_BYTES, 
                 if response.status != 200:
                     raise UnreadableImageError(f"{name}: the server answered {_status(response.status)}")
                 return _body(response, max_bytes, name)
-            finally:
-                connection.close()
         raise UnreadableImageError(f"{name}: more than {MAX_REDIRECTS} redirects")
     except ImageError:
         raise
@@ -114,8 +112,10 @@ def _target(parts: SplitResult) -> str:
     return f"{path}?{query}" if query else path
 
 
-def _connect(parts: SplitResult, allow_private: bool, deadline: float) -> http.client.HTTPConnection:
-    """A connection to an address that was checked."""
+def _connect(
+    parts: SplitResult, allow_private: bool, deadline: float
+) -> tuple[http.client.HTTPConnection, socket.socket]:
+    """A connection to an address that was checked, and its socket, to be closed at the end."""
     host = cast(str, parts.hostname)
     if not host.isascii():
         host = host.encode("idna").decode()
@@ -126,8 +126,9 @@ def _connect(parts: SplitResult, allow_private: bool, deadline: float) -> http.c
             raise _NotPublic(f"{address[0]} is not a public address")
     connection = http.client.HTTPConnection(host, parts.port or default)
     connection.default_port = default  # which the Host header leaves out
-    connection.sock = cast(socket.socket, _Timed(_open(found, parts.scheme, host, deadline), deadline))
-    return connection
+    sock = _open(found, parts.scheme, host, deadline)
+    connection.sock = cast(socket.socket, _Timed(sock, deadline))
+    return connection, sock
 
 
 @lru_cache(maxsize=1)
@@ -193,7 +194,7 @@ class _Timed:
         return io.BufferedReader(_TimedReader(self._sock, self._deadline))
 
     def close(self) -> None:
-        self._sock.close()
+        """Nothing: `http.client` says this when it has the headers of a connection that ends with the body."""
 
 
 class _TimedReader(io.RawIOBase):

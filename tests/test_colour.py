@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 import torch
-from photo_formats import encoded, smooth
+from photo_formats import encoded, jxl_of_jpeg, smooth
 from PIL import Image, ImageCms
 
 from simclr_hub import colour
@@ -26,11 +26,13 @@ def profile(primaries, gamma=None, space=b"RGB ", kind=b"mntr") -> bytes:
         else struct.pack(">HH", 0, 0) + fixed(gamma)
     )
     white = (0.9642, 1, 0.8249)
-    tags = {b"wtpt": b"XYZ \0\0\0\0" + fixed(*white), b"desc": b"desc\0\0\0\0" + struct.pack(">I", 2) + b"x\0" + bytes(79)}
+    name = b"desc\0\0\0\0" + struct.pack(">I", 2) + b"x\0" + bytes(79)
+    tags = {b"wtpt": b"XYZ \0\0\0\0" + fixed(*white), b"desc": name}
     if space == b"GRAY":
         tags[b"kTRC"] = curve
     else:
-        tags |= {key: b"XYZ \0\0\0\0" + fixed(*xyz) for key, xyz in zip((b"rXYZ", b"gXYZ", b"bXYZ"), primaries, strict=True)}
+        for key, xyz in zip((b"rXYZ", b"gXYZ", b"bXYZ"), primaries, strict=True):
+            tags[key] = b"XYZ \0\0\0\0" + fixed(*xyz)
         tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)
     start, table, body = 132 + 12 * len(tags), b"", b""
     for key, value in tags.items():
@@ -57,9 +59,11 @@ def picture():
     return Image.fromarray(np.asarray(smooth()) // 2 + 64)  # inside both gamuts
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIF", "JXL"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIF", "JXL", "JXL of a JPEG"])
 def test_the_same_colours_from_wide_gamut_files_of_every_format(format, picture):
-    data = encoded(in_p3(picture), format, icc_profile=P3)
+    data = encoded(in_p3(picture), "JPEG" if "JXL" in format else format, icc_profile=P3)
+    if "JXL" in format:  # whose writer in Pillow leaves the profile out
+        data = jxl_of_jpeg(data, picture.size, reconstructible=format != "JXL")
     expected = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()
     taken_as_srgb = torch.from_numpy(np.array(in_p3(picture))).permute(2, 0, 1).float()
     loaded = load_image(data).pixels.float()
@@ -107,10 +111,10 @@ def test_profiles_of_no_use_are_as_none(picture):
 
 
 def test_damaged_profiles_never_cost_the_photo(picture):
-    """1,000 mutants: converted or not, the photo is there."""
+    """200 mutants: converted or not, the photo is there."""
     rng, converted = random.Random(0), 0
     plain = load_image(picture).pixels
-    for _ in range(1000):
+    for _ in range(200):
         data = bytearray(P3)
         for _ in range(rng.choice((1, 2, 10))):
             data[rng.randrange(len(data))] = rng.randrange(256)
@@ -120,7 +124,7 @@ def test_damaged_profiles_never_cost_the_photo(picture):
         pixels = load_image(picture).pixels
         assert pixels.shape == plain.shape and pixels.dtype == torch.uint8
         converted += not torch.equal(pixels, plain)
-    assert 100 < converted < 990
+    assert 20 < converted < 198
 
 
 def test_profiles_are_opened_once(picture, monkeypatch):

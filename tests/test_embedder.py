@@ -1,12 +1,14 @@
 import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import SAMPLE_PHOTOS
 
-from simclr_hub import Embedder, Embedding, Failure, embed, errors, load
-from simclr_hub.fast import fast_copy
+from simclr_hub import Embedder, Embedding, Failure, SimCLRImageProcessor, embed, errors, load
+from simclr_hub import embedder as embedder_module
 from simclr_hub.images import load_image
 from simclr_hub.signature import picture_signature
 from simclr_hub.sources import folder_images
@@ -21,15 +23,6 @@ def test_rows_equal_the_eager_model(photos, tiny_dir):
         with torch.inference_mode():
             expected = model(pixels).pooler_output[0].numpy()
         assert np.abs(row - expected).max() / np.abs(expected).max() < 1e-5
-
-
-def test_the_fast_copy_drifts_by_less_than_a_millionth(tiny_model):
-    x = torch.rand(4, 3, 64, 64)
-    before = {k: v.clone() for k, v in tiny_model.state_dict().items()}
-    fast = fast_copy(tiny_model, torch.device("cpu"), torch.float32)
-    expected, got = tiny_model(x).pooler_output, fast(x).pooler_output
-    assert (expected - got).abs().max() / expected.abs().max() < 1e-6
-    assert all(torch.equal(before[k], v) for k, v in tiny_model.state_dict().items())
 
 
 def test_every_form_of_input_gives_the_same_rows(photos, tiny_model):
@@ -75,7 +68,7 @@ def test_an_endless_stream_is_read_only_a_little_ahead(tiny_model):
     stream = Embedder(tiny_model, batch_size=2, workers=2).stream(endless())
     for _ in range(20):
         next(stream)
-    assert pulled <= 20 + 2 * 2 + 2 + 2
+    assert pulled <= 20 + 2 * (2 + 2)  # a batch for each worker, one more ready, one that is given out
     stream.close()
     assert threading.active_count() == before
 
@@ -140,3 +133,112 @@ def test_what_an_image_tells_of_itself_travels_with_its_vector(photos, tiny_mode
     with Image.open(path) as opened:
         assert plain.info["format"] == "JPEG" and plain.info["width"] == opened.width
     assert signed.signature == picture_signature(load_image(path).pixels)
+
+
+def noise(n, size=80):
+    return list(np.random.default_rng(0).integers(0, 256, (n, size, size, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("runtime", [None, "torch", "onnxruntime"])
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (1, 3), (4, 3), (32, 2)])
+def test_the_rows_are_the_same_whatever_runs_the_model(tiny_model, runtime, batch_size, workers):
+    images = noise(11)
+    plain = Embedder(tiny_model, runtime="torch", batch_size=11)
+    expected = np.stack([item.vector for item in plain.stream(images)])
+    embedder = Embedder(tiny_model, runtime=runtime, batch_size=batch_size, workers=workers)
+    items = list(embedder.stream(images))
+    assert [item.position for item in items] == list(range(11))
+    assert np.abs(np.stack([item.vector for item in items]) - expected).max() / np.abs(expected).max() < 1e-5
+    assert embedder.fingerprint == plain.fingerprint
+
+
+def test_slow_images_do_not_change_the_order(tiny_model, monkeypatch):
+    whole = embedder_module.load_image
+
+    def slow(source, **options):
+        time.sleep(0.03 * (source[0, 0, 0] % 3 == 0))
+        return whole(source, **options)
+
+    images = noise(12)
+    expected = embed(images, model=tiny_model)
+    monkeypatch.setattr(embedder_module, "load_image", slow)
+    embedder = Embedder(tiny_model, batch_size=1, workers=4)
+    for position, item in enumerate(embedder.stream(images)):
+        assert item.position == position and item.source is images[position]
+        np.testing.assert_allclose(item.vector, expected[position], rtol=1e-4, atol=1e-5)
+
+
+def test_the_faster_runtime_is_built_once_it_pays(tiny_model, monkeypatch):
+    built = []
+
+    def build(runtime, layer, *arguments):
+        built.append(runtime)
+        return lambda pixels: np.full((len(pixels), 256), 7, np.float32)
+
+    monkeypatch.setattr(embedder_module, "build", build)
+    embedder = Embedder(tiny_model, batch_size=8)
+    assert embedder._patience == 16 * 32  # at 64 pixels
+    embedder._patience = patience = 40
+    image = noise(1)[0]
+    assert len(list(embedder.stream([image] * patience))) == patience and not built
+    items = list(embedder.stream([image] * (patience + 8)))
+    assert built == ["onnxruntime"]
+    by_it = [bool((item.vector == 7).all()) for item in items]
+    assert by_it == [False] * patience + [True] * 8
+    assert all((item.vector == 7).all() for item in embedder.stream([image] * 9)) and len(built) == 1
+    assert not any((item.vector == 7).all() for item in embedder.stream([image] * 8))  # one batch: all cores
+
+
+def test_new_threads_get_their_number_of_threads_back(tiny_model):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        list(Embedder(tiny_model, workers=2).stream(noise(3)))
+        found = []
+        thread = threading.Thread(target=lambda: found.append((torch.ones(9).sum(), torch.get_num_threads())[1]))
+        thread.start()
+        thread.join()
+        assert found == [3] and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def large_photo(tmp_path_factory):
+    """A JPEG and a PNG of the same pixels, 1200 x 900."""
+    folder = tmp_path_factory.mktemp("large")
+    sample = Image.open(SAMPLE_PHOTOS / "cat_1.jpg").convert("RGB").resize((1200, 900), Image.Resampling.BICUBIC)
+    noisy = np.asarray(sample, np.float32) + np.random.default_rng(0).normal(0, 6, (900, 1200, 1))
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / "photo.jpg", quality=95)
+    Image.open(folder / "photo.jpg").save(folder / "photo.png")
+    return folder
+
+
+def test_large_jpegs_are_decoded_smaller_with_a_known_drift(tiny_model, large_photo, monkeypatch):
+    shapes = []
+    whole = embedder_module.transform
+    monkeypatch.setattr(
+        embedder_module, "transform", lambda x, *a, **k: (shapes.append(tuple(x.shape[2:])), whole(x, *a, **k))[1]
+    )
+    jpeg, png = (embed(large_photo / name, model=tiny_model)[0] for name in ("photo.jpg", "photo.png"))
+    assert shapes == [(225, 300), (900, 1200)]
+    assert 0 < 1 - cosine(jpeg, png) < 1e-3
+    item = next(iter(Embedder(tiny_model).stream([large_photo / "photo.jpg"])))
+    assert (item.info["width"], item.info["height"]) == (1200, 900)
+    assert np.array_equal(item.vector, embed((large_photo / "photo.jpg").read_bytes(), model=tiny_model)[0])
+
+
+def test_exact_decodes_every_pixel(tiny_model, large_photo):
+    exact = [embed(large_photo / name, model=tiny_model, exact=True)[0] for name in ("photo.jpg", "photo.png")]
+    assert np.array_equal(*exact)
+    processor = SimCLRImageProcessor(size=64, exact=True)
+    pixels = processor(images=Image.open(large_photo / "photo.jpg"), return_tensors="pt").pixel_values
+    with torch.inference_mode():
+        expected = tiny_model(pixels).pooler_output[0].numpy()
+    assert np.abs(exact[0] - expected).max() / np.abs(expected).max() < 1e-5
+    decoders = {flag: Embedder(tiny_model, exact=flag).fingerprint["decoder"] for flag in (True, False)}
+    assert decoders == {True: "pillow, sRGB", False: "pillow, sRGB, JPEG reduced"}
+
+
+def cosine(a, b):
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))

@@ -206,6 +206,14 @@ def test_a_raw_file_s_preview_is_used_from_a_size_on():
         load_image(dng(sensor, preview=cut))
 
 
+def test_a_preview_that_does_not_say_how_it_lies(monkeypatch):
+    picture, exif = smooth(LARGE), Image.Exif()
+    exif[0x010F] = "Maker"
+    stored = turned(picture, 6)
+    loaded = load_image(dng(stored, preview=jpeg(stored, exif=exif.tobytes()), orientation=6))
+    assert difference(loaded, picture) < 3
+
+
 def test_what_a_raw_file_says_of_itself():
     info = load_image(dng(smooth(LARGE), preview=smooth(LARGE))).info
     assert info == {

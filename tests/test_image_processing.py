@@ -41,10 +41,21 @@ def test_fine_patterns_alias_only_when_exact():
     assert (transform(stripes, 64, exact=True) - 1 / 8).abs().max() > 0.3
 
 
-def test_large_photos_are_averaged_over_whole_blocks():
-    x = torch.rand(1, 3, 640, 640)  # crop 560 to 64: 8.75, so blocks of 5 x 5
-    blocks = torch.nn.functional.avg_pool2d(x[..., 40:600, 40:600], 5)
-    assert torch.allclose(transform(x, 64), transform(blocks, 64, exact=True, crop_proportion=1.0), atol=1e-6)
+@pytest.mark.parametrize("kind", [torch.float32, torch.uint8])
+def test_large_photos_are_first_resized_to_twice_the_size(kind):
+    photo = torch.nn.functional.interpolate(torch.rand(1, 3, 40, 40), (640, 640), mode="bicubic").clamp(0, 1)
+    x = photo if kind == torch.float32 else (photo * 255).round().to(torch.uint8)
+    crop = Image.fromarray((photo[0, :, 40:600, 40:600] * 255).round().byte().permute(1, 2, 0).numpy())
+    twice = torch.from_numpy(np.array(crop.resize((128, 128), Image.Resampling.BICUBIC))).permute(2, 0, 1)[None]
+    expected = transform(twice, 64, exact=True, crop_proportion=1.0)
+    assert (transform(x, 64) - expected).abs().max() < 0.01
+    assert (transform(x, 64, exact=True) - expected).abs().max() > 0.03
+
+
+def test_the_default_hardly_depends_on_the_size_of_the_photo():
+    photo = torch.nn.functional.interpolate(torch.rand(1, 3, 25, 25), (1200, 1200), mode="bicubic").clamp(0, 1)
+    half = torch.nn.functional.avg_pool2d(photo, 2)
+    assert (transform(photo, 64) - transform(half, 64)).abs().max() < 0.08
 
 
 def test_small_sizes_take_the_image_as_it_is():

@@ -247,3 +247,47 @@ def test_other_types_are_refused():
         load_image(np.zeros((2, 3, 4, 5), np.uint8))
     with pytest.raises(TypeError, match="binary"):
         load_image(io.StringIO("x"))
+
+
+def photo_bytes(width, height, format="JPEG", **options):
+    low = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(low).resize((width, height), Image.Resampling.BICUBIC).save(file, format, quality=95, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("reduce_to", "expected"),
+    [(None, (600, 800)), (601, (600, 800)), (301, (600, 800)), (300, (300, 400)), (151, (300, 400)), (150, (150, 200)),
+     (75, (75, 100)), (1, (75, 100))],
+)  # fmt: skip
+def test_a_jpeg_is_reduced_as_far_as_asked_and_knows_its_full_size(reduce_to, expected):
+    data = photo_bytes(800, 600)
+    image = load_image(data, reduce_to=reduce_to)
+    assert tuple(image.pixels.shape[1:]) == expected
+    assert (image.info["width"], image.info["height"]) == (800, 600)
+    assert image.content_hash == load_image(data).content_hash
+    full = torch.nn.functional.interpolate(load_image(data).pixels[None].float(), expected, mode="area")[0]
+    assert (image.pixels - full).abs().mean() < 1.5
+
+
+def test_a_reduced_jpeg_is_upright_too():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = load_image(photo_bytes(800, 600, exif=exif.tobytes()), reduce_to=300)
+    assert tuple(image.pixels.shape[1:]) == (400, 300)
+    assert (image.info["width"], image.info["height"]) == (600, 800)
+    plain = load_image(photo_bytes(800, 600), reduce_to=300)
+    assert torch.equal(image.pixels, plain.pixels.rot90(-1, (1, 2)))
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "BMP", "TIFF", "GIF"])
+def test_other_formats_are_not_reduced(format):
+    data = photo_bytes(400, 300, format)
+    assert torch.equal(load_image(data, reduce_to=20).pixels, load_image(data).pixels)
+
+
+def test_a_truncated_jpeg_is_damaged_at_any_size():
+    data = photo_bytes(800, 600)
+    with pytest.raises(errors.CorruptImageError):
+        load_image(data[: len(data) // 2], reduce_to=100)

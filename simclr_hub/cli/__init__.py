@@ -15,7 +15,7 @@ import click
 COMMANDS = {
     "demo": "demo",
     "index": "index",
-    "search": "index",
+    "search": "search",
     "status": "index",
     "failures": "index",
     "prune": "index",

@@ -8,6 +8,7 @@ import sqlite3
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ def doctor_command(distributed: bool, as_json: bool) -> int:
         return _processes(as_json)
     versions, devices, cache = _versions(), _devices(), _cache()
     runtimes = [_known_photo(device, precision) for device in devices for precision in TOLERANCE]
+    if find_spec("onnxruntime"):
+        runtimes.append(_known_photo("cpu", "float32", "onnxruntime"))
     healthy = all(runtime["verdict"] != "WRONG" for runtime in runtimes)
     if as_json:
         parts = {"versions": versions, "devices": devices, "cache": cache, "runtimes": runtimes}
@@ -42,7 +45,7 @@ def doctor_command(distributed: bool, as_json: bool) -> int:
     else:
         print_table(["what", "found"], [*versions.items(), *devices.items(), *cache.items()])
         click.echo()
-        rows = [[f"{r['device']}, {r['precision']}", r["verdict"], r["detail"]] for r in runtimes]
+        rows = [[f"{r['device']}, {r['precision']}, {r['runtime']}", r["verdict"], r["detail"]] for r in runtimes]
         print_table(["known photo on", "vector", ""], rows)
     return 0 if healthy else 1
 
@@ -93,7 +96,7 @@ def _cache() -> dict[str, str]:
     return {"model cache": f"{path}, {shutil.disk_usage(there).free / 2**30:.1f} GiB free{writable}", "hub": hub}
 
 
-def _known_photo(device: str, precision: str) -> dict[str, Any]:
+def _known_photo(device: str, precision: str, runtime: str = "torch") -> dict[str, Any]:
     """Embed a photo whose vector was recorded when the default checkpoint was made, and compare."""
     import torch
 
@@ -101,9 +104,10 @@ def _known_photo(device: str, precision: str) -> dict[str, Any]:
 
     assets = Path(str(files("simclr_hub") / "assets"))
     known = np.array(json.loads((assets / "default" / "known_vector.json").read_text()))
-    result: dict[str, Any] = {"device": device, "precision": precision}
+    result: dict[str, Any] = {"device": device, "precision": precision, "runtime": runtime}
     try:
-        vector = embed(assets / "sample-photos" / "cat_1.jpg", device=device, dtype=getattr(torch, precision))[0]
+        photo, dtype = assets / "sample-photos" / "cat_1.jpg", getattr(torch, precision)
+        vector = embed(photo, device=device, dtype=dtype, runtime=runtime)[0]
     except (SimCLRHubError, RuntimeError, TypeError) as e:  # what torch raises for what a device cannot do
         return result | {"verdict": "unavailable", "detail": " ".join(str(e).split())[:100]}
     difference = float(np.abs(vector - known).max() / np.abs(known).max())

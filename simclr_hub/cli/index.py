@@ -1,4 +1,4 @@
-"""`index`, `search`, `status`, `failures`, `prune`: the similarity index from the command line."""
+"""`index`, `status`, `failures`, `prune`: the similarity index from the command line."""
 
 import dataclasses
 import shlex
@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from ..errors import ImageError
-from ..gallery import Row, write_gallery
 from ..images import describe
 from ..index import SimilarityIndex, SyncReport
 from ..progress import progress_bar
@@ -87,38 +86,6 @@ def print_report(report: SyncReport, index: Path) -> None:
         click.echo(f"  {report.failed:,} could not be read: `simclr-hub failures {index}` says why")
     for folder in report.listing_errors:
         click.echo(f"  could not be listed, its photos kept as they were: {folder}")
-
-
-@click.command("search")
-@_index_argument
-@click.argument("query", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-k", default=10, show_default=True, type=click.IntRange(min=1), help="How many matches.")
-@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write the results as a page.")
-@json_option
-def search_command(index: Path, query: tuple[Path, ...], k: int, html: Path | None, as_json: bool) -> None:
-    """Find the photos in INDEX that are most similar to the image QUERY (or several).
-
-    The score is the cosine of the two feature vectors: 1 is the same picture.
-    """
-    with SimilarityIndex.open(index) as opened:
-        results = opened.search([str(q) for q in query], k=k)
-    if html:
-        rows = [Row(q, [(m.path, m.score) for m in found]) for q, found in zip(query, results, strict=True)]
-        write_gallery(html, rows, title="Similar photos", note=f"Found in {index} by cosine similarity.")
-    if as_json:
-        print_json(
-            [
-                {"query": str(q), "matches": [{"path": m.path, "score": m.score} for m in found]}
-                for q, found in zip(query, results, strict=True)
-            ]
-        )
-        return
-    for q, found in zip(query, results, strict=True):
-        if len(query) > 1:
-            click.echo(f"{short_path(str(q))}:")
-        print_table(["score", "photo"], [(m.score, short_path(m.path)) for m in found])
-    if html:
-        click.echo(f"wrote {html}")
 
 
 @click.command("status")

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from .arrays import CheckedArray
-from .exact import Selector, keep_best, search_exactly
+from .exact import keep_best, search_exactly
 from .faiss_library import faiss
 
 #: Up to so many numbers (vectors x width) comparing with all of them is fast enough.
 EXACT_NUMBERS = 1 << 25
-#: The share of the true k nearest that must be found on average, and how much more the sample must show.
-RECALL, MARGIN = 0.95, 0.01
+#: The share of the true k nearest that must be found on average, and how much more the sample must show: own vectors
+#: are found a little more easily than others.
+RECALL, MARGIN = 0.95, 0.02
 #: The k for which settings are measured; for more than the last, every vector is compared.
 MEASURED_K = (10, 100)
 #: Own vectors that are searched for when measuring.
@@ -44,21 +45,27 @@ class Approximate:
     index: Any
     settings: tuple[Setting, ...]
 
-    def setting(self, k: int) -> Setting | None:
-        """The one for `k` results; None if every vector is to be compared."""
-        return next((setting for setting in self.settings if k <= setting.k), None)
-
     def search(
-        self, vectors: CheckedArray, queries: np.ndarray, k: int, allowed: np.ndarray | None, setting: Setting
+        self, vectors: CheckedArray, queries: np.ndarray, k: int, allowed: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `search_exactly`, but on average `RECALL` of the best are found; their scores are exact."""
-        selector = None if allowed is None else Selector(allowed)
-        found = _search(self.index, vectors, queries, k, setting, selector)
-        missing = np.flatnonzero(found[1][:, -1] < 0)  # the lists had too few
-        if len(missing):
-            for values, exact in zip(found, search_exactly(vectors, queries[missing], k, allowed), strict=True):
-                values[missing] = exact
-        return found
+        """As `search_exactly`, but on average `RECALL` of the best are found; their scores are exact.
+
+        Rows that are not allowed take the places of others: where they are many among the best, more is looked
+        through, in the end everything.
+        """
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        rows = np.full((len(queries), k), -1, np.int64)
+        todo = np.arange(len(queries))
+        for setting in self.settings:
+            if k <= setting.k and len(todo):
+                ranks = k if allowed is None else setting.k + max(1, setting.k // 4)
+                best = _search(self.index, vectors, queries[todo], ranks, setting)
+                complete, found = _allowed_of(*best, k, allowed)
+                scores[todo[complete]], rows[todo[complete]] = found
+                todo = todo[~complete]
+        if len(todo):
+            scores[todo], rows[todo] = search_exactly(vectors, queries[todo], k, allowed)
+        return scores, rows
 
 
 def build_approximate(vectors: CheckedArray) -> Approximate | None:
@@ -97,7 +104,7 @@ def _measure(index: Any, vectors: CheckedArray, sample: np.ndarray) -> tuple[Set
         while found is None and lists <= index.nlist // 2:
             for factor in (20, 10, 5, 3, 2):
                 setting = Setting(k, lists, min(factor * (k + 1), len(vectors)))
-                rows = _others(_search(index, vectors, queries, k + 1, setting, None)[1], sample)
+                rows = _others(_search(index, vectors, queries, k + 1, setting)[1], sample)
                 hits = sum(np.isin(mine, best).sum() for mine, best in zip(rows, truth[:, :k], strict=True))
                 if hits / (k * len(sample)) < RECALL + MARGIN:
                     break
@@ -111,12 +118,12 @@ def _measure(index: Any, vectors: CheckedArray, sample: np.ndarray) -> tuple[Set
 
 
 def _search(
-    index: Any, vectors: CheckedArray, queries: np.ndarray, k: int, setting: Setting, selector: Selector | None
+    index: Any, vectors: CheckedArray, queries: np.ndarray, k: int, setting: Setting
 ) -> tuple[np.ndarray, np.ndarray]:
     library = faiss()
-    parameters = library.SearchParametersIVF(nprobe=setting.lists, sel=selector.faiss if selector else None)
+    parameters = library.SearchParametersIVF(nprobe=setting.lists)
     rows = index.search(queries, max(k, setting.depth), params=parameters)[1]  # (Q, depth), -1 where there is none
-    values = vectors.rows(np.unique(rows[rows >= 0]))
+    values = vectors.rows(rows[rows >= 0])
     scores = np.full(rows.shape, -np.inf, np.float32)
     pointer = library.swig_ptr
     library.fvec_inner_products_by_idx(
@@ -124,6 +131,23 @@ def _search(
     )
     scores[rows < 0] = -np.inf
     return keep_best(scores, rows, k)
+
+
+def _allowed_of(
+    scores: np.ndarray, rows: np.ndarray, k: int, allowed: np.ndarray | None
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Which lines of ranks (Q, R) have k rows that may be found; of those the first k of these, (C, k) each."""
+    good = rows >= 0
+    if allowed is not None:
+        good &= allowed[rows]
+    complete = np.count_nonzero(good, axis=1) >= k
+    if complete.all() and rows.shape[1] == k:
+        return complete, (scores, rows)
+    first = np.argsort(~good[complete], axis=1, kind="stable")[:, :k]
+    return complete, (
+        np.take_along_axis(scores[complete], first, 1),
+        np.take_along_axis(rows[complete], first, 1),
+    )
 
 
 def _others(rows: np.ndarray, own: np.ndarray) -> np.ndarray:

@@ -23,6 +23,8 @@ from ..errors import IndexDamagedError
 
 BLOCK = 1 << 15
 _ALIGN = 64
+#: Bytes of the list of arrays; a damaged file must not make us read more.
+_LARGEST_HEAD = 16 << 20
 #: An array of so many blocks is compared as a whole, so that later uses need no look at which of them were.
 _SMALL = 32
 
@@ -115,11 +117,15 @@ class ArrayFile:
         weakref.finalize(self, os.close, self._file)
         end = os.fstat(self._file).st_size
         # The tail is found by its own last words; only its SHA-256 says whether they are true.
-        head_size = int.from_bytes(self._read(max(end - 8, 0), 8), "little")
         try:
-            head = json.loads(self._read(max(end - 8 - head_size, 0), min(head_size, end)))
+            head_size = int.from_bytes(self._read(end - 8, 8), "little")
+            if head_size > min(end, _LARGEST_HEAD):
+                raise self._damaged()
+            head = json.loads(self._read(end - 8 - head_size, head_size))
             size, sections = int(head["size"]), dict(head["sections"])
-            tail = self._read(size, end)
+            if size < 0 or end - size != 4 * -(-size // BLOCK) + head_size + 8:
+                raise self._damaged()
+            tail = self._read(size, end - size)
         except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
             raise self._damaged() from None
         if hashlib.sha256(tail).hexdigest() != sha256:
@@ -154,6 +160,8 @@ class ArrayFile:
 
     def compare(self, blocks: np.ndarray) -> None:
         """Compare the blocks of these numbers that were not compared yet."""
+        if self._good[blocks].all():  # most often
+            return
         todo = np.unique(blocks[~self._good[blocks]])
         with self._lock:
             for block in todo.tolist():
@@ -215,14 +223,19 @@ class CheckedArray:
         elif self._row_bytes * len(self._values) <= _SMALL * BLOCK:
             self.all()
         else:
-            self._compare(first, first + 1 if last is None else last)
+            self._compare(first, last)
         return self._values
 
-    def _compare(self, first: np.ndarray, last: np.ndarray) -> None:
-        full = last > first
-        if self._file is None or not full.any():
+    def _compare(self, first: np.ndarray, last: np.ndarray | None) -> None:
+        if self._file is None:
             return
-        low = (self._start + first[full].astype(np.int64) * self._row_bytes) // BLOCK
-        high = (self._start + last[full].astype(np.int64) * self._row_bytes - 1) // BLOCK
+        if last is not None:
+            full = last > first
+            first, last = first[full], last[full]
+            if not len(first):
+                return
+        start = self._start + first.astype(np.int64) * self._row_bytes
+        stop = start + self._row_bytes if last is None else self._start + last.astype(np.int64) * self._row_bytes
+        low, high = start // BLOCK, (stop - 1) // BLOCK
         for step in range(int((high - low).max()) + 1):
             self._file.compare(np.minimum(low + step, high))

@@ -1,11 +1,5 @@
-"""Measures a checkpoint's thresholds on photos: copies of some are made in memory and compared with all others.
+"""Measures a checkpoint's thresholds on photos: copies of some are made in memory and compared with all others."""
 
-    python -m simclr_hub.index.calibrate PHOTOS -o simclr_hub/assets/default/duplicates.json
-
-calibrates the default checkpoint on a folder of class folders, of whose photos it takes one half, by their hash.
-"""
-
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from random import Random
@@ -18,7 +12,6 @@ from ..embedder import Embedding
 from ..errors import ImageError
 from ..images import load_image
 from ..signature import SIGNATURE_VERSION, as_rows, unpack
-from ..sources import folder_images
 from .calibration import CORRELATION, CORRELATION_ALONE, Calibration, chance_of, identity
 from .candidates import low_frequencies, neighbours
 from .edits import EDITS
@@ -147,38 +140,3 @@ def _picture(path: str | Path) -> Image.Image | None:
     except ImageError:
         return None
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-
-
-def is_for_calibration(data: bytes) -> bool:
-    """Whether a photo belongs to the half that thresholds are measured on; the other is for benchmarks."""
-    return hashlib.sha256(data).digest()[0] % 2 == 0
-
-
-def main() -> None:
-    """Calibrate the default checkpoint, or another, on class folders."""
-    import argparse
-
-    from ..embedder import Embedder
-    from ..progress import counting_bar
-
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("photos", type=Path, help="a folder; the folder of a photo is its class")
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--model", help="the default checkpoint if not given")
-    parser.add_argument("--copies", type=int, default=300)
-    options = parser.parse_args()
-    photos = [path for path in folder_images(options.photos) if is_for_calibration(path.read_bytes())]
-    embedder = Embedder(options.model)
-    found, vectors, signatures = embed_all(embedder, photos)
-    photos = [photos[position] for position in found]
-    classes = [path.parent.name for path in photos]
-    with counting_bar("calibrating") as progress:
-        calibration = calibrate(
-            embedder, photos, vectors, signatures, copies=options.copies, classes=classes, progress=progress
-        )
-    calibration.save(options.output)
-    print(options.output.read_text(encoding="utf-8"), end="")
-
-
-if __name__ == "__main__":
-    main()

@@ -18,7 +18,7 @@ from ..signature import SIGNATURE_VERSION
 
 #: In an index's directory, and beside the default checkpoint.
 CALIBRATION_NAME = "duplicates.json"
-_DEFAULT = Path(__file__).parents[1] / "assets" / "default" / CALIBRATION_NAME
+DEFAULT = Path(__file__).parents[1] / "assets" / "default" / CALIBRATION_NAME
 #: Correlation of two aligned signatures from which they are the same picture if their cosine agrees, and alone. Of the
 #: pairs of different pictures none reached the first when they were chosen; see benchmarks/RESULTS.md.
 CORRELATION, CORRELATION_ALONE = 0.97, 0.98
@@ -80,7 +80,7 @@ def identity(fingerprint: Mapping[str, Any]) -> dict[str, str]:
 
 def load_calibration(directory: Path, fingerprint: Mapping[str, Any]) -> Calibration | None:
     """The one in an index's directory, or the default checkpoint's; None if neither belongs to this embedder."""
-    for path in (directory / CALIBRATION_NAME, _DEFAULT):
+    for path in (directory / CALIBRATION_NAME, DEFAULT):
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             calibration = Calibration(**values | {"chance": [(float(r), float(c)) for r, c in values["chance"]]})

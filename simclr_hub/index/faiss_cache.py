@@ -55,6 +55,7 @@ def update(store: Store) -> bool:
     sound = bool(files) and _verified(store, files)
     now = store.generation()
     if sound and generation == now:
+        _remove_others(store)
         return False
     contents = _changed(store, generation) if sound else None
     if contents == []:  # other roots: no file tells of those
@@ -71,12 +72,17 @@ def update(store: Store) -> bool:
     write_file(store.file.with_name(name), write)
     with store.transaction():
         store.put_cache(now, [*(files[:1] if contents is not None else []), {"name": name, "sha256": sha256}])
+    _remove_others(store)
+    return True
+
+
+def _remove_others(store: Store) -> None:
+    """Remove cache files that are not recorded, of earlier generations or left by a killed process."""
     used = {one["name"] for one in store.cache()[1]}
-    for file in store.file.parent.iterdir():  # also what a killed process left
+    for file in store.file.parent.iterdir():
         if _OURS.fullmatch(file.name) and file.name not in used:
             with suppress(OSError):  # on Windows while another process has it open
                 file.unlink()
-    return True
 
 
 def _changed(store: Store, generation: int) -> list[bytes] | None:

@@ -18,7 +18,7 @@ _LOSSLESS = frozenset(("PNG", "TIFF", "BMP", "PPM"))
 _EXIF = {"taken": "time", "camera": "camera", "gps": "place"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class File:
     """A photo's file as the index knows it.
 
@@ -38,6 +38,11 @@ class File:
     def pixels(self) -> int:
         """Of the upright picture; 0 if unknown."""
         return int(self.info.get("width", 0)) * int(self.info.get("height", 0))
+
+    @property
+    def modified(self) -> float:
+        """Seconds since 1970; 0 if unknown."""
+        return float(self.info.get("modified", 0))
 
     @property
     def format(self) -> str:
@@ -60,7 +65,7 @@ def preference(file: File) -> tuple[Any, ...]:
         _FORMATS.index(form) if form in _FORMATS else len(_FORMATS),
         -sum(key in file.info for key in _EXIF),
         -int(file.info.get("bytes", 0)),
-        float(file.info.get("modified", 0)),
+        file.modified,
         len(file.path),
         file.path,
     )
@@ -86,7 +91,7 @@ def _difference(kept: File, next_best: File) -> str:
         lambda: f"{_format(kept)} rather than {_format(next_best)}",
         lambda: f"its EXIF tells more: {_exif(kept)}, the next {_exif(next_best)}",
         lambda: f"as many pixels in a larger file: {_bytes(kept)}, the next has {_bytes(next_best)}",
-        lambda: f"the oldest: {_day(kept)}, the next is of {_day(next_best)}",
+        lambda: f"the oldest: {day(kept.modified)}, the next is of {day(next_best.modified)}",
         lambda: "the one with the shortest path",
         lambda: "the first by its path",
     )
@@ -115,7 +120,3 @@ def day(modified: float) -> str:
         return datetime.fromtimestamp(modified, UTC).strftime("%Y-%m-%d %H:%M:%S")
     except (OverflowError, OSError, ValueError):  # a file's time may be anything
         return "an unknown time"
-
-
-def _day(file: File) -> str:
-    return day(file.info.get("modified", 0))

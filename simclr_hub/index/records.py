@@ -102,11 +102,8 @@ def file_metadata(stamp: Stamp) -> str:
 
 
 def checksum(*columns: object) -> int:
-    """CRC-32 of a row; large bytes are not copied."""
-    crc = 0
-    for column in columns:
-        crc = zlib.crc32(column if isinstance(column, bytes) else repr(column).encode(), crc)
-    return crc
+    """CRC-32 of a row."""
+    return zlib.crc32(b"".join([c if isinstance(c, bytes) else repr(c).encode() for c in columns]))
 
 
 def is_below(path: bytes, folder: bytes) -> bool:

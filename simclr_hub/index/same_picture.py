@@ -25,8 +25,9 @@ _GUESSES = ((0, 1.0, 0.0, 0.0), *((larger, *shift) for larger in (0, 1) for shif
 _FOLLOWED, _COARSE_STEPS, _FINE_STEPS = 2, 5, 4
 #: A pair whose best guess correlates less cannot be brought to a match.
 _HOPELESS = 0.6
-#: Gates: share of the larger view that both show, colours' agreement, log2 of a difference between the proportions.
-MIN_OVERLAP, MIN_COLOUR, MAX_STRETCH = 0.5, 0.6, 0.12
+#: Gates: share of the larger view that both show, colours' agreement, log2 of a difference between the proportions, and
+#: share of a side by which the part sticks out of the view: an edit cuts off, only another shot also shows more.
+MIN_OVERLAP, MIN_COLOUR, MAX_STRETCH, MAX_OUTSIDE = 0.5, 0.6, 0.12, 0.04
 
 
 @dataclass(frozen=True)
@@ -38,17 +39,20 @@ class Agreement:
         overlap: share of the larger view that both show.
         colour: cosine of the colour differences; 1 if one of the two is grey.
         stretch: difference of the proportions that the alignment leaves, as log2.
+        outside: share of a side by which the smaller view sticks out of the larger.
     """
 
     correlation: np.ndarray
     overlap: np.ndarray
     colour: np.ndarray
     stretch: np.ndarray
+    outside: np.ndarray
 
     @property
     def score(self) -> np.ndarray:
         """The correlation, or 0 where something else says that these are two pictures."""
-        passed = (self.overlap >= MIN_OVERLAP) & (self.colour >= MIN_COLOUR) & (self.stretch <= MAX_STRETCH)
+        passed = (self.overlap >= MIN_OVERLAP) & (self.colour >= MIN_COLOUR)
+        passed &= (self.stretch <= MAX_STRETCH) & (self.outside <= MAX_OUTSIDE)
         return np.where(passed, self.correlation.clip(0), np.float32(0))
 
 
@@ -65,7 +69,7 @@ def compare(first: Thumbnails, second: Thumbnails) -> Agreement:
         _compare(first[start : start + BLOCK], second[start : start + BLOCK]) for start in range(0, len(first), BLOCK)
     ]
     if not parts:
-        return Agreement(*(np.empty(0, np.float32) for _ in range(4)))
+        return Agreement(*(np.empty(0, np.float32) for _ in range(5)))
     return Agreement(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
@@ -90,7 +94,9 @@ def _compare(first: Thumbnails, second: Thumbnails) -> tuple[np.ndarray, ...]:
     turned = np.where(orientation.numpy() % 2 == 1, -second.shape, second.shape)
     change = np.where(swapped.numpy(), first.shape - turned, turned - first.shape)
     stretch = np.abs(change + np.log2(placement[:, 2].numpy() / placement[:, 0].numpy()))
-    return correlation.numpy(), overlap.numpy(), colour.numpy(), stretch.astype(np.float32)
+    scale, shift = placement[:, 0::2], placement[:, 1::2]
+    outside = ((1 + shift.abs()) / scale - 1).amax(1).clamp(min=0) / 2
+    return correlation.numpy(), overlap.numpy(), colour.numpy(), stretch.astype(np.float32), outside.numpy()
 
 
 def _rank_guesses(small_a: Tensor, small_b: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,12 +122,15 @@ def _align(a: Tensor, b: Tensor, small_a: Tensor, small_b: Tensor, guesses: Tens
         small_a.repeat_interleave(_FOLLOWED, 0), small_b[pairs[:, None], orientations].flatten(0, 1), swaps.flatten()
     )
     placement = _refine(view, part, placement, _COARSE_STEPS)
-    correlation, overlap = _matched(view, part, placement, "bilinear")
-    best = torch.where(overlap < MIN_OVERLAP, -1, correlation).reshape(-1, _FOLLOWED).argmax(1)
-    swapped, orientation = swaps[pairs, best], orientations[pairs, best]
-    view, part = _roles(a, b[pairs, orientation], swapped)
-    placement = _refine(view, part, placement.reshape(-1, _FOLLOWED, 4)[pairs, best], _FINE_STEPS)
-    return *_matched(view, part, placement, "bicubic"), placement, orientation, swapped
+    view, part = _roles(
+        a.repeat_interleave(_FOLLOWED, 0), b[pairs[:, None], orientations].flatten(0, 1), swaps.flatten()
+    )
+    placement = _refine(view, part, placement, _FINE_STEPS)
+    correlation, overlap = _matched(view, part, placement)
+    ranks = torch.where(overlap < MIN_OVERLAP, -1, correlation).reshape(-1, _FOLLOWED)
+    best = ranks.argmax(1)
+    every = pairs * _FOLLOWED + best
+    return correlation[every], overlap[every], placement[every], orientations[pairs, best], swaps[pairs, best]
 
 
 def _refine(view: Tensor, part: Tensor, placement: Tensor, steps: int) -> Tensor:
@@ -151,9 +160,9 @@ def _refine(view: Tensor, part: Tensor, placement: Tensor, steps: int) -> Tensor
     return placement
 
 
-def _matched(view: Tensor, part: Tensor, placement: Tensor, mode: str) -> tuple[Tensor, Tensor]:
+def _matched(view: Tensor, part: Tensor, placement: Tensor) -> tuple[Tensor, Tensor]:
     """Correlation of a view with a part placed in it, and the share of the view that the part covers."""
-    sampled, inside = _sample(part[:, None], placement, mode)
+    sampled, inside = _sample(part[:, None], placement, "bicubic")
     return _correlation(view, sampled[:, 0], inside), inside.mean((1, 2))
 
 
@@ -165,7 +174,7 @@ def _sample(images: Tensor, placement: Tensor, mode: str = "bilinear") -> tuple[
     y = placement[:, 2:3] * centres + placement[:, 3:4]
     grid = torch.stack([x[:, None, :].expand(-1, cells, -1), y[:, :, None].expand(-1, -1, cells)], -1)
     sampled = F.grid_sample(images, grid, mode=mode, padding_mode="border", align_corners=False)
-    edge = 1 + 0.3 / cells  # a third of a half cell may stick out
+    edge = 1 + 0.02 / cells  # rounding, no more: the cells beside a frame have a part of it
     inside_x = x.abs() + placement[:, 0:1] / cells <= edge
     inside_y = y.abs() + placement[:, 2:3] / cells <= edge
     return sampled, (inside_x[:, None, :] & inside_y[:, :, None]).float()

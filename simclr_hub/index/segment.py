@@ -13,7 +13,7 @@ import numpy as np
 
 from .approximate import Approximate, Setting, build_approximate
 from .arrays import BLOCK, ArrayFile, ArrayWriter, CheckedArray
-from .catalog import HASH, Catalog, CatalogBuilder, Texts
+from .catalog import HASH, Catalog, CatalogBuilder, Texts, among
 from .columns import Column, make_columns, read_columns, write_columns
 from .exact import search_exactly
 from .faiss_library import faiss
@@ -52,9 +52,8 @@ class Segment:
         self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None, *, exact: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """The best rows for queries (Q, D); as `search_exactly`, and with `exact` only by it."""
-        setting = self.approximate.setting(k) if self.approximate and not exact else None
-        if self.approximate and setting:
-            return self.approximate.search(self.vectors, queries, k, allowed, setting)
+        if self.approximate and not exact:
+            return self.approximate.search(self.vectors, queries, k, allowed)
         return search_exactly(self.vectors, queries, k, allowed)
 
     def passing(self, condition: Condition, roots: Mapping[int, bytes]) -> np.ndarray:
@@ -152,7 +151,7 @@ class _Reader:
     def __iter__(self):  # type: ignore[no-untyped-def]
         for page in self._store.content_pages(self._contents):
             hashes = np.array([row.content_hash for row in page], HASH)
-            keep = np.isin(hashes, self._live)
+            keep = among(hashes, self._live)
             if keep.any():
                 self._hashes.append(hashes[keep])
                 for row, kept in zip(page, keep.tolist(), strict=True):
@@ -169,4 +168,4 @@ class _Reader:
         info = Texts(
             CheckedArray(np.array(self._starts, np.int64)), CheckedArray(np.frombuffer(bytes(self._info), np.uint8))
         )
-        return builder.build(hashes, info, asked[~np.isin(asked, self._live)])
+        return builder.build(hashes, info, asked[~among(asked, self._live)])

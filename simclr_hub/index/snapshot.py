@@ -5,6 +5,7 @@ changed and shares the others.
 """
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -88,7 +89,7 @@ class Snapshot:
         self, rows: np.ndarray, k: int, photos: Sequence[np.ndarray | None]
     ) -> dict[int, list[tuple[str, tuple[bytes, bytes]]]]:
         """For each row, counted through all segments, up to k of its photos: path, and metadata as JSON."""
-        told: dict[int, list[tuple[str, tuple[bytes, bytes]]]] = {row: [] for row in rows.tolist()}
+        told: dict[int, list[tuple[str, tuple[bytes, bytes]]]] = {}
         start = 0
         for segment, passing in zip(self.segments, photos, strict=True):
             catalog = segment.catalog
@@ -102,10 +103,13 @@ class Snapshot:
             if passing is not None:
                 numbers, owner = numbers[passing[numbers]], owner[passing[numbers]]
             info = catalog.info.some(mine)
-            names = (mine + start).tolist()
-            paths = self._paths(segment, numbers)
-            for own, path, metadata in zip(owner.tolist(), paths, catalog.metadata.some(numbers), strict=True):
-                told[names[own]].append((path, (info[own], metadata)))
+            known = zip([info[own] for own in owner.tolist()], catalog.metadata.some(numbers), strict=True)
+            photos_told = zip((mine[owner] + start).tolist(), self._paths(segment, numbers), known, strict=True)
+            for row, path, texts in photos_told:
+                if row in told:
+                    told[row].append((path, texts))
+                else:
+                    told[row] = [(path, texts)]
             start += len(catalog)
         return told
 
@@ -113,9 +117,11 @@ class Snapshot:
         roots = segment.catalog.roots.rows(photos)[photos].tolist()
         paths = segment.catalog.paths.some(photos)
         try:
-            return [os.fsdecode(self.roots[root] + path) for root, path in zip(roots, paths, strict=True)]
+            joined = [self.roots[root] + path for root, path in zip(roots, paths, strict=True)]
         except KeyError:
             raise self.damaged("a photo without a root folder") from None
+        encoding, errors = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()  # as os.fsdecode, at once
+        return [path.decode(encoding, errors) for path in joined]
 
     def vectors(self) -> tuple[list[str], np.ndarray]:
         """The photos' paths, sorted, and their vectors (P, D)."""

@@ -6,6 +6,7 @@ photos and raises its generation, so that no caller can forget to.
 
 import itertools
 import json
+import operator
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -126,8 +127,12 @@ class Store(Database):
 
     def version(self) -> tuple[int, int]:
         """The generation, and that of the search cache: what a search sees is as old as these."""
-        with self.reading():
-            return self.generation(), self.cache()[0]
+        # One statement, which needs no transaction: this is asked before each search.
+        rows = self._rows("SELECT key, value, crc FROM meta WHERE key IN ('state', 'cache')")
+        found = {key: json.loads(value)["generation"] for key, value, crc in rows if checksum(key, value) == crc}
+        if len(found) != 2:
+            raise self.damaged("its state or cache record does not match its checksum")
+        return found["state"], found["cache"]
 
     def live(self) -> int:
         """How many photos a search can find, as was counted when they were put."""
@@ -153,7 +158,7 @@ class Store(Database):
         after, number = (-1, b""), 0
         while page := self.page(after, size):
             keys = [after, *((photo.root_id, photo.path) for photo in page)]
-            if not all(a < b for a, b in itertools.pairwise(keys)):
+            if not all(map(operator.lt, keys, keys[1:])):
                 raise self.damaged("photos are not in order")
             after = keys[-1]
             number += len(page)
@@ -161,6 +166,11 @@ class Store(Database):
         recorded = self._meta("state")["photos"] + self._added
         if number != recorded:
             raise self.damaged(f"{number} photos are there, {recorded} were recorded")
+
+    def missing(self, root_id: int) -> list[bytes]:
+        """The paths of a root's missing photos, without reading the others."""
+        sql = f"SELECT {_PHOTO} FROM photos WHERE root_id = ? AND state = 'missing'"
+        return [self._photo(row).path for row in self._rows(sql, root_id)]
 
     def photo(self, root_id: int, path: bytes) -> Photo | None:
         """One photo."""
@@ -316,6 +326,7 @@ class Store(Database):
         data = vector.astype("<f4").tobytes()
         crc = checksum(content_hash, data)
         self._execute("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", content_hash, data, crc)
+        self._changed.add(content_hash)
 
     def put_details(self, content_hash: bytes, info: Mapping[str, Any], signature: bytes) -> None:
         """Add or replace the details of a content that has a vector; "gps" only if the index records places."""
@@ -376,7 +387,7 @@ class Store(Database):
         self._execute("DELETE FROM changes")
 
     def _before_commit(self) -> None:
-        if not (self._visible or self._added):
+        if not (self._visible or self._added or self._changed):
             return
         state = self._meta("state")
         generation = state["generation"] + 1

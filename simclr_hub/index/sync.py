@@ -78,7 +78,7 @@ def sync_folder(
     report.listing_errors = [
         f"{describe(os.fsdecode(root.join(p)))}: {error}" for p, error in sorted(listing.errors.items())
     ]
-    report.missing = sum(is_below(photo.path, where.folder) for photo in store.photos(root.id, "missing"))
+    report.missing = sum(is_below(path, where.folder) for path in store.missing(root.id))
     report.seconds = time.monotonic() - started
     return report
 

@@ -72,18 +72,19 @@ def test_an_index_of_another_generation_is_not_read(file: Path, photos: Path, mo
     assert len(rebuilds) == 1
 
 
-def test_no_damaged_file_is_used(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mutants", [24, pytest.param(400, marks=pytest.mark.slow)])
+def test_no_damaged_file_is_used(file: Path, mutants: int) -> None:
     """Flips, cuts, additions: what is found is always what the store has."""
     data, random = file.read_bytes(), np.random.default_rng(0)
     queries = list(random.normal(size=(3, DIM)))
     with reopen(file) as index:
         expected = index.search(queries, k=1000)
         approximate = index.search(queries, k=10)
-    for n in range(200):
+    for n in range(mutants):
         damaged = bytearray(data)
-        if n < 150:
+        if n % 8 < 6:
             damaged[random.integers(len(data))] ^= int(random.integers(1, 256))
-        elif n < 175:
+        elif n % 8 == 6:
             del damaged[random.integers(len(data)) :]
         else:
             damaged += bytes(random.integers(1, 100))

@@ -6,6 +6,7 @@ The children come from a fork server that has imported everything, so that a kil
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -96,11 +97,16 @@ def kill_loop(tmp_path: Path, photos: Path, kills: int, seed: int) -> None:
                 report = index.sync(photos)
             assert (report.found, report.failed, len(index), report.missing) == (63, 3, 60, 0)
             assert len(check_index(index)) == 60 and index._store.in_flight() == set()
-            assert sorted(os.listdir(directory)) == ["store.sqlite3", "vectors.faiss", "writer.lock"]
+            assert names(directory) == ["search.cache", "store.sqlite3", "writer.lock"]
         shutil.rmtree(directory)
         if killed >= kills:
             return
     pytest.fail("too few kills hit")
+
+
+def names(directory: Path) -> list[str]:
+    """What is in an index's directory; the cache's name tells its generation."""
+    return sorted(re.sub(r"^search-\d+", "search", name) for name in os.listdir(directory))
 
 
 def test_ten_kills(tmp_path: Path, photos: Path) -> None:
@@ -124,4 +130,4 @@ def test_a_kill_at_each_step(tmp_path: Path, photos: Path, step: str) -> None:
     assert run_and_kill(directory, photos, "never", 0, None)[1]
     with SimilarityIndex.open(directory, model=FakeEmbedder()) as index:
         assert len(check_index(index)) == 60
-    assert sorted(os.listdir(directory)) == ["store.sqlite3", "vectors.faiss", "writer.lock"]
+    assert names(directory) == ["search.cache", "store.sqlite3", "writer.lock"]

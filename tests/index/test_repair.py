@@ -1,4 +1,4 @@
-"""Repair: what is sound of a damaged store is saved, the damaged file stays, and a kill leaves the one or the other."""
+"""Repair: what is sound of a damaged store is saved, the damaged file stays, a kill leaves the one or the other."""
 
 import os
 import random
@@ -24,8 +24,11 @@ PAGE, N, WIDTH = 16384, 500, 64
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("whole") / STORE_NAME)
+
+
+def make_store(file: Path) -> Path:
     """A store with several pages in each table: 500 photos below two roots, 480 contents."""
-    file = tmp_path_factory.mktemp("whole") / STORE_NAME
     draw = np.random.default_rng(0)
     Store.create(file, About({"model": "fake", "weights": "w1"}, WIDTH))
     with closing(Store(file)) as store, store.writing(), store.transaction():

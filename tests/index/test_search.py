@@ -48,7 +48,8 @@ def test_an_image_finds_itself_and_its_copies(filled: SimilarityIndex, tmp_path:
     assert [m.path for m in found] == [str(tmp_path / "photos/3.png"), str(tmp_path / "photos/33.png")]
     assert [m.score for m in found] == pytest.approx([1, 1]) and embedder.embedded == 0  # its vector is known
     stat = (tmp_path / "photos/3.png").stat()
-    assert found[0].metadata == {"bytes": stat.st_size, "modified": pytest.approx(stat.st_mtime)}
+    file = {"bytes": stat.st_size, "modified": pytest.approx(stat.st_mtime)}
+    assert found[0].metadata == {"format": "PNG", "width": 4, "height": 4} | file
     with Image.open(tmp_path / "photos/3.png") as image:
         assert {m.path for m in filled.search(image, k=2)} == {m.path for m in found}
     assert embedder.embedded == 1

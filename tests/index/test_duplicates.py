@@ -1,0 +1,224 @@
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from index_fakes import FakeEmbedder, tree_state
+from PIL import Image
+from tiny import SAMPLE_PHOTOS
+
+from simclr_hub.index import SimilarityIndex
+from simclr_hub.index.calibration import (
+    CALIBRATION_NAME,
+    CORRELATION_ALONE,
+    Calibration,
+    load_calibration,
+    provisional,
+)
+from simclr_hub.index.duplicates import DuplicateGroup
+
+NAMES = ("cat_1", "banana_1", "dress_1", "chess_1", "hat_2", "boat_1")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Six different photos."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in NAMES:
+        shutil.copy(SAMPLE_PHOTOS / f"{name}.jpg", folder)
+    return folder
+
+
+def smaller(source: Path, target: Path, factor: float = 0.7, **options: object) -> Path:
+    """A resized copy, as another file."""
+    with Image.open(source) as image:
+        size = (round(image.width * factor), round(image.height * factor))
+        image.convert("RGB").resize(size).save(target, quality=80, **options)
+    return target
+
+
+def names(group: DuplicateGroup) -> list[tuple[str, str]]:
+    return [(Path(m.path).name, m.tier) for m in (group.keep, *group.others)]
+
+
+def certain(index: SimilarityIndex) -> list[DuplicateGroup]:
+    """The groups but the similar ones."""
+    return index.duplicates(["same-bytes", "same-picture"])
+
+
+def test_nothing_is_found_in_nothing_and_in_different_photos(index: SimilarityIndex, photos: Path) -> None:
+    assert index.duplicates() == []
+    index.sync(photos)
+    assert certain(index) == []
+
+
+def test_exact_copies_keep_the_oldest(index: SimilarityIndex, photos: Path) -> None:
+    copy = Path(shutil.copy(photos / "cat_1.jpg", photos / "a copy.jpg"))
+    os.utime(photos / "cat_1.jpg", (1e9, 1e9))
+    index.sync(photos)
+    (group,) = index.duplicates(["same-bytes"])
+    assert names(group) == [("cat_1.jpg", "same-bytes"), ("a copy.jpg", "same-bytes")]
+    assert group.tier == "same-bytes" and group.why.startswith("the oldest: 2001")
+    assert group.others[0].score == 1 and group.others[0].metadata["bytes"] == copy.stat().st_size
+
+
+def test_the_same_picture_in_another_file(index: SimilarityIndex, photos: Path) -> None:
+    smaller(photos / "cat_1.jpg", photos / "small.webp")
+    shutil.copy(photos / "cat_1.jpg", photos / "exact.jpg")
+    shutil.copy(photos / "small.webp", photos / "small too.webp")
+    index.sync(photos)
+    before = tree_state(photos)
+    (group,) = certain(index)
+    assert group.tier == "same-picture" and "most pixels: 192 x 128, the next has 134 x 90" in group.why
+    assert {tier for name, tier in names(group) if "small" in name} == {"same-picture"}
+    assert sorted(tier for name, tier in names(group) if "small" not in name) == ["same-bytes", "same-bytes"]
+    assert all(CORRELATION_ALONE < m.score < 1 for m in group.others if m.tier == "same-picture")
+    assert tree_state(photos) == before
+    # The surest tier alone has the exact copies of both.
+    assert [len(g.others) for g in index.duplicates(["same-bytes"])] == [1, 1]
+
+
+def test_photos_that_are_not_there_are_left_out(index: SimilarityIndex, photos: Path) -> None:
+    smaller(photos / "cat_1.jpg", photos / "small.jpg").with_name("small.jpg")
+    index.sync(photos)
+    (photos / "small.jpg").unlink()
+    index.sync(photos)
+    assert certain(index) == []
+
+
+def test_more_copies_than_neighbours_are_one_group(index: SimilarityIndex, photos: Path) -> None:
+    for number in range(40):
+        smaller(photos / "boat_1.jpg", photos / f"{number:02}.jpg", 0.5 + number / 100)
+    index.sync(photos)
+    (group,) = certain(index)
+    assert len(group.others) == 40 and Path(group.keep.path).name == "boat_1.jpg"
+
+
+def test_similar_groups_have_one_file_of_each_picture(index: SimilarityIndex, photos: Path) -> None:
+    smaller(photos / "cat_1.jpg", photos / "small.jpg")
+    index.sync(photos)
+    # By the colours alone all of these photos are much alike.
+    Calibration(
+        provisional(np.ones((1, 5), np.float32), FakeEmbedder().fingerprint).made_by, 1, 2.0, [(1.0, 0.5)]
+    ).save(index._store.file.with_name(CALIBRATION_NAME))
+    found = index.duplicates(["similar"])
+    assert found and {group.tier for group in found} == {"similar"}
+    in_similar = [Path(m.path).name for group in found for m in (group.keep, *group.others)]
+    assert "small.jpg" not in in_similar and len(in_similar) == len(set(in_similar))
+    assert all(0.5 <= m.score <= 1 and m.tier == "similar" for group in found for m in group.others)
+
+
+def test_raw_and_jpeg_of_one_shot_are_a_pair(index: SimilarityIndex, photos: Path) -> None:
+    # The content decides how it is decoded, the name that it is a camera's RAW file.
+    (photos / "cat_1.jpg").rename(photos / "IMG_1.CR2")
+    smaller(photos / "IMG_1.CR2", photos / "img_1.jpg")
+    index.sync(photos)
+    assert certain(index) == []
+    smaller(photos / "IMG_1.CR2", photos / "export.jpg", 0.5)
+    index.sync(photos)
+    (group,) = certain(index)
+    assert names(group) == [("IMG_1.CR2", "same-bytes"), ("export.jpg", "same-picture")]
+    assert group.keep.pair == str(photos / "img_1.jpg") and group.others[0].pair is None
+
+
+def test_two_shots_of_one_name_are_no_pair(index: SimilarityIndex, photos: Path) -> None:
+    exif = Image.Exif()
+    for name, taken in (("a.dng", "2020:01:01 10:00:00"), ("a.jpg", "2020:01:01 10:00:09")):
+        exif.get_ifd(0x8769)[0x9003] = taken
+        with Image.open(photos / "cat_1.jpg") as image:
+            image.save(photos / name, "JPEG", exif=exif, quality=85)
+    index.sync(photos)
+    (group,) = certain(index)
+    assert {"a.dng", "a.jpg"} < {name for name, _ in names(group)}
+
+
+def test_not_duplicates_stay_apart_under_any_name(index: SimilarityIndex, photos: Path) -> None:
+    smaller(photos / "cat_1.jpg", photos / "small.jpg")
+    smaller(photos / "cat_1.jpg", photos / "smaller.jpg", 0.5)
+    index.sync(photos)
+    assert len(certain(index)[0].others) == 2
+    index.not_duplicates(photos / "cat_1.jpg", photos / "small.jpg")
+    (group,) = certain(index)
+    assert names(group) == [("cat_1.jpg", "same-bytes"), ("smaller.jpg", "same-picture")]
+    (photos / "small.jpg").rename(photos / "renamed.jpg")
+    shutil.copy(photos / "cat_1.jpg", photos / "copied.jpg")
+    index.sync(photos)
+    assert "renamed.jpg" not in dict(names(certain(index)[0]))
+    index.not_duplicates(photos / "smaller.jpg", photos / "cat_1.jpg", photos / "renamed.jpg")
+    assert [group.tier for group in certain(index)] == ["same-bytes"]
+
+
+def test_what_cannot_be_recorded_is_named(index: SimilarityIndex, photos: Path, tmp_path: Path) -> None:
+    shutil.copy(photos / "cat_1.jpg", photos / "copy.jpg")
+    index.sync(photos)
+    for paths, message in (
+        ((photos / "cat_1.jpg", photos / "none.jpg"), "none.jpg: not in the index"),
+        ((photos / "cat_1.jpg", tmp_path / "elsewhere.jpg"), "elsewhere.jpg: not in the index"),
+        ((photos / "cat_1.jpg", photos / "copy.jpg"), "same bytes"),
+        ((photos / "cat_1.jpg",), "a pair needs two"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            index.not_duplicates(*paths)
+    with pytest.raises(ValueError, match="samebytes"):
+        index.duplicates(["samebytes"])  # type: ignore[list-item]
+
+
+def test_photos_without_a_signature_are_still_compared_by_bytes(index: SimilarityIndex, photos: Path) -> None:
+    shutil.copy(photos / "cat_1.jpg", photos / "copy.jpg")
+    smaller(photos / "cat_1.jpg", photos / "small.jpg")
+    index.sync(photos)
+    store = index._store
+    with store.writing(), store.transaction():
+        for content_hash, details in list(store.details()):
+            store.put_details(content_hash, details.info, b"")
+    assert [group.tier for group in certain(index)] == ["same-bytes"]
+
+
+def test_calibration_is_measured_stored_and_bound_to_the_model(index: SimilarityIndex, photos: Path) -> None:
+    for path in sorted(SAMPLE_PHOTOS.glob("*.jpg"))[:14]:
+        shutil.copy(path, photos)
+    smaller(photos / "cat_1.jpg", photos / "small.jpg")  # is not taken for a different photo
+    index.sync(photos)
+    assert index.calibration().measured == {} and index.calibration().cosine > 1
+    told: list[tuple[int, int]] = []
+    calibration = index.calibrate(copies=12, progress=lambda done, total: told.append((done, total)))
+    assert index.calibration() == calibration and told[-1][0] == told[-1][1] > 100
+    same = calibration.measured["same_picture"]
+    assert same["different_pairs_called_same"] == 0 and same["precision"] == 1
+    assert same["recall"]["re-encoded"] == 1 and same["recall"]["mirrored"] == 1
+    assert 0 < calibration.cosine <= 1
+    file = index._store.file.with_name(CALIBRATION_NAME)
+    assert load_calibration(file.parent, {"weights": "w2"}) is None
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values | {"signature_version": 0}))
+    assert index.calibration().measured == {}
+    file.write_text("{")
+    assert index.calibration().measured == {}
+
+
+def test_calibration_needs_photos_that_can_be_read(index: SimilarityIndex, photos: Path) -> None:
+    index.sync(photos)
+    with pytest.raises(ValueError, match="6 of 6 photos"):
+        index.calibrate()
+
+
+def test_similarity_by_chance_depends_on_how_many_there_are() -> None:
+    calibration = Calibration({}, 1, 0.9, [(0.1, 0.5), (0.01, 0.7), (0.001, 0.8)])
+    assert calibration.similar(1) == 0.5 and calibration.similar(10) == 0.7
+    assert calibration.similar(100) == pytest.approx(0.8) and calibration.similar(10**9) == 0.8
+    assert calibration.similar(50) == pytest.approx(0.7 + 0.1 * np.log10(5))
+    same = calibration.is_same(np.array([0.96, 0.97, 0.97, 0.98]), np.array([1, 0.9, 0.89, -1]))
+    assert same.tolist() == [False, True, False, True]
+
+
+def test_the_default_checkpoint_comes_with_its_thresholds(tmp_path: Path) -> None:
+    from simclr_hub import Embedder
+
+    calibration = load_calibration(tmp_path, Embedder().fingerprint)
+    assert calibration is not None, "run python -m simclr_hub.index.default_calibration for the new checkpoint"
+    same = calibration.measured["same_picture"]
+    assert same["precision"] >= 0.999 and np.mean(list(same["recall"].values())) > 0.95
+    assert calibration.chance == sorted(calibration.chance, reverse=True)

@@ -1,0 +1,123 @@
+import json
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tiny import SAMPLE_PHOTOS
+
+from simclr_hub.cli import main
+from simclr_hub.index.duplicates import DuplicateGroup, Member
+from simclr_hub.review import size, write_review
+
+Run = Callable[..., tuple[int, str, str]]
+HOSTILE = "<script>alert(1)<script>.jpg"
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command line in an empty folder: (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as exit:
+            main([str(a) for a in args])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return int(str(exit.value.code)), out, err
+
+    return run
+
+
+@pytest.fixture
+def photos(tmp_path: Path, run: Run, tiny_dir: Path) -> Path:
+    """Eleven photos, an exact copy and a small one, indexed as p.index."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for path in sorted(SAMPLE_PHOTOS.glob("*.jpg"))[:11]:
+        shutil.copy(path, folder)
+    shutil.copy(folder / "banana_1.jpg", folder / HOSTILE)
+    with Image.open(folder / "cat_1.jpg" if (folder / "cat_1.jpg").exists() else folder / "bird_1.jpg") as image:
+        image.resize((96, 64)).save(folder / "small.webp")
+    assert run("index", folder, "-o", "p.index", "--model", tiny_dir)[0] == 0
+    return folder
+
+
+def test_the_table_says_what_to_keep_and_why(run: Run, photos: Path) -> None:
+    code, out, _ = run("duplicates", "p.index", "--tier", "same-bytes", "--tier", "same-picture")
+    assert code == 0
+    assert "same bytes: keep photos/" in out and "most pixels: 192 x 128, the next has 96 x 64" in out
+    assert "same picture 0.9" in out and "small.webp  (96 x 64, WEBP," in out
+    assert "2 groups (1 same bytes, 1 same picture, 0 similar); 2 copies of what would be kept" in out
+    assert "simclr-hub calibrate p.index" in out and "Nothing was deleted." in out
+    assert sorted(path.name for path in photos.iterdir()).count("small.webp") == 1
+
+
+def test_json_has_the_groups(run: Run, photos: Path) -> None:
+    groups = json.loads(run("duplicates", "p.index", "--tier", "same-picture", "--json")[1])
+    assert [group["tier"] for group in groups] == ["same-picture"]
+    assert groups[0]["others"][0]["path"] == str(photos / "small.webp")
+    assert groups[0]["keep"]["metadata"]["width"] == 192 and groups[0]["why"]
+    assert json.loads(run("duplicates", "p.index", "--tier", "same-bytes", "--json")[1])[0]["tier"] == "same-bytes"
+
+
+def test_not_a_duplicate_stays(run: Run, photos: Path) -> None:
+    code, out, _ = run(
+        "duplicates", "p.index", "--not-duplicate", photos / "bird_1.jpg", photos / "small.webp", "--json"
+    )
+    assert code == 0 and "small.webp" not in out
+    assert "small.webp" not in run("duplicates", "p.index")[1]
+    code, _, err = run("duplicates", "p.index", "--not-duplicate", photos / "bird_1.jpg", "nowhere.jpg")
+    assert code == 2 and "nowhere.jpg: not in the index" in err
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+
+def test_the_page_shows_every_file_and_no_name_breaks_out(run: Run, photos: Path) -> None:
+    code, out, _ = run("duplicates", "p.index", "--tier", "same-bytes", "--tier", "same-picture", "--html", "d.html")
+    assert code == 0 and "wrote d.html" in out
+    seen = Tags()
+    seen.feed(Path("d.html").read_text())
+    assert seen.tags.count("img") == 4 and seen.tags.count("section") == 2 and "script" not in seen.tags
+    assert seen.attributes <= {"lang", "charset", "name", "content", "title", "src", "alt", "class"}
+    assert "&lt;script&gt;" in Path("d.html").read_text() and "http" not in Path("d.html").read_text()
+
+
+def test_a_page_of_many_groups_says_that_it_is_cut(tmp_path: Path) -> None:
+    gone = [
+        Member(f"/gone/{n}.jpg", "same-bytes", 1.0, {"modified": 0.0, "bytes": 5}, "/gone/a.dng") for n in range(3)
+    ]
+    groups = [DuplicateGroup("same-bytes", one, "why not", [one]) for one in gone]
+    write_review(tmp_path / "d.html", groups, title="t", most=2)
+    html = (tmp_path / "d.html").read_text()
+    assert "3 groups" in html and "The first 2 are shown." in html and html.count("unreadable") == 4
+    assert "one shot with a.dng, keep both" in html and "1970-01-01" in html
+
+
+def test_calibrate_measures_and_is_remembered(run: Run, photos: Path) -> None:
+    code, out, _ = run("calibrate", "p.index", "--copies", 11)
+    assert code == 0 and "re-encoded" in out and "were called the same" in out
+    assert "simclr-hub calibrate" not in run("duplicates", "p.index")[1]
+    assert json.loads(Path("p.index/duplicates.json").read_text())["measured"]["photos"] == 11
+
+
+def test_calibrate_without_photos_is_one_line(run: Run, photos: Path) -> None:
+    photos.rename(photos.with_name("unplugged"))
+    code, _, err = run("calibrate", "p.index", "--copies", 10)
+    assert code == 1 and "0 of 10 photos can be read" in err
+
+
+@pytest.mark.parametrize(("number", "words"), [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (2e9, "2.0 GB")])
+def test_sizes_in_words(number: float, words: str) -> None:
+    assert size(int(number)) == words

@@ -1,0 +1,91 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import SAMPLE_PHOTOS
+
+from simclr_hub.index import grouping
+from simclr_hub.index.calibration import Calibration, chance_of
+from simclr_hub.index.edits import crop
+from simclr_hub.index.grouping import Contents, Grouping
+from simclr_hub.index.stars import Star
+from simclr_hub.signature import as_rows, picture_signature
+
+PATHS = sorted(Path(SAMPLE_PHOTOS).glob("*.jpg"))[:24]
+CALIBRATION = Calibration({}, 1, 0.9, [(1.0, 0.6)])
+SMALL = 0.3  # between unrelated vectors
+
+
+def signature(image: Image.Image) -> np.ndarray:
+    return as_rows([picture_signature(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1))])
+
+
+@pytest.fixture(scope="module")
+def signatures() -> np.ndarray:
+    return np.concatenate([signature(Image.open(path)) for path in PATHS])
+
+
+def unrelated(count: int) -> np.ndarray:
+    vectors = np.random.default_rng(0).standard_normal((count, 200), np.float32)
+    result: np.ndarray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return result
+
+
+def group(vectors: np.ndarray, signatures: np.ndarray, apart: set[tuple[int, int]] | None = None) -> Grouping:
+    contents = Contents(vectors, signatures, np.arange(len(vectors)), apart or set())
+    return Grouping(contents, CALIBRATION)
+
+
+def pairs(stars: list[Star]) -> list[tuple[int, int]]:
+    return [(star.kept, row) for star in stars for row, _ in star.others]
+
+
+def test_a_grey_copy_is_found_though_the_features_lose_it(signatures: np.ndarray) -> None:
+    copy = signature(Image.open(PATHS[5]).convert("L"))
+    found = group(unrelated(len(PATHS) + 1), np.concatenate([signatures, copy])).same()
+    assert pairs(found) == [(5, len(PATHS))]
+
+
+def test_a_crop_is_found_through_its_features(signatures: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouping, "MIN_SHAPES", 2.0)  # no neighbours by signature
+    copies = np.concatenate([signatures, signature(crop(Image.open(PATHS[5]), 0.1, 1, 0))])
+    vectors = unrelated(len(copies))
+    vectors[-1] = vectors[5]
+    assert pairs(group(vectors, copies).same()) == [(5, len(PATHS))]
+    told: list[tuple[int, int]] = []
+    Grouping(Contents(vectors, copies, np.arange(len(copies))[::-1]), CALIBRATION, lambda *n: told.append(n)).same()
+    assert told and told[-1][0] == told[-1][1] >= len(PATHS)
+
+
+def test_similar_ones_are_of_what_is_kept(signatures: np.ndarray) -> None:
+    # 0, 1 and 2 are similar pictures; the last is a copy of 1.
+    rows = np.concatenate([signatures, signatures[1:2]])
+    vectors = unrelated(len(rows))
+    for row in (1, 2):
+        vectors[row] = vectors[0] + SMALL * vectors[row]
+    vectors[-1] = vectors[1]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    grouping_ = group(vectors, rows)
+    same = grouping_.same()
+    assert pairs(same) == [(1, len(PATHS))]
+    assert sorted(pairs(grouping_.similar(same))) == [(0, 1), (0, 2)]
+    apart = group(vectors, rows, {(0, 1), (1, 2)})
+    assert pairs(apart.similar(apart.same())) == [(0, 2)]
+
+
+def test_equal_signatures_are_one_picture_however_many() -> None:
+    one = signature(Image.open(PATHS[0]))
+    found = group(unrelated(40), np.repeat(one, 40, 0)).same()
+    assert len(found) == 1 and len(found[0].others) == 39
+
+
+def test_chance_is_the_share_of_pairs_that_are_nearer() -> None:
+    vectors = unrelated(300)
+    cosines = (vectors @ vectors.T)[np.triu_indices(300, 1)]
+    chance = chance_of(vectors)
+    assert [rate for rate, _ in chance] == [0.1, 0.01, 0.001]
+    for rate, cosine in chance:
+        assert (cosines > cosine).mean() == pytest.approx(rate, rel=0.05)
+    assert chance_of(vectors[:1]) == [(1.0, 1.0)] and len(chance_of(vectors[:3])) == 1

@@ -1,0 +1,95 @@
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import SAMPLE_PHOTOS
+
+from simclr_hub.index.calibration import CORRELATION
+from simclr_hub.index.edits import EDITS, crop, reencode
+from simclr_hub.index.same_picture import MAX_STRETCH, MIN_COLOUR, MIN_OVERLAP, compare
+from simclr_hub.signature import as_rows, picture_signature, unpack
+
+NAMES = ("cat_1", "banana_1", "dress_1", "chess_1", "hat_2", "boat_1", "tree_1", "shoes_2")
+
+
+def open_photo(name: str) -> Image.Image:
+    return Image.open(SAMPLE_PHOTOS / f"{name}.jpg").convert("RGB")
+
+
+def signatures(images: list[Image.Image]) -> np.ndarray:
+    tensors = [torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) for image in images]
+    return as_rows([picture_signature(tensor) for tensor in tensors])
+
+
+@pytest.fixture(scope="module")
+def originals() -> np.ndarray:
+    return signatures([open_photo(name) for name in NAMES])
+
+
+@pytest.mark.parametrize("kind", EDITS)
+def test_copies_are_known_whichever_comes_first(kind: str, originals: np.ndarray) -> None:
+    draw = Random(kind)
+    copies = unpack(signatures([EDITS[kind](open_photo(name), draw) for name in NAMES]))
+    one, other = compare(unpack(originals), copies).score, compare(copies, unpack(originals)).score
+    allowed = 1 if kind in ("bordered", "watermark", "cropped by 10 to 20 %") else 0
+    assert (one < CORRELATION).sum() <= allowed and (other < CORRELATION).sum() <= allowed
+
+
+def test_no_two_of_the_sample_photos_are_the_same() -> None:
+    paths = sorted(Path(SAMPLE_PHOTOS).glob("*.jpg"))
+    rows = signatures([Image.open(path) for path in paths])
+    first, second = np.triu_indices(len(rows), 1)
+    scores = compare(unpack(rows[first]), unpack(rows[second])).score
+    assert len(scores) > 1600 and scores.max() < CORRELATION
+
+
+def test_a_pair_does_not_depend_on_the_others(originals: np.ndarray) -> None:
+    many = np.repeat(originals, 70, 0)  # more than one block
+    together = compare(unpack(many), unpack(np.roll(many, 1, 0)))
+    for row in (0, 69, 70, 300, 559):
+        alone = compare(unpack(many[row : row + 1]), unpack(np.roll(many, 1, 0)[row : row + 1]))
+        assert alone.score[0] == pytest.approx(together.score[row], abs=1e-4)
+
+
+def test_pictures_without_detail_are_like_nothing() -> None:
+    grey, dark = Image.new("RGB", (40, 30), (128, 128, 128)), Image.new("RGB", (40, 30), (3, 3, 3))
+    rows = signatures([grey, dark])
+    assert compare(unpack(rows), unpack(rows)).score.max() < 0.5
+
+
+def test_another_colour_is_another_picture() -> None:
+    image = open_photo("red-bell-pepper_1")
+    swapped = Image.merge("RGB", image.split()[::-1])
+    luma = image.convert("L")  # the same grey levels, in other colours
+    channels = [Image.composite(c, luma, Image.new("L", image.size, 255)) for c in swapped.split()]
+    other = Image.merge("RGB", channels)
+    agreement = compare(unpack(signatures([image])), unpack(signatures([other])))
+    assert agreement.colour[0] < MIN_COLOUR and agreement.score[0] == 0
+
+
+def test_a_squeezed_picture_and_a_small_part_are_told_apart() -> None:
+    image = open_photo("chess_1")
+    squeezed = image.resize((image.width * 2 // 3, image.height))
+    agreement = compare(unpack(signatures([image])), unpack(signatures([squeezed])))
+    assert agreement.stretch[0] > MAX_STRETCH and agreement.correlation[0] > 0.95 and agreement.score[0] == 0
+    part = crop(image, 0.45, 0.5, 0.5)
+    agreement = compare(unpack(signatures([image])), unpack(signatures([part])))
+    assert agreement.score[0] < CORRELATION
+    assert MIN_OVERLAP > 0.55**2
+
+
+def test_overlap_is_what_both_show() -> None:
+    image = open_photo("boat_1")
+    agreement = compare(unpack(signatures([image])), unpack(signatures([crop(image, 0.15, 1, 0)])))
+    assert agreement.score[0] > CORRELATION and agreement.overlap[0] == pytest.approx(0.85**2, abs=0.08)
+    agreement = compare(unpack(signatures([image])), unpack(signatures([reencode(image, "JPEG", 50)])))
+    assert agreement.overlap[0] == 1
+
+
+def test_none_and_unequal_numbers(originals: np.ndarray) -> None:
+    assert len(compare(unpack(originals[:0]), unpack(originals[:0])).score) == 0
+    with pytest.raises(ValueError, match="8 pictures"):
+        compare(unpack(originals), unpack(originals[:3]))

@@ -1,0 +1,90 @@
+import json
+from pathlib import Path
+
+import click
+import pytest
+from PIL import Image
+
+from simclr_hub.cli import main
+from simclr_hub.cli.search import parse_where
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    """Run a command line in an empty folder: (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        with pytest.raises(SystemExit) as exit:
+            main([str(a) for a in args])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return exit.value.code, out, err
+
+    return run
+
+
+@pytest.fixture
+def index(run, photos, tiny_dir):
+    """Of six photos, one of them larger and from a camera, two in a folder below."""
+    with Image.open(photos / "2.jpg") as image:
+        exif = Image.Exif()
+        exif[0x010F], exif[0x0110] = "Canon", "EOS 5D"
+        exif.get_ifd(0x8769)[0x9003] = "2019:05:06 07:08:09"
+        image.resize((300, 200)).save(photos / "2.jpg", exif=exif)
+    assert run("index", photos, "--model", tiny_dir)[0] == 0
+    return "photos.index"
+
+
+def found(out: str) -> list[list[str]]:
+    return [[Path(m["path"]).name for m in one["matches"]] for one in json.loads(out)]
+
+
+def test_several_queries_and_a_pattern(run, index, photos):
+    code, out, _ = run("search", index, photos / "2.jpg", photos / "3.jpg", "--path", "below/*", "--json")
+    below = sorted(p.name for p in (photos / "below").iterdir())
+    assert code == 0 and [sorted(names) for names in found(out)] == [below, below]
+    code, out, _ = run("search", index, photos / "2.jpg", "--path", f"{photos}/*.jpg", "--json")
+    assert code == 0 and len(found(out)[0]) == 4
+
+
+def test_metadata_of_a_photo(run, index, photos):
+    out = run("search", index, photos / "1.jpg", "--where", "width=300", "--json")[1]
+    (match,) = json.loads(out)[0]["matches"]
+    assert match["path"] == str(photos / "2.jpg")
+    assert (match["metadata"]["camera"], match["metadata"]["height"]) == ("Canon EOS 5D", 200)
+    for where, number in (
+        (["taken=2019..2019-05"], 1),
+        (["taken=2020.."], 0),
+        (["camera=Canon EOS 5D", "width=..300"], 1),
+        (["width=..299"], 5),
+    ):
+        options = [part for one in where for part in ("--where", one)]
+        assert len(found(run("search", index, photos / "1.jpg", *options, "--json")[1])[0]) == number, where
+    table = run("search", index, photos / "2.jpg")[1].splitlines()
+    assert table[0].split() == ["score", "photo", "taken", "camera", "size"]
+    assert table[1].split(maxsplit=3)[3].split("  ") == ["Canon EOS 5D", "300 x 200"]
+
+
+def test_what_cannot_be_compared_is_a_usage_error(run, index, photos):
+    for options, words in (
+        (["--where", "width"], "KEY=VALUE"),
+        (["--where", "width=.."], "KEY=VALUE"),
+        (["--where", "width=1", "--where", "width=2"], "given already"),
+        (["--path", "[z-a]"], "no pattern"),
+    ):
+        code, _, err = run("search", index, photos / "1.jpg", *options)
+        assert code == 2 and words in err
+
+
+def test_where() -> None:
+    assert parse_where(["a=1", "b=1..2", "c=..x", "d=x..", "e=f=g"]) == {
+        "a": "1",
+        "b": ("1", "2"),
+        "c": (None, "x"),
+        "d": ("x", None),
+        "e": "f=g",
+    }
+    for wrong in ("=1", "a=", "a", "a=.."):
+        with pytest.raises(click.BadParameter):
+            parse_where([wrong])
