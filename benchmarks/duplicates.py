@@ -1,7 +1,7 @@
-"""Copies of photos found again: recall by kind of edit and precision, beside perceptual hashes; time for many contents.
+"""Copies of photos found again: recall by kind of edit and precision, beside perceptual hashes; time for many.
 
-Photos: of open-photos the half that the default thresholds were not measured on (by the hash of the file). Each has two
-copies, of different kinds, written as files and decoded again; kinds go round. All are compared with all others:
+Photos: of open-photos the half that the default thresholds were not measured on (by the hash of the file). Each has
+two copies, of different kinds, written as files and decoded again; kinds go round. All are compared with all others:
 
 - ours: signatures and features of the checkpoint, `index/grouping.py`, with the thresholds that the package ships.
 - PHash: imagededup's, pairs within its default distance of 10 bits.
@@ -19,9 +19,10 @@ import argparse
 import hashlib
 import io
 import resource
+import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
@@ -29,43 +30,59 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from simclr_hub.embedder import Embedder
+from simclr_hub.images import is_image_name
 from simclr_hub.index.calibrate import embed_all
 from simclr_hub.index.calibration import Calibration, load_calibration
 from simclr_hub.index.default_calibration import is_for_calibration
 from simclr_hub.index.edits import border, brighten, contrast, crop, resize, saturate, watermark
 from simclr_hub.index.grouping import Contents, Grouping
 from simclr_hub.signature import SIGNATURE_BYTES, as_rows, picture_signature
-from simclr_hub.sources import as_sources
 
-#: Kind -> how a copy is made of (picture, draw), and the format and quality in which it is written.
-KINDS: dict[str, tuple[Callable[[Image.Image, Random], Image.Image], str, int]] = {
-    **{f"JPEG, quality {q}": (lambda image, draw: image, "JPEG", q) for q in (95, 75, 50, 30)},
-    "WebP, quality 75": (lambda image, draw: image, "WEBP", 75),
-    "AVIF, quality 50": (lambda image, draw: image, "AVIF", 50),
-    "HEIC, quality 50": (lambda image, draw: image, "HEIF", 50),
-    **{f"resized x {f}": (lambda image, draw, f=f: resize(image, f), "JPEG", 85) for f in (0.25, 0.5, 2.0)},
-    **{
-        f"cropped by {round(100 * s)} %": (
-            lambda image, draw, s=s: crop(image, s, draw.random(), draw.random()),
-            "JPEG",
-            85,
-        )
-        for s in (0.05, 0.1, 0.2)
-    },
+Edit = Callable[[Image.Image, Random], Image.Image]
+
+
+def unchanged(image: Image.Image, draw: Random) -> Image.Image:
+    """For kinds that are only written in another format."""
+    return image
+
+
+def resized(factor: float) -> Edit:
+    """Both sides times `factor`."""
+    return lambda image, draw: resize(image, factor)
+
+
+def cropped(share: float) -> Edit:
+    """Without `share` of either side, anywhere."""
+    return lambda image, draw: crop(image, share, draw.random(), draw.random())
+
+
+def framed(share: float) -> Edit:
+    """With a white or black frame."""
+    return lambda image, draw: border(image, share, draw.choice(["white", "black"]))
+
+
+def written_on(image: Image.Image, draw: Random) -> Image.Image:
+    """A text over it, half transparent."""
+    return watermark(image, "www.example.org", draw.uniform(0.1, 0.2), draw.random(), draw.random())
+
+
+#: Kind -> how a copy is made, and the format and quality in which it is written.
+KINDS: dict[str, tuple[Edit, str, int]] = {
+    **{f"JPEG, quality {quality}": (unchanged, "JPEG", quality) for quality in (95, 75, 50, 30)},
+    "WebP, quality 75": (unchanged, "WEBP", 75),
+    "AVIF, quality 50": (unchanged, "AVIF", 50),
+    "HEIC, quality 50": (unchanged, "HEIF", 50),
+    **{f"resized x {factor}": (resized(factor), "JPEG", 85) for factor in (0.25, 0.5, 2.0)},
+    **{f"cropped by {round(100 * share)} %": (cropped(share), "JPEG", 85) for share in (0.05, 0.1, 0.2)},
     "darker x 0.6": (lambda image, draw: brighten(image, 0.6), "JPEG", 85),
     "brighter x 1.5": (lambda image, draw: brighten(image, 1.5), "JPEG", 85),
     "contrast x 0.6": (lambda image, draw: contrast(image, 0.6), "JPEG", 85),
     "contrast x 1.6": (lambda image, draw: contrast(image, 1.6), "JPEG", 85),
-    "watermark": (
-        lambda image, draw: watermark(image, "www.example.org", draw.uniform(0.1, 0.2), draw.random(), draw.random()),
-        "JPEG",
-        85,
-    ),
+    "watermark": (written_on, "JPEG", 85),
     "mirrored": (lambda image, draw: ImageOps.mirror(image), "JPEG", 85),
     "grey": (lambda image, draw: saturate(image, 0), "JPEG", 85),
     "turned by 90 degrees": (lambda image, draw: image.rotate(draw.choice([90, 270]), expand=True), "JPEG", 85),
-    "border of 5 %": (lambda image, draw: border(image, 0.05, draw.choice(["white", "black"])), "JPEG", 85),
-    "border of 10 %": (lambda image, draw: border(image, 0.1, draw.choice(["white", "black"])), "JPEG", 85),
+    **{f"border of {round(100 * share)} %": (framed(share), "JPEG", 85) for share in (0.05, 0.1)},
 }
 
 
@@ -76,18 +93,29 @@ class Library:
     files: list[bytes]
     photo: np.ndarray
     kind: list[str]
-    classes: list[str]
+    classes: list[str] = field(default_factory=list)
 
 
-def make_library(photos: Sequence[Path]) -> Library:
+def read_photos(source: Path) -> list[tuple[str, bytes]]:
+    """Class and bytes of the photos of class folders, or of a tar of them, by name."""
+    if source.is_dir():
+        files = {str(path.relative_to(source)): path.read_bytes() for path in source.rglob("*") if is_image_name(path)}
+    else:
+        with tarfile.open(source) as tar:
+            members = [member for member in tar if member.isfile() and is_image_name(member.name)]
+            files = {member.name: file.read() for member in members if (file := tar.extractfile(member)) is not None}
+    return [(name.split("/")[-2], files[name]) for name in sorted(files)]
+
+
+def make_library(photos: Sequence[tuple[str, bytes]]) -> Library:
     """Each photo of the other half, and two copies of it."""
     import pillow_heif
 
     pillow_heif.register_heif_opener()
     kinds = list(KINDS)
-    chosen = [(path, data) for path in photos if not is_for_calibration(data := path.read_bytes())]
-    library = Library([data for _, data in chosen], np.arange(len(chosen)), [""] * len(chosen), [])
-    library.classes = [path.parent.name for path, _ in chosen]
+    chosen = [(name, data) for name, data in photos if not is_for_calibration(data)]
+    library = Library([data for _, data in chosen], np.arange(len(chosen)), [""] * len(chosen))
+    library.classes += [name for name, _ in chosen]
     owners = []
     for turn in range(2):
         for number, (_, data) in enumerate(chosen):
@@ -156,8 +184,8 @@ def peers(files: Sequence[bytes]) -> Iterator[tuple[str, np.ndarray, float]]:
         yield "PDQ, 8 orientations", hash_pairs(bits, 31, forms), time.process_time() - started
 
 
-def judge(pairs: np.ndarray, library: Library, number: int) -> dict[str, float]:
-    """Recall by kind, and "precision" with the numbers of pairs; rows from `number` on are copies."""
+def judge(pairs: np.ndarray, library: Library) -> dict[str, float]:
+    """Recall by kind, "precision", and the numbers of pairs."""
     one = library.photo[pairs[:, 0]] == library.photo[pairs[:, 1]]
     found = {(min(a, b), max(a, b)) for a, b in pairs.tolist()}
     hit: dict[str, list[bool]] = {}
@@ -165,74 +193,54 @@ def judge(pairs: np.ndarray, library: Library, number: int) -> dict[str, float]:
         if kind:
             hit.setdefault(kind, []).append((int(library.photo[row]), row) in found)
     result = {kind: float(np.mean(hit[kind])) for kind in KINDS}
-    result["all kinds"] = float(np.mean([h for some in hit.values() for h in some]))
-    result |= {"pairs told": len(pairs), "of them wrong": int((~one).sum()), "precision": float(one.mean())}
-    return result
+    result["all kinds"] = float(np.mean([one_hit for some in hit.values() for one_hit in some]))
+    return result | {"precision": float(one.mean()), "pairs told": len(pairs), "of them wrong": int((~one).sum())}
 
 
 def compare(options: argparse.Namespace) -> None:
     """The table of kinds."""
-    photos = [Path(path) for path in as_sources(options.open_photos)]
-    library = make_library(photos)
-    number = len(library.classes)
+    library = make_library(read_photos(options.open_photos))
+    number, total = len(library.classes), len(library.files)
     embedder = Embedder(options.model, runtime="torch")
     calibration = load_calibration(options.calibration, embedder.fingerprint)
-    assert calibration is not None, "no thresholds for this model: simclr-hub calibrate"
+    if calibration is None:
+        raise SystemExit("no thresholds for this model: simclr-hub calibrate, then --calibration INDEX")
     found, vectors, signatures = embed_all(embedder, library.files)
-    assert len(found) == len(library.files), "a copy that cannot be read"
+    if len(found) != total:
+        raise SystemExit(f"{total - len(found)} copies cannot be read")
     started = time.process_time()
-    columns = {"ours": judge(our_pairs(vectors, signatures, calibration), library, number)}
-    print(f"{number} photos, {len(library.files) - number} copies; ours: {time.process_time() - started:.1f} CPU s")
-    for name, pairs, seconds in peers(library.files):
-        columns[name] = judge(pairs, library, number)
-        print(f"{name}: {1e3 * seconds / len(library.files):.2f} ms a file with decoding")
+    columns = {"ours": judge(our_pairs(vectors, signatures, calibration), library)}
+    print(f"{number} photos, {total - number} copies; ours: {time.process_time() - started:.1f} CPU s")
+    for name, pairs, seconds in peers(library.files) if not options.no_peers else ():
+        columns[name] = judge(pairs, library)
+        print(f"{name}: {1e3 * seconds / total:.2f} ms a file with decoding")
     if options.distractors:
-        more = distractors(options.distractors, options.distractor_count)
-        _, more_vectors, more_signatures = embed_all(embedder, more)
+        _, more, marks = embed_all(embedder, distractors(options.distractors, options.distractor_count))
         started = time.process_time()
-        pairs = our_pairs(
-            np.concatenate([vectors, more_vectors]), np.concatenate([signatures, more_signatures]), calibration
-        )
-        seconds = time.process_time() - started
-        mixed = (pairs < len(vectors)).all(1)
-        library.photo = np.concatenate([library.photo, number + np.arange(len(more_vectors))])
-        name = f"ours, among {len(more_vectors):,} more"
-        columns[name] = judge(pairs, library, number)
-        print(
-            f"{name}: {seconds:.0f} CPU s; {int((~mixed).sum())} pairs of or with the others: {pairs[~mixed].tolist()}"
-        )
-        columns[name] |= judge_precision(pairs[mixed], library)
-    rows = [*KINDS, "all kinds", "precision", "pairs told", "of them wrong"]
-    print(f"| | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|")
-    for row in rows:
-        cells = [column[row] for column in columns.values()]
-        print(
-            f"| {row} | "
-            + " | ".join(
-                f"{c:.4f}"
-                if row == "precision"
-                else f"{100 * c:.1f}"
-                if c <= 1 and row not in rows[-2:]
-                else f"{c:,.0f}"
-                for c in cells
-            )
-            + " |"
-        )
-    originals = vectors[:number]
+        pairs = our_pairs(np.concatenate([vectors, more]), np.concatenate([signatures, marks]), calibration)
+        name, own = f"ours, among {len(more):,} more", (pairs < total).all(1)
+        print(f"{name}: {time.process_time() - started:.0f} CPU s; {(~own).sum()} pairs with or of them: ", end="")
+        print([(a, b - total) if a < total else (a - total, b - total) for a, b in pairs[~own].tolist()])
+        columns[name] = judge(pairs[own], library)
+    print_table(columns)
     threshold = calibration.similar(number)
     upper = np.triu_indices(number, 1)
-    above = (originals @ originals.T)[upper] >= threshold
+    above = (vectors[:number] @ vectors[:number].T)[upper] >= threshold
     labels = np.array(library.classes)
     one_class = (labels[:, None] == labels)[upper]
     print(
-        f"similar from cosine {threshold:.4f}: {above.sum()} pairs, {100 * one_class[above].mean():.1f} % of one class, of all such {100 * above[one_class].mean():.2f} %"
+        f"similar from cosine {threshold:.4f}: {above.sum()} pairs, {100 * one_class[above].mean():.1f} % of one "
+        f"class, {100 * above[one_class].mean():.2f} % of all such"
     )
 
 
-def judge_precision(pairs: np.ndarray, library: Library) -> dict[str, float]:
-    """Of pairs within the library."""
-    one = library.photo[pairs[:, 0]] == library.photo[pairs[:, 1]]
-    return {"pairs told": len(pairs), "of them wrong": int((~one).sum()), "precision": float(one.mean())}
+def print_table(columns: dict[str, dict[str, float]]) -> None:
+    """Shares in percent, numbers as they are."""
+    print(f"| | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|")
+    for row in [*KINDS, "all kinds", "precision"]:
+        print(f"| {row} | {' | '.join(f'{100 * column[row]:.1f}' for column in columns.values())} |")
+    for row in ("pairs told", "of them wrong"):
+        print(f"| {row} | {' | '.join(f'{column[row]:,.0f}' for column in columns.values())} |")
 
 
 def distractors(folder: Path, number: int) -> list[bytes]:
@@ -289,7 +297,8 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, default=Path("."), help="folder of another model's thresholds")
     parser.add_argument("--distractors", type=Path)
     parser.add_argument("--distractor-count", type=int, default=20_000)
-    parser.add_argument("--many", type=int)
+    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--many", type=int, help="so many synthetic contents")
     options = parser.parse_args()
     if options.open_photos:
         compare(options)

@@ -8,8 +8,9 @@ no collection of large ones is at hand: 12 photos side by side, each enlarged to
 
 All run a ResNet-50 at 224 pixels with random weights, on which the time does not depend, in float32:
 
-- `SimilarityIndex.sync` into a new index, which is what `simclr-hub index` does, with a loaded model; and the command
-  as a whole, in a process of its own, with start, imports and loading;
+- `SimilarityIndex.sync` into a new index, which is what `simclr-hub index` does, with a loaded model, and ONNX
+  Runtime from the first photo on, as by default from the 42nd on; and the command as a whole, in a process of its own,
+  with start, imports and loading;
 - a loop over torchvision: open, resize, crop, ResNet-50; the same in a DataLoader with two workers;
 - transformers' image-feature-extraction pipeline with transformers' ResNet-50;
 - imagededup's CNN encoder, if installed, with torchvision's ResNet-50, and with its own MobileNetV3-small, which does
@@ -83,7 +84,7 @@ def contenders(model: SimCLRModel, model_dir: Path) -> dict[str, Callable[[Path]
             resnet(batch)
 
     runs: dict[str, Callable[[Path], Any]] = {
-        "simclr-hub index": indexing(Embedder(model)),
+        "simclr-hub index": indexing(Embedder(model, runtime="onnxruntime")),
         "simclr-hub index, the whole command": command,
         "loop over torchvision": loop,
         "torchvision, DataLoader": loader,
@@ -271,6 +272,7 @@ def main() -> None:
     parser.add_argument("--large", type=int, default=24)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--only", choices=("speed", "drift"))
+    parser.add_argument("--skip", nargs="*", default=[], help="contenders to leave out, by name")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     found = folder_images(arguments.photos)
@@ -287,7 +289,8 @@ def main() -> None:
         SimCLRImageProcessor(size=224).save_pretrained(model_dir)
         if arguments.only != "drift":
             with torch.inference_mode():
-                runs = contenders(model, model_dir)
+                every = contenders(model, model_dir)
+                runs = {name: run for name, run in every.items() if name not in arguments.skip}
                 race("small photos", small, runs, arguments.repeat)
                 race("photos of 12 megapixels", large, runs, arguments.repeat)
                 default = {"simclr-hub index": indexing(Embedder())}

@@ -5,7 +5,8 @@
 FOLDER gets a store and a cache of up to 5 GB, which are deleted at the end. Vectors are drawn from a mixture of
 clusters of different sizes, with a spread of falling spectrum within each and a mean that all share, as features of
 photos have; queries are drawn from the same mixture and are not in the index. Ours and the bare FAISS calls (the same
-index, the same settings: candidates, then inner products with the full vectors) run in turn; medians.
+index, the same settings: candidates, then inner products with the full vectors) run in turn; medians of CPU time, for
+one thread (set OMP_NUM_THREADS=1).
 """
 
 import argparse
@@ -205,13 +206,13 @@ def _bare(approximate: Approximate | None, vectors: np.ndarray, dim: int) -> Cal
 
 
 def _in_turn(ours: Callable[[], object], bare: Callable[[], object], repeat: int) -> tuple[float, float]:
-    """Median seconds of each, measured in turn so that a noisy moment hits both."""
+    """Median seconds of each, in turn, of this process's CPU time: other work on the machine does not count."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeat):
-        for run, list_ in ((ours, times[0]), (bare, times[1])):
-            start = time.perf_counter()
+        for run, seconds in ((ours, times[0]), (bare, times[1])):
+            start = time.process_time()
             run()
-            list_.append(time.perf_counter() - start)
+            seconds.append(time.process_time() - start)
     return statistics.median(times[0]), statistics.median(times[1])
 
 

@@ -141,8 +141,7 @@ class _Unpacked:
     """The bytes of a tar file, unpacked as they are read, within limits."""
 
     def __init__(self, raw: IO[bytes], name: str):
-        self._raw, self._name = raw, name
-        self._got = self._ends = 0
+        self._raw, self._name, self._got = raw, name, 0
         self._allowed: int | None = None
         magic = raw.read(6)
         raw.seek(0)
@@ -151,15 +150,12 @@ class _Unpacked:
 
     def allow(self, most: int | None) -> None:
         """How many bytes may be read until the next call; what tarfile keeps in memory is bounded by it."""
-        self._allowed, self._ends = most, 0
+        self._allowed = most
 
     def read(self, size: int) -> bytes:
         """At most `size` bytes, fewer only at the end."""
         data = self._file.read(size)
         self._got += len(data)
-        self._ends += not data
-        if self._ends > 8:  # tarfile would read on for ever in some headers
-            raise EOFError("it ends in a header")
         if self._got > max(_SMALL, MAX_RATIO * self._raw.tell()):
             raise _bomb(self._name)
         if self._allowed is not None:

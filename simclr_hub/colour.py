@@ -15,7 +15,6 @@ from PIL import Image, ImageCms
 MAX_PROFILE = 4 << 20
 
 _SPACES = {"RGB": "RGB", "CMYK": "CMYK", "GRAY": "L"}
-_CLASSES = ("mntr", "scnr", "prtr", "spac")
 _ALIKE = 2
 
 
@@ -51,7 +50,7 @@ def _transform(profile: bytes) -> tuple[str, Any] | None:
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         mode = _SPACES.get(source.profile.xcolor_space.strip())
-        if mode is None or source.profile.device_class not in _CLASSES:
+        if mode is None:
             return None
         transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
         probe = _probe(mode)

@@ -136,8 +136,8 @@ class Embedder:
         self._dtype = dtype or torch.float32
         check_runtime(runtime, self._device, self._dtype)
         cpu = self._device.type == "cpu"
-        # On a CPU large batches of large images fall out of the cache; small images need them.
-        fitting = max(1, min(32, 32 * 64**2 // self._size**2)) if cpu else 64
+        # On a CPU large batches of large images fall out of the cache; only small images need them, and 8 do.
+        fitting = max(1, min(32, 8 * 64**2 // self._size**2)) if cpu else 64
         self._batch_size = fitting if batch_size is None else batch_size
         if workers is None:
             self._workers = torch.get_num_threads() if cpu else min(32, os.cpu_count() or 1)
@@ -165,7 +165,7 @@ class Embedder:
         faster = cpu and self._dtype == torch.float32 and is_installed()
         self._runtime = runtime or ("onnxruntime" if faster else "torch")
         # Images of a stream before the faster runtime is built, which costs about as much as it saves on so many.
-        self._patience = 16 * fitting if runtime in (None, "torch") else 0
+        self._patience = max(16, 512 * 64**2 // self._size**2) if runtime in (None, "torch") else 0
         self._built: Runner | None = None
         self._building = threading.Lock()
 

@@ -4,7 +4,6 @@ Unusual: nothing here raises. A damaged or lying EXIF block gives fewer keys; wh
 short, so that it can go into a store, a table or a page as it is.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -116,9 +115,7 @@ def _camera(exif: Tags) -> str | None:
 def _gps(place: Tags) -> list[float] | None:
     latitude = _degrees(place, ExifTags.GPS.GPSLatitude, ExifTags.GPS.GPSLatitudeRef, "NS", 90)
     longitude = _degrees(place, ExifTags.GPS.GPSLongitude, ExifTags.GPS.GPSLongitudeRef, "EW", 180)
-    if (
-        latitude is None or longitude is None or latitude == longitude == 0
-    ):  # 0, 0 is what a receiver without a fix writes
+    if latitude is None or longitude is None or latitude == longitude == 0:  # 0, 0: a receiver without a fix
         return None
     return [latitude, longitude]
 
@@ -128,11 +125,11 @@ def _degrees(place: Tags, tag: int, reference_tag: int, references: str, most: i
     values, reference = place.get(tag), _text(place.get(reference_tag)).upper()
     if not isinstance(values, tuple) or not 1 <= len(values) <= 3 or reference not in tuple(references):
         return None
-    parts = [float(value) for value in values]  # 0/0, which stands for unknown, is NaN
-    if not all(math.isfinite(part) and part >= 0 for part in parts):
+    parts = [float(value) for value in values]
+    degrees = sum((part / 60.0**i for i, part in enumerate(parts)), 0.0)
+    if not (all(part >= 0 for part in parts) and degrees <= most):  # 0/0, which stands for unknown, is NaN
         return None
-    degrees = sum(part / 60**i for i, part in enumerate(parts))
-    return None if degrees > most else round(-degrees if reference == references[1] else degrees, 7) + 0.0
+    return round(-degrees if reference == references[1] else degrees, 7) + 0.0
 
 
 def _text(value: Any) -> str:

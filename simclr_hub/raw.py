@@ -49,10 +49,8 @@ def _holds_sensor_values(tiff: bytes) -> bool:
                 tag, kind, n, value = struct.unpack_from(order + "HHII", tiff, at + 2 + 12 * i)
                 if tag == _DNG_VERSION:
                     return True
-                if (
-                    tag == _PHOTOMETRIC
-                    and struct.unpack_from(order + "H", tiff, at + 10 + 12 * i)[0] in _SENSOR_VALUES
-                ):
+                (short,) = struct.unpack_from(order + "H", tiff, at + 10 + 12 * i)
+                if tag == _PHOTOMETRIC and short in _SENSOR_VALUES:
                     return True
                 if tag == _SUB_IFDS and kind in (4, 13):
                     n = min(n, _MAX_IFDS)

@@ -8,6 +8,7 @@ from PIL import Image
 
 SHORT, LONG, BYTE, ASCII, RATIONAL, SRATIONAL = 3, 4, 1, 2, 5, 10
 _SIZES = {SHORT: 2, LONG: 4, BYTE: 1, ASCII: 1, RATIONAL: 8, SRATIONAL: 8}
+_XYZ_TO_SRGB = (32406, -15372, -4986, -9689, 18758, 415, 557, -2040, 10570)
 
 
 class Tiff:
@@ -89,7 +90,7 @@ def dng(
         271: (ASCII, b"Maker\0"), 272: (ASCII, b"Model 1\0"), 273: (LONG, tiff.put(thumbnail)),
         274: (SHORT, orientation), 277: (SHORT, 3), 278: (LONG, 12), 279: (LONG, len(thumbnail)), 330: (LONG, below),
         306: (ASCII, b"2020:05:06 07:08:09\0"),
-        50721: (SRATIONAL, [[3, 1], [0, 1], [0, 1], [0, 1], [1, 1], [0, 1], [0, 1], [0, 1], [1, 1]]),
+        50721: (SRATIONAL, [[value, 10_000] for value in _XYZ_TO_SRGB]),
         50728: (RATIONAL, [[1, 1], [1, 1], [1, 1]]), 50778: (SHORT, 21),
     }  # fmt: skip
     if is_dng:

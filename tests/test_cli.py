@@ -68,6 +68,15 @@ def test_index_then_again_then_with_changes(run, photos, tiny_dir):
     assert "broken.jpg" in run("failures", "my.index")[1]
 
 
+def test_places_are_recorded_on_request_when_the_index_is_made(run, index, photos, tiny_dir):
+    assert run("index", photos, "-o", "places.index", "--model", tiny_dir, "--gps")[0] == 0
+    assert json.loads(run("status", "places.index", "--json")[1])["gps"]
+    assert run("index", photos, "-o", "places.index", "--gps")[0] == 0
+    assert not json.loads(run("status", index, "--json")[1])["gps"]
+    code, _, err = run("index", photos, "--gps")
+    assert code == 2 and "photos.index was made without places" in err
+
+
 def test_search_finds_the_photo_itself_first(run, index, photos):
     code, out, _ = run("search", index, photos / "2.jpg", "-k", 3, "--json")
     matches = json.loads(out)[0]["matches"]

@@ -46,6 +46,7 @@ def profile(primaries, gamma=None, space=b"RGB ", kind=b"mntr") -> bytes:
 
 P3 = profile(((0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407)))
 SRGB_BY_HAND = profile(((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410)))
+SRGB_ROUNDED = profile(((0.4365, 0.2220, 0.0139), (0.3850, 0.7170, 0.0971), (0.1431, 0.0606, 0.7139)))
 GREY_GAMMA_1 = profile((), gamma=1.0, space=b"GRAY")
 
 
@@ -71,11 +72,15 @@ def test_the_same_colours_from_wide_gamut_files_of_every_format(format, picture)
 
 
 def test_srgb_profiles_change_no_bit(picture):
-    plain = load_image(encoded(picture, "PNG")).pixels
-    for srgb in (SRGB, SRGB_BY_HAND):
-        assert torch.equal(load_image(encoded(picture, "PNG", icc_profile=srgb)).pixels, plain)
-        jpeg = load_image(encoded(picture, "JPEG", icc_profile=srgb)).pixels
-        assert torch.equal(jpeg, load_image(encoded(picture, "JPEG")).pixels)
+    every_colour = colour._probe("RGB")
+    changed = ImageCms.profileToProfile(every_colour, io.BytesIO(SRGB_ROUNDED), ImageCms.createProfile("sRGB"))
+    assert np.abs(np.asarray(changed, int) - np.asarray(every_colour, int)).max() == 2  # if it were applied
+    for image in (picture, every_colour):
+        plain = load_image(encoded(image, "PNG")).pixels
+        for srgb in (SRGB, SRGB_BY_HAND, SRGB_ROUNDED):
+            assert torch.equal(load_image(encoded(image, "PNG", icc_profile=srgb)).pixels, plain)
+    jpeg = load_image(encoded(picture, "JPEG", icc_profile=SRGB)).pixels
+    assert torch.equal(jpeg, load_image(encoded(picture, "JPEG")).pixels)
 
 
 def test_grey_profiles():

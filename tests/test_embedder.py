@@ -177,7 +177,7 @@ def test_the_faster_runtime_is_built_once_it_pays(tiny_model, monkeypatch):
 
     monkeypatch.setattr(embedder_module, "build", build)
     embedder = Embedder(tiny_model, batch_size=8)
-    assert embedder._patience == 16 * 32  # at 64 pixels
+    assert embedder._patience == 512  # at 64 pixels
     embedder._patience = patience = 40
     image = noise(1)[0]
     assert len(list(embedder.stream([image] * patience))) == patience and not built

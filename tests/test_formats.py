@@ -74,7 +74,7 @@ def test_raw_files_are_upright(orientation, kind):
     else:
         assert loaded.pixels.shape == (3, LARGE[1] // 2, LARGE[0] // 2)
         half = np.asarray(picture.reduce(2), float).transpose(2, 0, 1)
-        assert np.corrcoef(loaded.pixels.numpy().ravel(), half.ravel())[0, 1] > 0.85  # of other brightness
+        assert np.corrcoef(loaded.pixels.numpy().ravel(), half.ravel())[0, 1] > 0.95  # of other brightness
 
 
 @pytest.mark.parametrize("format", ["HEIF", "AVIF", "JXL"])
@@ -122,10 +122,10 @@ def test_the_size_in_boxes_and_by_ratio():
 
 @pytest.mark.parametrize("format", ["HEIF", "AVIF", "JXL", "RAW"])
 def test_too_many_pixels_are_refused_before_they_are_decoded(format, monkeypatch):
-    data = dng(smooth(LARGE)) if format == "RAW" else encoded(smooth(LARGE), format)
+    data = dng(smooth()) if format == "RAW" else encoded(smooth(), format)
     assert load_image(data)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", LARGE[0] * LARGE[1] // 2 - 1)
-    assert max_pixels() == LARGE[0] * LARGE[1] - 2
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 96 * 64 // 2 - 1)
+    assert max_pixels() == 96 * 64 - 2
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
     if format == "JXL":
         monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("decoded"))
@@ -206,11 +206,14 @@ def test_a_raw_file_s_preview_is_used_from_a_size_on():
         load_image(dng(sensor, preview=cut))
 
 
-def test_a_preview_that_does_not_say_how_it_lies(monkeypatch):
+def test_a_preview_that_does_not_say_how_it_lies():
     picture, exif = smooth(LARGE), Image.Exif()
     exif[0x010F] = "Maker"
     stored = turned(picture, 6)
-    loaded = load_image(dng(stored, preview=jpeg(stored, exif=exif.tobytes()), orientation=6))
+    preview = jpeg(stored, exif=exif.tobytes())
+    assert preview[2:4] == b"\xff\xe0"
+    preview = preview[:2] + preview[20:]  # as cameras begin it: with the EXIF; LibRaw would add its own to others
+    loaded = load_image(dng(stored, preview=preview, orientation=6))
     assert difference(loaded, picture) < 3
 
 

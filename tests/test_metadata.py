@@ -92,6 +92,7 @@ def test_an_mpo_is_a_jpeg():
         ({Base.Make: "  Sony\0junk  "}, "Sony"),
         ({Base.Model: "X\x1b[31m\n\u202e1"}, "X [31m 1"),
         ({Base.Model: "x" * 60_000}, "x" * MAX_TEXT),
+        ({Base.Make: "Canon", Base.Model: "Canon" + "x" * 300}, "Canon" + "x" * (MAX_TEXT - 5)),
         ({Base.Make: "A" * 90, Base.Model: "B" * 90}, "A" * 90 + " " + "B" * 9),
         ({Base.Make: "", Base.Model: " \0"}, None),
         ({Base.Make: b"\xff\xfe", Base.Model: 7}, "\ufffd\ufffd"),
@@ -160,11 +161,11 @@ def test_places(change, gps):
 
 
 def test_damaged_exif_gives_fewer_keys_never_an_error():
-    """4,000 mutants of an EXIF block inside a good JPEG: the pixels stay, and what is told is short, plain JSON."""
+    """1,500 mutants of an EXIF block inside a good JPEG: the pixels stay, and what is told is short, plain JSON."""
     rng = random.Random(0)
     block = exif_of(MAIN | {Base.Orientation: 6}, DETAILS, PLACE).tobytes()
     kept = 0
-    for _ in range(4000):
+    for _ in range(1500):
         data = bytearray(block)
         for _ in range(rng.randrange(1, 12)):
             data[rng.randrange(6, len(data))] = rng.choice((0, 255, rng.randrange(256)))
@@ -180,7 +181,7 @@ def test_damaged_exif_gives_fewer_keys_never_an_error():
         assert all(value.isprintable() for value in info.values() if isinstance(value, str))
         assert {info["width"], info["height"]} == {16, 24}
         kept += len(info) > 2
-    assert kept > 1000
+    assert kept > 400
 
 
 def test_a_loop_of_blocks_ends():

@@ -27,14 +27,17 @@ _index_argument = click.argument("index", type=click.Path(path_type=Path))
     type=click.Path(path_type=Path),
     help="Where PHOTOS were when they were indexed: nothing is embedded again.",
 )
+@click.option("--gps", is_flag=True, help="A new index also records where photos were taken, if they tell.")
 @json_option
-def index_command(photos: Path, output: Path, model: str | None, moved_from: Path | None, as_json: bool) -> int:
+def index_command(
+    photos: Path, output: Path, model: str | None, moved_from: Path | None, gps: bool, as_json: bool
+) -> int:
     """Create an index of the folder PHOTOS, or bring it up to date.
 
     New and changed photos are embedded, renamed ones recognised, vanished ones marked missing. It may be stopped at
     any moment and run again. Nothing is written below PHOTOS.
     """
-    with open_or_create(output, model) as index:
+    with open_or_create(output, model, gps=gps) as index:
         try:
             report = sync(index, photos, moved_from)
         except KeyboardInterrupt:
@@ -48,9 +51,15 @@ def index_command(photos: Path, output: Path, model: str | None, moved_from: Pat
     return 3 if report.failed else 0
 
 
-def open_or_create(path: Path, model: str | None) -> SimilarityIndex:
+def open_or_create(path: Path, model: str | None, *, gps: bool = False) -> SimilarityIndex:
     """The index at `path`, made if there is none."""
-    return SimilarityIndex.open(path, model=model) if path.exists() else SimilarityIndex.create(path, model=model)
+    if not path.exists():
+        return SimilarityIndex.create(path, model=model, gps=gps)
+    index = SimilarityIndex.open(path, model=model)
+    if gps and not index.status()["gps"]:
+        index.close()
+        raise click.UsageError(f"--gps: {describe(path)} was made without places; make another index for them")
+    return index
 
 
 def sync(index: SimilarityIndex, photos: Path, moved_from: Path | None = None) -> SyncReport:

@@ -134,7 +134,8 @@ class ArrayFile:
         self._checksums = np.frombuffer(tail, "<u4", -(-size // BLOCK))
         self._size, self._sections = size, sections
         self._good = np.zeros(len(self._checksums), bool)
-        self.data = np.frombuffer(mmap.mmap(self._file, size, access=mmap.ACCESS_READ) if size else b"", np.uint8)
+        self.map = mmap.mmap(self._file, size, access=mmap.ACCESS_READ) if size else b""
+        self.data = np.frombuffer(self.map, np.uint8)
 
     def array(self, name: str) -> "CheckedArray":
         """One of the arrays."""
@@ -198,6 +199,7 @@ class CheckedArray:
         self._values, self._file, self._start = values, file, start
         self._row_bytes = values.dtype.itemsize * int(np.prod(values.shape[1:]))
         self._complete = file is None or not len(values)
+        self._bytes: bytes | None = None
 
     def __len__(self) -> int:
         return len(self._values)
@@ -206,6 +208,14 @@ class CheckedArray:
     def in_memory(self) -> bool:
         """Whether it lies in memory, not in a file."""
         return self._file is None
+
+    def bytes(self) -> tuple[bytes | mmap.mmap, int]:
+        """What can be cut into bytes, and the place in it where the array begins; those must have been compared."""
+        if self._file is not None:
+            return self._file.map, self._start
+        if self._bytes is None:
+            self._bytes = self._values.tobytes()
+        return self._bytes, 0
 
     def all(self) -> np.ndarray:
         """The array, all of it compared."""

@@ -21,7 +21,7 @@ CALIBRATION_NAME = "duplicates.json"
 DEFAULT = Path(__file__).parents[1] / "assets" / "default" / CALIBRATION_NAME
 #: Correlation of two aligned signatures from which they are the same picture if their cosine agrees, and alone. Of the
 #: pairs of different pictures none reached the first when they were chosen; see benchmarks/RESULTS.md.
-CORRELATION, CORRELATION_ALONE = 0.97, 0.98
+CORRELATION, CORRELATION_ALONE = 0.955, 0.97
 #: How many of a photo's neighbours may be called similar by chance.
 CHANCE_NEIGHBOURS = 0.1
 

@@ -4,9 +4,11 @@ Unusual: texts lie one behind the other in one array of bytes, and only those of
 that a million photos cost neither a million objects nor the reading of a million rows.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -46,10 +48,16 @@ class Texts:
 
     def some(self, numbers: np.ndarray) -> list[bytes]:
         """Those of these numbers."""
+        first, last = self.check(numbers)
+        read, start = self.data.bytes()
+        return [read[a:b] for a, b in zip((first + start).tolist(), (last + start).tolist(), strict=True)]
+
+    def check(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Compare those of these numbers with their checksums; where they begin and end."""
         starts = self.starts.rows(numbers, numbers + 2)
         first, last = starts[numbers], starts[numbers + 1]
-        view = self.data.rows(first, last).data
-        return [view[a:b].tobytes() for a, b in zip(first.tolist(), last.tolist(), strict=True)]
+        self.data.rows(first, last)
+        return first, last
 
     def pieces(self, size: int = 1 << 14) -> Iterator[list[bytes]]:
         """All of them, in lists of at most `size`."""
@@ -106,6 +114,17 @@ class Catalog:
         known = hashes[among(hashes, self.hashes.all())]
         rows: np.ndarray = self.rows.all()[np.searchsorted(self.hashes.all(), known)].astype(np.int64)
         return rows
+
+    def metadata_later(self, rows: np.ndarray, photos: np.ndarray) -> Iterator[Callable[[], dict[str, Any]]]:
+        """For each of these photos, of these rows, what gives its metadata; they are compared with checksums now."""
+        self.info.check(rows)
+        self.metadata.check(photos)
+        return map(partial, itertools.repeat(self._read_metadata), rows.tolist(), photos.tolist())
+
+    def _read_metadata(self, row: int, photo: int) -> dict[str, Any]:
+        (info,), (own,) = self.info.some(np.array([row])), self.metadata.some(np.array([photo]))
+        metadata: dict[str, Any] = json.loads(info) | json.loads(own)
+        return metadata
 
     def row_of_photo(self) -> np.ndarray:
         """The row of each photo (P,)."""

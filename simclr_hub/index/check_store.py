@@ -21,6 +21,8 @@ from .store import About, Store
 
 #: How far from 1 the length of a vector may be: float32 rounds 4096 squares by far less.
 LENGTH_TOLERANCE = 1e-4
+#: What reading a damaged file raises; the last from sqlite3 itself, for a message that quotes damaged text.
+READ_ERRORS = (sqlite3.Error, MemoryError, UnicodeDecodeError)
 #: Problems of one kind that are told one by one.
 TOLD = 3
 
@@ -59,7 +61,7 @@ def _check_pages(db: sqlite3.Connection, report: CheckReport) -> bool:
         found = [text for (text,) in db.execute("PRAGMA integrity_check(20)")]
         orphans = db.execute("PRAGMA foreign_key_check").fetchall()
         (pages,) = db.execute("PRAGMA page_count").fetchone()
-    except (sqlite3.Error, MemoryError) as e:
+    except READ_ERRORS as e:
         found, orphans, pages = [str(e)], [], 0
     if found == ["ok"]:
         report.verified["pages"] = pages
@@ -83,7 +85,7 @@ def _check_rows(db: sqlite3.Connection, about: About, report: CheckReport) -> No
                     good += 1
                 else:
                     bad.append(f"{table}: {name_row(table, row)}: {why}")
-        except (sqlite3.Error, MemoryError) as e:
+        except READ_ERRORS as e:
             bad.append(f"{table}: reading stopped after {good:,} rows: {e}")
         report.verified[table] = good
         report.problems += bad[:TOLD]

@@ -1,6 +1,6 @@
 """A photo that was found."""
 
-import json
+from collections.abc import Callable
 from typing import Any
 
 
@@ -14,18 +14,18 @@ class Match:
             "modified" (seconds since 1970).
     """
 
-    __slots__ = ("_known", "path", "score")
+    __slots__ = ("_metadata", "path", "score")
 
-    def __init__(self, path: str, score: float, metadata: dict[str, Any] | tuple[bytes, ...]):
+    def __init__(self, path: str, score: float, metadata: dict[str, Any] | Callable[[], dict[str, Any]]):
         self.path = path
         self.score = score
-        self._known = metadata  # as JSON texts until it is asked for: most often it is not
+        self._metadata = metadata  # read when it is asked for: most often it is not
 
     @property
     def metadata(self) -> dict[str, Any]:  # noqa: D102
-        if isinstance(self._known, tuple):
-            self._known = {key: value for text in self._known for key, value in json.loads(text).items()}
-        return self._known
+        if not isinstance(self._metadata, dict):
+            self._metadata = self._metadata()
+        return self._metadata
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Match):
@@ -36,3 +36,6 @@ class Match:
 
     def __repr__(self) -> str:
         return f"Match(path={self.path!r}, score={self.score!r}, metadata={self.metadata!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Match, (self.path, self.score, self.metadata)

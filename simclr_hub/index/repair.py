@@ -12,13 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import _files
 from ..errors import IndexDamagedError, IndexWriteError
-from .check_store import checked_tables, connect, wrong_row
+from .check_store import READ_ERRORS, checked_tables, connect, wrong_row
 from .records import checksum
 from .report import RepairReport
 from .store import STORE_NAME, About, Store
@@ -76,7 +76,8 @@ def repair_store(directory: Path) -> RepairReport:
 
 def _clean(directory: Path) -> None:
     for partial in directory.glob(f"{_PARTIAL}*"):
-        partial.unlink()
+        with suppress(OSError):
+            partial.unlink()
 
 
 def _readable(file: Path, stack: ExitStack) -> sqlite3.Connection:
@@ -85,7 +86,7 @@ def _readable(file: Path, stack: ExitStack) -> sqlite3.Connection:
     try:
         if {"meta", "photos", "vectors"} <= set(checked_tables(db)):
             return db
-    except sqlite3.Error:
+    except READ_ERRORS:
         pass
     copy, fresh = (file.with_name(f"{_PARTIAL}.{name}") for name in ("copy", "fresh"))
     # By another process: closing the file outside SQLite would drop the locks that this process has on it.
@@ -179,7 +180,7 @@ def _until_damage(
                 return False
             previous = row[:key]
             yield row[key:]
-    except (sqlite3.Error, MemoryError, TypeError):  # TypeError: keys that do not compare
+    except (*READ_ERRORS, TypeError):  # TypeError: keys that do not compare
         return False
     return True
 
@@ -206,5 +207,8 @@ def _publish(file: Path, partial: Path) -> Path:
     if journal.exists():  # would be played back into the new store
         os.replace(journal, kept.with_name(f"{kept.name}-journal"))
     os.replace(partial, file)
-    _files.fsync_directory(file.parent)
+    try:
+        _files.fsync_directory(file.parent)
+    except OSError as e:
+        raise IndexWriteError(f"{file}: repaired, but a power cut may bring the damaged one back: {e}") from e
     return kept

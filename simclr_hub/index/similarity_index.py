@@ -117,6 +117,7 @@ class SimilarityIndex:
 
     def close(self) -> None:
         """Close the store; the index cannot be used after that."""
+        self._snapshot = None  # maps the cache's files
         self._store.close()
 
     def __enter__(self) -> "SimilarityIndex":

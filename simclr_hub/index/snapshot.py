@@ -4,6 +4,7 @@ Unusual: it is made of segments, of which a later one overrides the earlier ones
 changed and shares the others.
 """
 
+import itertools
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -73,55 +74,45 @@ class Snapshot:
     def _matches(
         self, scores: np.ndarray, rows: np.ndarray, k: int, photos: Sequence[np.ndarray | None]
     ) -> list[list[Match]]:
-        told = self._tell(np.unique(rows[rows >= 0]), k, photos)
-        found = []
-        for query_scores, query_rows in zip(np.minimum(scores, 1).tolist(), rows.tolist(), strict=True):
-            matches = [
-                Match(path, score, known)
-                for score, row in zip(query_scores, query_rows, strict=True)
-                if row >= 0
-                for path, known in told[row]
-            ]
-            found.append(matches if len(matches) <= k else matches[:k])
-        return found
-
-    def _tell(
-        self, rows: np.ndarray, k: int, photos: Sequence[np.ndarray | None]
-    ) -> dict[int, list[tuple[str, tuple[bytes, bytes]]]]:
-        """For each row, counted through all segments, up to k of its photos: path, and metadata as JSON."""
-        told: dict[int, list[tuple[str, tuple[bytes, bytes]]]] = {}
+        """The first k photos of each line of rows (Q, R), which count through all segments; -1 is none."""
+        hits = np.flatnonzero(rows >= 0)  # in rows.ravel()
+        hit_rows, hit_scores = rows.ravel()[hits], np.minimum(scores.ravel()[hits], 1)
+        matches: list[Match] = []
+        places: list[np.ndarray] = []  # of each match, among the hits
         start = 0
         for segment, passing in zip(self.segments, photos, strict=True):
-            catalog = segment.catalog
-            mine = rows[(rows >= start) & (rows < start + len(catalog))] - start
-            ranges = catalog.first.rows(mine, mine + 2)
-            first, count = ranges[mine], ranges[mine + 1] - ranges[mine]
+            catalog, size = segment.catalog, len(segment.catalog)
+            mine = np.flatnonzero((hit_rows >= start) & (hit_rows < start + size))
+            own = hit_rows[mine] - start
+            start += size
+            ranges = catalog.first.rows(own, own + 2)
+            first, count = ranges[own], ranges[own + 1] - ranges[own]
             if passing is None:
                 count = np.minimum(count, k)
-            numbers = np.repeat(first - np.cumsum(count) + count, count) + np.arange(count.sum())
-            owner = np.repeat(np.arange(len(mine)), count)
+            which = np.repeat(np.arange(len(mine)), count)
+            numbers = np.arange(len(which)) + (first - np.cumsum(count) + count)[which]
             if passing is not None:
-                numbers, owner = numbers[passing[numbers]], owner[passing[numbers]]
-            info = catalog.info.some(mine)
-            known = zip([info[own] for own in owner.tolist()], catalog.metadata.some(numbers), strict=True)
-            photos_told = zip((mine[owner] + start).tolist(), self._paths(segment, numbers), known, strict=True)
-            for row, path, texts in photos_told:
-                if row in told:
-                    told[row].append((path, texts))
-                else:
-                    told[row] = [(path, texts)]
-            start += len(catalog)
-        return told
+                which, numbers = which[passing[numbers]], numbers[passing[numbers]]
+            known = catalog.metadata_later(own[which], numbers)
+            matches += map(Match, self._paths(segment, numbers), hit_scores[mine[which]].tolist(), known)
+            places.append(mine[which])
+        place = np.concatenate(places)
+        if len(self.segments) > 1:
+            order = np.argsort(place, kind="stable")
+            matches, place = [matches[i] for i in order.tolist()], place[order]
+        ends = np.searchsorted(hits[place], np.arange(len(rows) + 1) * rows.shape[1]).tolist()
+        return [matches[a : min(b, a + k)] for a, b in itertools.pairwise(ends)]
 
     def _paths(self, segment: Segment, photos: np.ndarray) -> list[str]:
         roots = segment.catalog.roots.rows(photos)[photos].tolist()
         paths = segment.catalog.paths.some(photos)
+        encoding, errors = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()  # as os.fsdecode, at once
         try:
-            joined = [self.roots[root] + path for root, path in zip(roots, paths, strict=True)]
+            return [
+                (self.roots[root] + path).decode(encoding, errors) for root, path in zip(roots, paths, strict=True)
+            ]
         except KeyError:
             raise self.damaged("a photo without a root folder") from None
-        encoding, errors = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()  # as os.fsdecode, at once
-        return [path.decode(encoding, errors) for path in joined]
 
     def vectors(self) -> tuple[list[str], np.ndarray]:
         """The photos' paths, sorted, and their vectors (P, D)."""

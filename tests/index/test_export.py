@@ -223,6 +223,13 @@ def test_a_bad_header(exported: Path, tmp_path: Path, what: str) -> None:
     refused(change(exported, None, new), tmp_path, why)
 
 
+def test_a_header_that_was_edited(exported: Path, tmp_path: Path) -> None:
+    table = pq.read_table(exported)
+    text = table.schema.metadata[b"simclr_hub"].replace(b"w1", b"w2")
+    pq.write_table(table.replace_schema_metadata(dict(table.schema.metadata) | {b"simclr_hub": text}), exported)
+    refused(exported, tmp_path, "does not match its checksum")
+
+
 def test_what_is_no_export(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = exported.read_bytes()
     monkeypatch.setattr(import_export, "GROUP_LIMIT", 100)

@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 from tiny import SAMPLE_PHOTOS
 
+from simclr_hub.index.alignment import MIN_OVERLAP
 from simclr_hub.index.calibration import CORRELATION
 from simclr_hub.index.edits import EDITS, crop, reencode
-from simclr_hub.index.same_picture import MAX_STRETCH, MIN_COLOUR, MIN_OVERLAP, compare
+from simclr_hub.index.same_picture import MAX_OUTSIDE, MAX_STRETCH, MIN_COLOUR, compare
 from simclr_hub.signature import as_rows, picture_signature, unpack
 
 NAMES = ("cat_1", "banana_1", "dress_1", "chess_1", "hat_2", "boat_1", "tree_1", "shoes_2")
@@ -87,6 +88,16 @@ def test_overlap_is_what_both_show() -> None:
     assert agreement.score[0] > CORRELATION and agreement.overlap[0] == pytest.approx(0.85**2, abs=0.08)
     agreement = compare(unpack(signatures([image])), unpack(signatures([reencode(image, "JPEG", 50)])))
     assert agreement.overlap[0] == 1
+
+
+def test_another_view_of_the_scene_is_another_picture() -> None:
+    image = open_photo("boat_1")
+    left, right = crop(image, 0.15, 0, 0.5), crop(image, 0.15, 1, 0.5)
+    agreement = compare(unpack(signatures([left])), unpack(signatures([right])))
+    assert agreement.correlation[0] > CORRELATION and agreement.outside[0] > MAX_OUTSIDE and agreement.score[0] == 0
+    assert agreement.outside[0] == pytest.approx(0.15 / 0.85, abs=0.03)
+    inside = compare(unpack(signatures([image])), unpack(signatures([left])))
+    assert inside.outside[0] <= MAX_OUTSIDE and inside.score[0] > CORRELATION
 
 
 def test_none_and_unequal_numbers(originals: np.ndarray) -> None:
