@@ -39,6 +39,7 @@ PIECE = 1 << 14
 def draw(number: int, dim: int, seed: int, clusters: int = 2000, latent: int = 64) -> Iterator[np.ndarray]:
     """Vectors of length 1 in pieces (n, dim); another seed gives others of the same mixture."""
     mixture, random = np.random.default_rng(0), np.random.default_rng(seed)
+    latent = min(latent, dim)
     spectrum = (1 + np.arange(latent)) ** -0.5
     basis = np.linalg.qr(mixture.normal(size=(dim, latent)))[0].T.astype(np.float32)
     centres = (mixture.normal(size=(clusters, latent)) * spectrum).astype(np.float32)

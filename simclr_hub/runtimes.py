@@ -4,8 +4,10 @@ Unusual: a runtime that drifts is not used, with a warning, instead of being tru
 of this package and flat pictures, when the runtime is built.
 """
 
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,10 +57,41 @@ def torch_runner(layer: Layer, device: torch.device, dtype: torch.dtype) -> Runn
     @torch.inference_mode()
     def run(pixels: Tensor) -> np.ndarray:
         pixels = pixels.to(device, dtype).contiguous(memory_format=torch.channels_last)
-        array: np.ndarray = layer(pixels).float().cpu().numpy()
+        with _gate.running():
+            array: np.ndarray = layer(pixels).float().cpu().numpy()
         return array
 
     return run
+
+
+class _Gate:
+    """PyTorch's tracer changes every module of the process while it works: networks run together or one is traced."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running = 0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Wait for the end of tracing."""
+        with self._changed:
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def tracing(self) -> Iterator[None]:
+        """Wait until nothing runs, and let nothing start."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._running)
+            yield
+
+
+_gate = _Gate()
 
 
 def build(runtime: str, layer: Layer, size: int, batch_size: int, device: torch.device, dtype: torch.dtype) -> Runner:
@@ -91,7 +124,8 @@ def _onnxruntime(layer: Layer, size: int) -> Runner:
     """One thread a run, for many runs at the same time."""
     import onnxruntime
 
-    file, weights = to_onnx(layer, torch.zeros(2, 3, size, size))
+    with _gate.tracing():
+        file, weights = to_onnx(layer, torch.zeros(2, 3, size, size))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3

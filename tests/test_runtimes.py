@@ -1,3 +1,6 @@
+import threading
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -118,3 +121,39 @@ def test_a_gpu_gives_the_vectors_of_the_cpu(tiny_model, dtype, runtime):
     rows = np.stack([item.vector for item in embedder.stream(images)])
     limit = 5e-3 if dtype == torch.float32 else 5e-2  # float32 convolutions may use TF32
     assert np.abs(rows - expected).max() / np.abs(expected).max() < limit
+
+
+def test_nothing_runs_while_a_network_is_traced(layer, monkeypatch):
+    tracing, overlaps, done = threading.Event(), [], threading.Event()
+    trace = runtimes.to_onnx
+
+    def slow(*args):
+        tracing.set()
+        time.sleep(0.05)
+        try:
+            return trace(*args)
+        finally:
+            tracing.clear()
+
+    class Watched(torch.nn.Module):
+        def forward(self, pixels):
+            overlaps.append(tracing.is_set())
+            time.sleep(0.001)
+            overlaps.append(tracing.is_set())
+            return pixels.flatten(1)
+
+    monkeypatch.setattr(runtimes, "to_onnx", slow)
+    run = runtimes.torch_runner(Watched(), CPU, FLOAT)
+
+    def keep_running():
+        while not done.is_set():
+            run(torch.zeros(1, 3, 2, 2))
+
+    thread = threading.Thread(target=keep_running)
+    thread.start()
+    try:
+        runtimes.build("onnxruntime", layer, 32, 2, CPU, FLOAT)
+    finally:
+        done.set()
+        thread.join()
+    assert overlaps and not any(overlaps)

@@ -42,7 +42,10 @@ def pairs(stars: list[Star]) -> list[tuple[int, int]]:
     return [(star.kept, row) for star in stars for row, _ in star.others]
 
 
-def test_a_grey_copy_is_found_though_the_features_lose_it(signatures: np.ndarray) -> None:
+def test_a_grey_copy_is_found_though_the_features_lose_it(
+    signatures: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grouping, "NEAREST", 1)
     copy = signature(Image.open(PATHS[5]).convert("L"))
     found = group(unrelated(len(PATHS) + 1), np.concatenate([signatures, copy])).same()
     assert pairs(found) == [(5, len(PATHS))]
@@ -78,6 +81,16 @@ def test_similar_ones_are_of_what_is_kept(signatures: np.ndarray) -> None:
 def test_equal_signatures_are_one_picture_however_many() -> None:
     one = signature(Image.open(PATHS[0]))
     found = group(unrelated(40), np.repeat(one, 40, 0)).same()
+    assert len(found) == 1 and len(found[0].others) == 39
+
+
+def test_groups_that_neighbours_do_not_link_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouping, "MIN_SHAPES", 2.0)  # no neighbours by signature
+    one = signature(Image.open(PATHS[0]))
+    # Two crowds: the nearest of each are all of its own.
+    vectors = np.repeat(unrelated(2), 20, 0) + 0.01 * unrelated(40)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    found = group(vectors, np.repeat(one, 40, 0)).same()
     assert len(found) == 1 and len(found[0].others) == 39
 
 
