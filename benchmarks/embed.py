@@ -261,7 +261,8 @@ def random_resnet(paths: list[Path]) -> SimCLRModel:
             module.momentum = 1.0
             torch.nn.init.ones_(module.weight)  # otherwise every block starts as its shortcut
     model(torch.stack([Files(paths)[i] for i in range(min(len(paths), 16))]))
-    return model.eval()
+    fixed: SimCLRModel = model.eval()
+    return fixed
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ def measure(what: str, folder: Path, count: int, cache: bool) -> dict[str, int]:
     """Run one of them in this process."""
     torch.manual_seed(0)
     config = SimCLRConfig(depths=(1, 1, 1, 1), width_multiplier=0.125, image_size=32, stem_type="cifar")
-    embedder = Embedder(model := SimCLRModel(config).eval())
+    embedder = Embedder(model := SimCLRModel(config).train(False))
 
     def paths(n: int) -> Iterator[Path]:
         return (path_of(folder, i) for i in range(n))

@@ -66,7 +66,7 @@ def put_vectors(index: SimilarityIndex, number: int, *, seed: int = 0) -> np.nda
             store.put_vector(content, vector)
             store.put_details(content, {"width": i, "camera": f"camera {i % 7}"}, b"")
             path = b"%d/%d/%d.jpg" % (seed, i % 10, i)
-            store.put(Photo(root.id, path, Stamp(1, 1, 1, i), True, content, "live", metadata='{"bytes": %d}' % i))
+            store.put(Photo(root.id, path, Stamp(1, 1, 1, i), True, content, "live", metadata=f'{{"bytes": {i}}}'))
     return vectors
 
 

@@ -73,7 +73,7 @@ def test_something_drawn_over_it_hardly_moves_it() -> None:
     small_a, small_forms = cells(a, 10), cells(forms, 10)
     placement = align(a, forms, small_a, small_forms, rank_guesses(small_a, small_forms)[1])[2]
     error = (placement - torch.tensor([1 / 0.9, 0.1 / 0.9, 1 / 0.9, -0.1 / 0.9])).abs()
-    assert error.mean() < 0.006
+    assert error.mean() < 0.012
 
 
 def test_roles_are_chosen_pair_by_pair() -> None:
