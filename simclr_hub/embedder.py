@@ -87,7 +87,7 @@ class Embedder:
         device: a torch device; None takes the GPU if there is one.
         dtype: a torch dtype; None is float32, which is exact.
         exact: the official transform alone, of every pixel: without the antialiasing of large photos, and without
-            decoding large JPEGs at a reduced size; None is the processor's choice.
+            decoding large JPEGs at a reduced size, with PyTorch; None is the processor's choice.
         workers: threads that read, decode and transform ahead of the model, and on a CPU run it, too; None is as many
             as PyTorch would use (`OMP_NUM_THREADS`), on a GPU as there are cores.
         runtime: what runs the model: "torch"; "onnxruntime" (float32 on the CPU; the extra "fast"); "compile", which
@@ -162,7 +162,7 @@ class Embedder:
         self._reduce_to = None if self._exact else math.ceil((2 * self._size + 1) / self._crop)
         self._model = Layer(fast_copy(model, self._device, self._dtype), self._projection)
         self._torch = torch_runner(self._model, self._device, self._dtype)
-        faster = cpu and self._dtype == torch.float32 and is_installed()
+        faster = cpu and self._dtype == torch.float32 and not self._exact and is_installed()
         self._runtime = runtime or ("onnxruntime" if faster else "torch")
         # Images of a stream before the faster runtime is built, which costs about as much as it saves on so many.
         self._patience = max(16, 512 * 64**2 // self._size**2) if runtime in (None, "torch") else 0

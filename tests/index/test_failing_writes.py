@@ -79,7 +79,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     mount = tmp_path / "small"
     mount.mkdir()
     if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=400k", "none", mount], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=700k", "none", mount], capture_output=True, check=False
     ).returncode:
         pytest.skip("mounting needs root")
     try:
