@@ -108,8 +108,14 @@ def test_a_real_interrupt(tmp_path, tiny_dir):
     for i in range(3000):
         Image.effect_noise((20, 20), 50 + i % 100).save(tmp_path / f"{i}.png")
     command = [sys.executable, "-c", "from simclr_hub.cli import main; main()"]
+    slowly = """import time
+from simclr_hub.cli import main
+from simclr_hub.index import pipeline
+read = pipeline.read_file
+pipeline.read_file = lambda *a, **k: (time.sleep(0.01), read(*a, **k))[1]
+main()"""  # or it could be done before the signal comes
     arguments = ["index", tmp_path, "-o", tmp_path / "i.index", "--model", tiny_dir]
-    process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", slowly, *arguments], stderr=subprocess.PIPE, text=True)
     while True:
         time.sleep(0.05)
         file = tmp_path / "i.index/store.sqlite3"
