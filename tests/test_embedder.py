@@ -187,6 +187,9 @@ def test_the_faster_runtime_is_built_once_it_pays(tiny_model, monkeypatch):
     assert by_it == [False] * patience + [True] * 8
     assert all((item.vector == 7).all() for item in embedder.stream([image] * 9)) and len(built) == 1
     assert not any((item.vector == 7).all() for item in embedder.stream([image] * 8))  # one batch: all cores
+    exact = Embedder(tiny_model, batch_size=8, exact=True)
+    exact._patience = 8
+    assert len(list(exact.stream([image] * 16))) == 16 and built == ["onnxruntime", "torch"]
 
 
 def test_new_threads_get_their_number_of_threads_back(tiny_model):
