@@ -31,11 +31,11 @@ from PIL import Image, ImageOps
 
 from simclr_hub.embedder import Embedder
 from simclr_hub.images import is_image_name
-from simclr_hub.index.calibrate import embed_all
-from simclr_hub.index.calibration import Calibration, load_calibration
-from simclr_hub.index.default_calibration import is_for_calibration
-from simclr_hub.index.edits import border, brighten, contrast, crop, resize, saturate, watermark
-from simclr_hub.index.grouping import Contents, Grouping
+from simclr_hub.index.duplicates.calibrate import embed_all
+from simclr_hub.index.duplicates.calibration import Calibration, load_calibration
+from simclr_hub.index.duplicates.default_calibration import is_for_calibration
+from simclr_hub.index.duplicates.edits import border, brighten, contrast, crop, resize, saturate, watermark
+from simclr_hub.index.duplicates.grouping import Contents, Grouping
 from simclr_hub.signature import SIGNATURE_BYTES, as_rows, picture_signature
 
 Edit = Callable[[Image.Image, Random], Image.Image]

@@ -25,10 +25,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from simclr_hub.index import SimilarityIndex, faiss_cache
-from simclr_hub.index.approximate import Approximate
-from simclr_hub.index.faiss_library import faiss
+from simclr_hub.index import SimilarityIndex
 from simclr_hub.index.records import Photo, Stamp, checksum
+from simclr_hub.index.search import faiss_cache
+from simclr_hub.index.search.approximate import Approximate
+from simclr_hub.index.search.faiss_library import faiss
 from simclr_hub.index.store import STORE_NAME, About, Store
 
 SIZES = ("1000000x512", "100000x2048", "50000x512")

@@ -8,8 +8,8 @@ import jinja2
 from ._files import write_file
 from .gallery import picture
 from .images import describe
-from .index.duplicates import DuplicateGroup, Member
-from .index.keep import day
+from .index.duplicates.find import DuplicateGroup, Member
+from .index.duplicates.keep import day
 
 #: What the tiers are called, and what they say.
 TIERS = {

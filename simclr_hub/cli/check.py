@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from ..images import describe
-from ..index.check import check_index
+from ..index.maintenance.check import check_index
 from ..index.report import CheckReport
 from ..progress import counting_bar
 from ._output import json_option, print_json

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from ..index import SimilarityIndex
-from ..index.duplicates import TIERS, DuplicateGroup, Tier
+from ..index.duplicates.find import TIERS, DuplicateGroup, Tier
 from ..progress import counting_bar
 from ..review import TIERS as NAMES
 from ..review import facts, size, write_review

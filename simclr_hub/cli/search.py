@@ -8,7 +8,7 @@ import click
 
 from ..gallery import Row, write_gallery
 from ..index import Match, SimilarityIndex
-from ..index.filters import make_condition
+from ..index.search.filters import make_condition
 from ._output import json_option, print_json, print_table, short_path
 
 #: What a table tells of each photo, where it is known of any.

@@ -17,24 +17,24 @@ import numpy as np
 from .. import _files
 from ..errors import ImageError, IndexExistsError, IndexLockedError, IndexNotFoundError, IndexWriteError
 from ..images import describe
-from . import faiss_cache
-from .arrays import DamagedArraysError
-from .calibration import Calibration
-from .check import check_index
-from .distinct import record_distinct
-from .duplicates import TIERS, DuplicateGroup, Tier, find_duplicates
-from .export import export_index
-from .filters import make_condition
-from .import_export import import_index
+from .duplicates.calibration import Calibration
+from .duplicates.distinct import record_distinct
+from .duplicates.find import TIERS, DuplicateGroup, Tier, find_duplicates
+from .duplicates.own_calibration import calibrate_index, current_calibration
+from .maintenance.check import check_index
+from .maintenance.export import export_index
+from .maintenance.import_export import import_index
+from .maintenance.prune import forget_missing
+from .maintenance.rebase import move_roots
 from .maker import Maker, as_embedder
-from .match import Match
-from .own_calibration import calibrate_index, current_calibration
-from .prune import forget_missing
 from .queries import query_vectors
-from .rebase import move_roots
 from .records import Photo, State
 from .report import CheckReport, SyncReport
-from .snapshot import Snapshot, take_snapshot
+from .search import faiss_cache
+from .search.arrays import DamagedArraysError
+from .search.filters import make_condition
+from .search.match import Match
+from .search.snapshot import Snapshot, take_snapshot
 from .spelling import as_recorded, on_disk
 from .store import SCHEMA_VERSION, STORE_NAME, About, Store
 from .sync import sync_folder

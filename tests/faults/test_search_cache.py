@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from index_fakes import DIM, FakeEmbedder, put_vectors
 
-from simclr_hub.index import SimilarityIndex, faiss_cache
+from simclr_hub.index import SimilarityIndex
+from simclr_hub.index.search import faiss_cache
 
 
 def mutate(folder: Path, mutants: int, seed: int) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 from index_fakes import FakeEmbedder
 
 from simclr_hub import _files
-from simclr_hub.index import SimilarityIndex, faiss_cache, pipeline
+from simclr_hub.index import SimilarityIndex, pipeline
 from simclr_hub.index.records import Photo
+from simclr_hub.index.search import faiss_cache
 from simclr_hub.index.store import Store
 
 

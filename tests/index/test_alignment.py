@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from simclr_hub.index import alignment
-from simclr_hub.index.alignment import align, all_orientations, plain_correlations, rank_guesses, roles
+from simclr_hub.index.duplicates import alignment
+from simclr_hub.index.duplicates.alignment import align, all_orientations, plain_correlations, rank_guesses, roles
 
 
 def pictures(count: int, cells: int) -> Tensor:

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from simclr_hub.index import approximate
-from simclr_hub.index.approximate import Approximate, build_approximate
-from simclr_hub.index.arrays import CheckedArray
-from simclr_hub.index.exact import keep_best, search_exactly
+from simclr_hub.index.search import approximate
+from simclr_hub.index.search.approximate import Approximate, build_approximate
+from simclr_hub.index.search.arrays import CheckedArray
+from simclr_hub.index.search.exact import keep_best, search_exactly
 
 
 def clusters(number: int, dim: int, seed: int = 0, spread: float = 1.0) -> np.ndarray:
@@ -92,7 +92,7 @@ def test_rows_that_are_not_allowed_do_not_lower_the_recall(small: None) -> None:
 @pytest.mark.parametrize("share", [None, 0.0, 0.01, 0.5, 1.0])
 @pytest.mark.parametrize("k", [1, 10, 400])
 def test_exact_search(queries: int, share: float | None, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("simclr_hub.index.exact.GATHER_BYTES", 4 * 16 * 70)  # in several parts
+    monkeypatch.setattr("simclr_hub.index.search.exact.GATHER_BYTES", 4 * 16 * 70)  # in several parts
     random = np.random.default_rng(0)
     vectors, wanted = clusters(300, 16), clusters(queries, 16, seed=1)
     allowed = None if share is None else random.random(300) < share

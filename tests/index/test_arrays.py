@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simclr_hub.index.arrays import BLOCK, ArrayFile, ArrayWriter, DamagedArraysError
+from simclr_hub.index.search.arrays import BLOCK, ArrayFile, ArrayWriter, DamagedArraysError
 
 
 @pytest.fixture

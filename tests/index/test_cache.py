@@ -9,8 +9,9 @@ from index_fakes import DIM, FakeEmbedder, check_index, make_photo, put_vectors
 
 from simclr_hub import _files
 from simclr_hub.errors import IndexDamagedError
-from simclr_hub.index import SimilarityIndex, approximate, faiss_cache, snapshot
-from simclr_hub.index.arrays import BLOCK
+from simclr_hub.index import SimilarityIndex
+from simclr_hub.index.search import approximate, faiss_cache, snapshot
+from simclr_hub.index.search.arrays import BLOCK
 
 
 @pytest.fixture(params=["exact", "approximate"])
@@ -104,7 +105,7 @@ def test_only_what_a_search_uses_is_compared(
 ) -> None:
     """Opening and a search do not read a large file as a whole."""
     monkeypatch.setattr(approximate, "EXACT_NUMBERS", 0)
-    monkeypatch.setattr("simclr_hub.index.arrays.BLOCK", 64)
+    monkeypatch.setattr("simclr_hub.index.search.arrays.BLOCK", 64)
     put_vectors(index, 1000)
     index.sync(photos)
     with reopen(caches(index)[0]) as other:

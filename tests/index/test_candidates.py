@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from simclr_hub.index import candidates
-from simclr_hub.index.candidates import low_frequencies, neighbours
+from simclr_hub.index.duplicates import candidates
+from simclr_hub.index.duplicates.candidates import low_frequencies, neighbours
 from simclr_hub.signature import SIGNATURE_BYTES
 
 

@@ -13,7 +13,8 @@ from index_fakes import FakeEmbedder, make_photo
 
 from simclr_hub.errors import IndexLockedError, IndexMismatchError, IndexNotFoundError
 from simclr_hub.images import read_file
-from simclr_hub.index import SimilarityIndex, check_index, check_photos
+from simclr_hub.index import SimilarityIndex, check_index
+from simclr_hub.index.maintenance import check_photos
 from simclr_hub.index.records import checksum
 from simclr_hub.index.store import STORE_NAME, Store
 
@@ -163,7 +164,7 @@ def test_photos_read_again(directory: Path, photos: Path) -> None:
     os.utime(damaged, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.MonkeyPatch.context() as patch:  # what a failing disk does: not even the ctime changes
         recorded = {p.path: p.stamp for p in closed_photos(directory)}
-        patch.setattr("simclr_hub.index.check_photos.Stamp.of", lambda stat: recorded[b"below/c.png"])
+        patch.setattr("simclr_hub.index.maintenance.check_photos.Stamp.of", lambda stat: recorded[b"below/c.png"])
         report = deep(directory)
     assert report.photos == {"same": 1, "changed": 1, "missing": 1, "unreadable": 1, "damaged": 1}
     assert report.sound and report.damaged_photos == [str(damaged)]
@@ -227,7 +228,7 @@ def test_an_index_checks_itself(directory: Path) -> None:
 
 
 def test_a_read_only_index_is_checked(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("simclr_hub.index.check.os.access", lambda path, mode: False)
+    monkeypatch.setattr("simclr_hub.index.maintenance.check.os.access", lambda path, mode: False)
     before = sorted(os.listdir(directory))
     os.unlink(directory / "writer.lock")
     assert check_index(directory).sound

@@ -10,14 +10,14 @@ from PIL import Image
 from tiny import SAMPLE_PHOTOS
 
 from simclr_hub.index import SimilarityIndex
-from simclr_hub.index.calibration import (
+from simclr_hub.index.duplicates.calibration import (
     CALIBRATION_NAME,
     CORRELATION_ALONE,
     Calibration,
     load_calibration,
     provisional,
 )
-from simclr_hub.index.duplicates import DuplicateGroup
+from simclr_hub.index.duplicates.find import DuplicateGroup
 
 NAMES = ("cat_1", "banana_1", "dress_1", "chess_1", "hat_2", "boat_1")
 
@@ -218,7 +218,7 @@ def test_the_default_checkpoint_comes_with_its_thresholds(tmp_path: Path) -> Non
     from simclr_hub import Embedder
 
     calibration = load_calibration(tmp_path, Embedder().fingerprint)
-    assert calibration is not None, "run python -m simclr_hub.index.default_calibration for the new checkpoint"
+    assert calibration is not None, "run simclr_hub.index.duplicates.default_calibration for the new checkpoint"
     same = calibration.measured["same_picture"]
     assert same["precision"] >= 0.999 and np.mean(list(same["recall"].values())) > 0.95
     assert calibration.chance == sorted(calibration.chance, reverse=True)

@@ -9,7 +9,7 @@ from PIL import Image
 from tiny import SAMPLE_PHOTOS
 
 from simclr_hub.cli import main
-from simclr_hub.index.duplicates import DuplicateGroup, Member
+from simclr_hub.index.duplicates.find import DuplicateGroup, Member
 from simclr_hub.review import size, write_review
 
 Run = Callable[..., tuple[int, str, str]]

@@ -17,7 +17,8 @@ from index_fakes import DIM, FakeEmbedder, check_index, make_photo
 from PIL import Image
 
 from simclr_hub.errors import ExportError, IndexExistsError, IndexNotFoundError
-from simclr_hub.index import SimilarityIndex, export, import_export, pipeline
+from simclr_hub.index import SimilarityIndex, pipeline
+from simclr_hub.index.maintenance import export, import_export
 
 
 @pytest.fixture

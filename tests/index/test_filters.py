@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from index_fakes import DIM, FakeEmbedder, make_photo, put_vectors
 
-from simclr_hub.index import Match, SimilarityIndex, approximate
-from simclr_hub.index.filters import make_condition, translate
+from simclr_hub.index import Match, SimilarityIndex
+from simclr_hub.index.search import approximate
+from simclr_hub.index.search.filters import make_condition, translate
 
 NUMBER = 400
 

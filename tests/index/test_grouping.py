@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 from tiny import SAMPLE_PHOTOS
 
-from simclr_hub.index import grouping
-from simclr_hub.index.calibration import Calibration, chance_of
-from simclr_hub.index.edits import crop
-from simclr_hub.index.grouping import Contents, Grouping
-from simclr_hub.index.stars import Star
+from simclr_hub.index.duplicates import grouping
+from simclr_hub.index.duplicates.calibration import Calibration, chance_of
+from simclr_hub.index.duplicates.edits import crop
+from simclr_hub.index.duplicates.grouping import Contents, Grouping
+from simclr_hub.index.duplicates.stars import Star
 from simclr_hub.signature import as_rows, picture_signature
 
 PATHS = sorted(Path(SAMPLE_PHOTOS).glob("*.jpg"))[:24]

@@ -15,7 +15,8 @@ from index_fakes import FakeEmbedder, make_photo
 from index_fakes import check_index as check_contents
 
 from simclr_hub.errors import IndexDamagedError, IndexWriteError
-from simclr_hub.index import SimilarityIndex, check_index, repair
+from simclr_hub.index import SimilarityIndex, check_index
+from simclr_hub.index.maintenance import repair
 from simclr_hub.index.records import Photo, Stamp
 from simclr_hub.index.store import STORE_NAME, About, Store
 
@@ -226,7 +227,7 @@ def test_a_repair_that_fails_changes_nothing(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"simclr_hub.index.repair.{call}", fail)
+        patch.setattr(f"simclr_hub.index.maintenance.repair.{call}", fail)
         last = call == "_files.fsync_directory"
         with pytest.raises(IndexWriteError, match="repaired, but a power cut" if last else "device.*as it was"):
             check_index(file.parent, repair=True)

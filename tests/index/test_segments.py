@@ -13,8 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from index_fakes import DIM, FakeEmbedder, put_vectors
 
 from simclr_hub.errors import IndexDamagedError
-from simclr_hub.index import SimilarityIndex, approximate, snapshot
+from simclr_hub.index import SimilarityIndex
 from simclr_hub.index.records import Photo, Stamp
+from simclr_hub.index.search import approximate, snapshot
 
 
 @pytest.fixture(params=["exact", "approximate"])
@@ -62,7 +63,9 @@ def test_few_changes_do_not_rebuild(index: SimilarityIndex, kind: str, monkeypat
     write(index)
     assert sizes(index) == [1000] and (index._current().segments[0].approximate is not None) == (kind != "exact")
     built: list[int] = []
-    monkeypatch.setattr("simclr_hub.index.segment.build_approximate", lambda vectors: built.append(len(vectors)))
+    monkeypatch.setattr(
+        "simclr_hub.index.search.segment.build_approximate", lambda vectors: built.append(len(vectors))
+    )
     put_vectors(index, 20, seed=1)
     write(index)
     forget(index, range(10))

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simclr_hub.index.stars import Star, stars
+from simclr_hub.index.duplicates.stars import Star, stars
 
 
 def group(pairs, rank=None, apart=(), check=None, scores=None):

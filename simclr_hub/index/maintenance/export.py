@@ -11,12 +11,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import IO, Any
 
-from .. import _files
-from ..errors import IndexWriteError
-from ..images import describe
+from ... import _files
+from ...errors import IndexWriteError
+from ...images import describe
+from ..records import Photo, Root
+from ..store import Store
 from .export_schema import INFO, Header, arrow, schema
-from .records import Photo, Root
-from .store import Store
 
 #: Bytes of vectors in a row group, which is what a reader holds in memory.
 GROUP_BYTES = 16 << 20

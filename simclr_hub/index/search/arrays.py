@@ -19,7 +19,7 @@ from typing import IO, Any
 import google_crc32c
 import numpy as np
 
-from ..errors import IndexDamagedError
+from ...errors import IndexDamagedError
 
 BLOCK = 1 << 15
 _ALIGN = 64

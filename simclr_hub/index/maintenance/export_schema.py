@@ -5,8 +5,8 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ExportError, MissingExtraError
-from .store import About
+from ...errors import ExportError, MissingExtraError
+from ..store import About
 
 LAYOUT = 1
 _KEY, _CHECKSUM_KEY = b"simclr_hub", b"simclr_hub.crc32"  # pages have checksums of their own, the schema has none

@@ -2,11 +2,11 @@
 
 import os
 
-from ..errors import RootUnavailableError
-from ..images import describe
-from .records import is_below
-from .spelling import forms
-from .store import Store
+from ...errors import RootUnavailableError
+from ...images import describe
+from ..records import is_below
+from ..spelling import forms
+from ..store import Store
 
 
 def move_roots(store: Store, old: str | os.PathLike[str], new: bytes) -> int:

@@ -10,15 +10,15 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import IndexDamagedError, IndexNotFoundError
-from ..images import describe
+from ...errors import IndexDamagedError, IndexNotFoundError
+from ...images import describe
+from ..database import hold_writer_lock, writer_lock
+from ..maker import Maker
+from ..report import CheckReport
+from ..store import STORE_NAME, Store
 from .check_photos import check_photos
 from .check_store import check_store
-from .database import hold_writer_lock, writer_lock
-from .maker import Maker
 from .repair import repair_store
-from .report import CheckReport
-from .store import STORE_NAME, Store
 
 
 def check_index(

@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
-from .._files import write_file
+from ..._files import write_file
+from ..store import Store
 from . import approximate
 from .arrays import ArrayFile, DamagedArraysError
 from .segment import Segment, read_segment, write_segment
-from .store import Store
 
 #: Changed contents beyond this share of all, or beyond what is searched exactly, make a rebuild.
 DELTA_SHARE = 0.1

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..signature import GREY_CELLS, unpack
-from .faiss_library import faiss
+from ...signature import GREY_CELLS, unpack
+from ..search.faiss_library import faiss
 
 #: Up to so many vectors every one is compared with every other; above, with those of the nearest lists.
 EXACT = 20_000

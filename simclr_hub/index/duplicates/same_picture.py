@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..signature import Thumbnails
+from ...signature import Thumbnails
 from .alignment import (
     HOPELESS,
     MIN_OVERLAP,

@@ -16,12 +16,12 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import _files
-from ..errors import IndexDamagedError, IndexWriteError
+from ... import _files
+from ...errors import IndexDamagedError, IndexWriteError
+from ..records import checksum
+from ..report import RepairReport
+from ..store import STORE_NAME, About, Store
 from .check_store import READ_ERRORS, checked_tables, connect, wrong_row
-from .records import checksum
-from .report import RepairReport
-from .store import STORE_NAME, About, Store
 
 _PARTIAL = f".{STORE_NAME}.repair"
 _PAGE = 16384

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..signature import SIGNATURE_BYTES, as_rows, in_colour
+from ...signature import SIGNATURE_BYTES, as_rows, in_colour
+from ..store import Store
 from .keep import File
-from .store import Store
 
 
 @dataclass(frozen=True)

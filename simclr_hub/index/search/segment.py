@@ -11,6 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from ..store import Store
 from .approximate import Approximate, Setting, build_approximate
 from .arrays import BLOCK, ArrayFile, ArrayWriter, CheckedArray
 from .catalog import HASH, Catalog, CatalogBuilder, Texts, among
@@ -18,7 +19,6 @@ from .columns import Column, make_columns, read_columns, write_columns
 from .exact import search_exactly
 from .faiss_library import faiss
 from .filters import Condition
-from .store import Store
 
 #: Answers of conditions that are kept.
 _KEPT = 8

@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..store import Store
 from .calibration import Calibration
 from .contents import LiveContents, read_contents
 from .grouping import Contents, Grouping
 from .keep import File, is_raw_name, preference, why_kept
 from .stars import Star
-from .store import Store
 
 Tier = Literal["same-bytes", "same-picture", "similar"]
 #: From the surest to the least sure.

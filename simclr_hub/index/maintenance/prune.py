@@ -2,9 +2,9 @@
 
 import os
 
-from ..errors import PruneRefusedError
-from ..images import describe
-from .store import Store
+from ...errors import PruneRefusedError
+from ...images import describe
+from ..store import Store
 
 #: Refused when more of the photos than this are missing: a disk may be unplugged.
 SHARE = 0.1

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..signature import unpack
+from ...signature import unpack
 from .calibration import Calibration
 from .candidates import low_frequencies, neighbours
 from .same_picture import compare

@@ -4,10 +4,10 @@ import itertools
 import os
 from collections.abc import Sequence
 
-from ..images import describe
-from .records import is_below
-from .spelling import as_recorded, on_disk
-from .store import Store
+from ...images import describe
+from ..records import is_below
+from ..spelling import as_recorded, on_disk
+from ..store import Store
 
 
 def record_distinct(store: Store, paths: Sequence[str | os.PathLike[str]]) -> None:

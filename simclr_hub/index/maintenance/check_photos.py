@@ -15,14 +15,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .. import _files
-from ..embedder import Failure
-from ..errors import ImageError, SimCLRHubError
-from ..images import FileBytes, describe, read_file
-from .maker import Maker, unit_vector
-from .records import Photo, Stamp
-from .report import CheckReport
-from .store import Store
+from ... import _files
+from ...embedder import Failure
+from ...errors import ImageError, SimCLRHubError
+from ...images import FileBytes, describe, read_file
+from ..maker import Maker, unit_vector
+from ..records import Photo, Stamp
+from ..report import CheckReport
+from ..store import Store
 
 POSITION_NAME = "check.json"
 #: Photos between two savings of the position; photos that are embedded again; damaged ones that are named.

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import IndexDamagedError
+from ...errors import IndexDamagedError
+from ..store import Store
 from . import faiss_cache
 from .arrays import DamagedArraysError
 from .exact import keep_best
 from .filters import Condition
 from .match import Match
 from .segment import Segment, make_segment
-from .store import Store
 
 #: Queries that are searched for at once.
 QUERIES = 4096

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import IndexDamagedError
-from ..images import describe
-from . import faiss_cache
-from .records import Photo, checksum
-from .report import CheckReport
-from .store import About, Store
+from ...errors import IndexDamagedError
+from ...images import describe
+from ..records import Photo, checksum
+from ..report import CheckReport
+from ..search import faiss_cache
+from ..store import About, Store
 
 #: How far from 1 the length of a vector may be: float32 rounds 4096 squares by far less.
 LENGTH_TOLERANCE = 1e-4

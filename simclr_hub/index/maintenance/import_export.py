@@ -15,13 +15,13 @@ from typing import Any, get_args
 
 import numpy as np
 
-from .. import _files
-from ..errors import ExportError, IndexExistsError, IndexNotFoundError
-from ..images import describe
+from ... import _files
+from ...errors import ExportError, IndexExistsError, IndexNotFoundError
+from ...images import describe
+from ..records import ListingState, Photo, Stamp, file_metadata, is_below
+from ..store import STORE_NAME, Store
 from .check_store import LENGTH_TOLERANCE
 from .export_schema import INFO, Header, arrow, read_header, schema
-from .records import ListingState, Photo, Stamp, file_metadata, is_below
-from .store import STORE_NAME, Store
 
 BATCH = 256
 #: A row group of more bytes than this is refused: it would be held in memory at once.

@@ -1,6 +1,6 @@
 """The default checkpoint's thresholds, measured anew: after another checkpoint became the default.
 
-    python -m simclr_hub.index.default_calibration PHOTOS
+    python -m simclr_hub.index.duplicates.default_calibration PHOTOS
 
 PHOTOS is a folder of class folders; one half of its photos, by their hash, is for this, the other for benchmarks.
 """
@@ -9,9 +9,9 @@ import argparse
 import hashlib
 from pathlib import Path
 
-from ..embedder import Embedder
-from ..progress import counting_bar
-from ..sources import folder_images
+from ...embedder import Embedder
+from ...progress import counting_bar
+from ...sources import folder_images
 from .calibrate import calibrate, embed_all
 from .calibration import DEFAULT
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from ..formats import RAW_SUFFIXES
+from ...formats import RAW_SUFFIXES
 
 #: Formats by how near to the camera's own data they are; JPEG before those that pictures are converted to.
 _FORMATS = ("RAW", "lossless", "JPEG", "HEIF", "JXL", "AVIF", "WEBP", "JPEG2000", "GIF")

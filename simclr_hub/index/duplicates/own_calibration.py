@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..maker import EmbedderLike
+from ..store import Store
 from .calibrate import calibrate
 from .calibration import CALIBRATION_NAME, Calibration, load_calibration, provisional
 from .contents import read_contents
 from .grouping import Contents, Grouping
-from .maker import EmbedderLike
-from .store import Store
 
 #: Photos of an index that thresholds are measured on.
 _PHOTOS = 4000

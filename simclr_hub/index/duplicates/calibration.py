@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from .._files import write_file
-from ..signature import SIGNATURE_VERSION
+from ..._files import write_file
+from ...signature import SIGNATURE_VERSION
 
 #: In an index's directory, and beside the default checkpoint.
 CALIBRATION_NAME = "duplicates.json"
-DEFAULT = Path(__file__).parents[1] / "assets" / "default" / CALIBRATION_NAME
+DEFAULT = Path(__file__).parents[2] / "assets" / "default" / CALIBRATION_NAME
 #: Correlation of two aligned signatures from which they are the same picture if their cosine agrees, and alone. Of the
 #: pairs of different pictures none reached the first when they were chosen; see benchmarks/RESULTS.md.
 CORRELATION, CORRELATION_ALONE = 0.955, 0.97

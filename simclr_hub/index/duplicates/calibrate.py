@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..embedder import Embedding
-from ..errors import ImageError
-from ..images import load_image
-from ..signature import SIGNATURE_VERSION, as_rows, unpack
+from ...embedder import Embedding
+from ...errors import ImageError
+from ...images import load_image
+from ...signature import SIGNATURE_VERSION, as_rows, unpack
+from ..maker import EmbedderLike, unit_vector
 from .calibration import CORRELATION, CORRELATION_ALONE, Calibration, chance_of, identity
 from .candidates import low_frequencies, neighbours
 from .edits import EDITS
 from .grouping import MIN_SHAPES, NEAREST, NEAREST_BY_SIGNATURE
-from .maker import EmbedderLike, unit_vector
 from .same_picture import compare
 
 #: Kinds of copies that the features must tell, since their signatures agree less; and the share that must be found.

@@ -1,0 +1,1 @@
+"""Files that show the same: of the same bytes, of the same picture, and similar ones."""

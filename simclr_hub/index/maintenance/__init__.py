@@ -1,0 +1,1 @@
+"""Keeping an index: check, repair, forget, move, export and import."""
