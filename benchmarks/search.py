@@ -1,6 +1,7 @@
 """Search in large indexes: time to build, open and search beside bare FAISS calls, recall, memory, changes.
 
     python benchmarks/search.py --folder FOLDER [--only 1000000x512 100000x2048]
+    python benchmarks/search.py --features FILE.npz  # recall on features that `simclr-hub embed` wrote
 
 FOLDER gets a store and a cache of up to 5 GB, which are deleted at the end. Vectors are drawn from a mixture of
 clusters of different sizes, with a spread of falling spectrum within each and a mean that all share, as features of
@@ -27,8 +28,10 @@ import numpy as np
 
 from simclr_hub.index import SimilarityIndex
 from simclr_hub.index.records import Photo, Stamp, checksum
-from simclr_hub.index.search import faiss_cache
-from simclr_hub.index.search.approximate import Approximate
+from simclr_hub.index.search import approximate, faiss_cache
+from simclr_hub.index.search.approximate import Approximate, build_approximate
+from simclr_hub.index.search.arrays import CheckedArray
+from simclr_hub.index.search.exact import search_exactly
 from simclr_hub.index.search.faiss_library import faiss
 from simclr_hub.index.store import STORE_NAME, About, Store
 
@@ -188,16 +191,42 @@ def search(directory: Path, dim: int, repeat: int) -> dict[str, Any]:
     }
 
 
-def _bare(approximate: Approximate | None, vectors: np.ndarray, dim: int) -> Callable[[np.ndarray], object]:
+def recall_of_features(file: Path) -> dict[str, Any]:
+    """FAISS's index over features of photos, however few; searched for some that are not in it."""
+    vectors = np.load(file)["vectors"]
+    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors = vectors[np.random.default_rng(0).permutation(len(vectors))]
+    queries, rest = vectors[:QUERIES], CheckedArray(vectors[QUERIES:])
+    approximate.EXACT_NUMBERS = 0
+    built = build_approximate(rest)
+    if built is None:
+        return {"photos": len(rest), "dim": vectors.shape[1], "settings": "exact"}
+    recall = {}
+    for k in approximate.MEASURED_K:
+        near = built.near(queries, k)
+        rows = built.search(rest, queries, k, near)[1] if near else search_exactly(rest, queries, k)[1]
+        truth = search_exactly(rest, queries, k)[1]
+        recall[k] = round(float(np.mean([np.isin(t, r).mean() for t, r in zip(truth, rows, strict=True)])), 4)
+    settings = [vars(setting) for setting in built.settings]
+    return {
+        "photos": len(rest),
+        "dim": vectors.shape[1],
+        "lists": built.index.nlist,
+        "settings": settings,
+        "recall": recall,
+    }
+
+
+def _bare(built: Approximate | None, vectors: np.ndarray, dim: int) -> Callable[[np.ndarray], object]:
     library = faiss()
     pointer = library.swig_ptr
-    if approximate is None:
+    if built is None:
         return lambda queries: library.knn(queries, vectors, K, metric=library.METRIC_INNER_PRODUCT)
-    setting = approximate.settings[0]
+    setting = built.settings[0]
     parameters = library.SearchParametersIVF(nprobe=setting.lists)
 
     def bare(queries: np.ndarray) -> None:
-        rows = approximate.index.search(queries, setting.depth, params=parameters)[1]
+        rows = built.index.search(queries, setting.depth, params=parameters)[1]
         scores = np.empty(rows.shape, np.float32)
         library.fvec_inner_products_by_idx(
             pointer(scores), pointer(queries), pointer(vectors), pointer(rows), dim, *rows.shape
@@ -273,11 +302,14 @@ def _ms(seconds: float) -> float:
 def main() -> None:
     """Measure each size and print the results as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--features", type=Path)
     parser.add_argument("--only", nargs="+", default=SIZES, metavar="NUMBERxWIDTH")
     parser.add_argument("--repeat", type=int, default=7)
     arguments = parser.parse_args()
-    for size in arguments.only:
+    if arguments.features:
+        print(json.dumps(recall_of_features(arguments.features), indent=1))
+    for size in arguments.only if arguments.folder else ():
         number, dim = map(int, size.split("x"))
         with tempfile.TemporaryDirectory(dir=arguments.folder) as directory:
             print(json.dumps(run(Path(directory), number, dim, arguments.repeat), indent=1), flush=True)

@@ -165,7 +165,7 @@ class Pipeline:
         while batch:
             seen, data = batch.popleft()
             self._given[next(self._positions)] = seen
-            yield FileBytes(self._name(seen.path), data)
+            yield FileBytes(self._name(seen.path), data, seen.content_hash)
 
     def _read_ahead(self, todo: list[bytes]) -> Iterator[tuple[bytes, _Read]]:
         """The files in order, read by threads."""

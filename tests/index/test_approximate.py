@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from simclr_hub.index.search import approximate
-from simclr_hub.index.search.approximate import Approximate, build_approximate
+from simclr_hub.index.search.approximate import Approximate, Beside, Near, build_approximate
 from simclr_hub.index.search.arrays import CheckedArray
 from simclr_hub.index.search.exact import keep_best, search_exactly
 
@@ -26,6 +26,12 @@ def build(vectors: np.ndarray) -> Approximate:
     return built
 
 
+def near(built: Approximate, queries: np.ndarray, k: int) -> Near:
+    found = built.near(queries, k)
+    assert found is not None
+    return found
+
+
 @pytest.mark.parametrize("dim", [16, 33])
 @pytest.mark.parametrize("k", [1, 10, 100])
 def test_the_recall_that_is_promised(small: None, dim: int, k: int) -> None:
@@ -34,7 +40,7 @@ def test_the_recall_that_is_promised(small: None, dim: int, k: int) -> None:
     built = build(vectors)
     assert [setting.k for setting in built.settings] == [10, 100]
     assert all(setting.lists <= built.index.nlist // 2 for setting in built.settings)
-    scores, rows = built.search(CheckedArray(vectors), queries, k)
+    scores, rows = built.search(CheckedArray(vectors), queries, k, near(built, queries, k))
     true_scores, truth = search_exactly(CheckedArray(vectors), queries, k)
     recall = np.mean([np.isin(mine, best).mean() for mine, best in zip(rows, truth, strict=True)])
     assert recall >= approximate.RECALL
@@ -68,7 +74,7 @@ def test_what_the_lists_lack_is_found_by_comparing(small: None) -> None:
     allowed = np.zeros(2000, bool)
     allowed[[1, 500, 1999]] = True
     queries = vectors[:40]
-    scores, rows = built.search(CheckedArray(vectors), queries, 3, allowed)
+    scores, rows = built.search(CheckedArray(vectors), queries, 3, near(built, queries, 3), allowed)
     np.testing.assert_array_equal(np.sort(rows, axis=1), np.tile([1, 500, 1999], (40, 1)))
     np.testing.assert_allclose(scores, search_exactly(CheckedArray(vectors), queries, 3, allowed)[0], atol=1e-6)
 
@@ -79,13 +85,46 @@ def test_rows_that_are_not_allowed_do_not_lower_the_recall(small: None) -> None:
     built = build(vectors)
     nearest = search_exactly(CheckedArray(vectors), queries, 200)[1]
     hits = 0
-    for number, (query, near) in enumerate(zip(queries, nearest, strict=True)):
+    for number, (query, best) in enumerate(zip(queries, nearest, strict=True)):
         allowed = np.ones(4000, bool)
-        allowed[near[:number]] = False
-        scores, rows = built.search(CheckedArray(vectors), query[None], 10, allowed)
+        allowed[best[:number]] = False
+        scores, rows = built.search(CheckedArray(vectors), query[None], 10, near(built, query[None], 10), allowed)
         assert allowed[rows].all() and (np.diff(scores) <= 0).all() and len(set(rows[0].tolist())) == 10
-        hits += np.isin(rows[0], near[number : number + 10]).sum()
+        hits += np.isin(rows[0], best[number : number + 10]).sum()
     assert hits >= approximate.RECALL * 1000
+
+
+@pytest.mark.parametrize("k", [1, 10, 100])
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_vectors_beside_the_index_are_found_as_well(small: None, k: int, share: float | None) -> None:
+    built = build(clusters(4000, 16, spread=0.4))
+    added, queries = CheckedArray(clusters(1000, 16, seed=2, spread=0.4)), clusters(200, 16, seed=1, spread=0.4)
+    allowed = None if share is None else np.random.default_rng(0).random(1000) < share
+    lists = built.lists_of(added)
+    beside = Beside(lists, built.index.nlist)
+    where = near(built, queries, k)
+    scores, rows = beside.search(added, queries, k, where, allowed)
+    assert scores.shape == rows.shape == (200, k) and (scores[:, :-1] >= scores[:, 1:]).all()
+    for query, probed, mine, best in zip(queries, where.lists, rows, scores, strict=True):
+        there = np.flatnonzero(np.isin(lists, probed) & (True if allowed is None else allowed))
+        found = mine[mine >= 0]
+        assert set(found) <= set(there) and len(set(found)) == min(k, len(there))
+        np.testing.assert_allclose(best[: len(found)], added.all()[found] @ query, atol=1e-6)
+        np.testing.assert_allclose(best[: len(found)], -np.sort(-(added.all()[there] @ query))[:k], atol=1e-6)
+    if k == 1:  # of so few, the nearest hundred are in far lists: with those of the index they are not the nearest
+        truth = search_exactly(added, queries, 1, allowed)[1]
+        assert np.mean(rows == truth) > 0.95
+
+
+def test_no_vector_is_in_the_lists_of_a_query(small: None) -> None:
+    vectors = clusters(4000, 16)
+    built = build(vectors)
+    where = near(built, vectors[:1], 5)
+    far = next(i for i in range(built.index.nlist) if i not in where.lists)
+    scores, rows = Beside(np.array([far], np.int32), built.index.nlist).search(
+        CheckedArray(vectors[:1]), vectors[:1], 5, where
+    )
+    assert rows.tolist() == [[-1] * 5] and np.isneginf(scores).all()
 
 
 @pytest.mark.parametrize("queries", [1, 19, 20, 50])

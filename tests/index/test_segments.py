@@ -15,7 +15,7 @@ from index_fakes import DIM, FakeEmbedder, put_vectors
 from simclr_hub.errors import IndexDamagedError
 from simclr_hub.index import SimilarityIndex
 from simclr_hub.index.records import Photo, Stamp
-from simclr_hub.index.search import approximate, snapshot
+from simclr_hub.index.search import approximate, segment, snapshot
 
 
 @pytest.fixture(params=["exact", "approximate"])
@@ -37,9 +37,9 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
     reads: list[int | None] = []
     real = snapshot.make_segment
 
-    def make(store: object, contents: list[bytes] | None = None) -> object:
+    def make(store: object, contents: list[bytes] | None = None, *beside: object) -> object:
         reads.append(None if contents is None else len(contents))
-        return real(store, contents)  # type: ignore[arg-type]
+        return real(store, contents, *beside)  # type: ignore[arg-type]
 
     monkeypatch.setattr(snapshot, "make_segment", make)
     return reads
@@ -96,6 +96,49 @@ def test_hidden_neighbours_do_not_hide_the_others(index: SimilarityIndex, kind: 
     truth = set(left[np.argsort(-(vectors[left] @ vectors[0]))[:10]].tolist())
     found = {m.metadata["width"] for m in index.search(vectors[0], k=10)}
     assert len(found) == 10 and len(found & truth) == 10
+
+
+def test_what_is_added_to_many_is_sorted_into_their_lists(
+    index: SimilarityIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In memory and in the cache; it is found as if it had been there from the first."""
+    monkeypatch.setattr(approximate, "EXACT_NUMBERS", 300 * DIM)
+    put_vectors(index, 2500)
+    write(index)
+    monkeypatch.setattr(segment, "_BESIDE_NUMBERS", 100 * DIM)
+    put_vectors(index, 99, seed=1)
+    assert index._current().segments[1].beside is None  # so few are all compared
+    added = put_vectors(index, 150, seed=2)
+    lists = []
+    for written in (False, True):
+        if written:
+            write(index)
+        with SimilarityIndex.open(index._store.file.parent, model=FakeEmbedder()) as other:
+            base, delta = other._current().segments
+            assert base.beside is None and delta.beside is not None and (delta.file is not None) == written
+            lists.append(delta.beside.lists.tolist())
+            hits = 0
+            for query, matches in zip(added, other.search(list(added), k=10), strict=True):
+                assert matches[0].score == pytest.approx(1, abs=1e-6) and len(matches) == 10
+                hits += len({m.path for m in matches} & {m.path for m in other.search(query, k=10, path="**")})
+            assert hits >= 10 * len(added) * approximate.RECALL
+    assert lists[0] == lists[1] and len(lists[0]) == 249
+
+
+def test_where_few_are_left_beside_many_added_all_are_found(
+    index: SimilarityIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(approximate, "EXACT_NUMBERS", 300 * DIM)
+    monkeypatch.setattr(segment, "_BESIDE_NUMBERS", 0)
+    put_vectors(index, 2000)
+    write(index)
+    forget(index, range(1995))
+    added = put_vectors(index, 60, seed=1)
+    first, second = index._current().segments
+    assert first.approximate and second.beside
+    assert [len(matches) for matches in index.search(list(added), k=100)] == [65] * 60
+    truth = index.search(added[0], k=10, path="**")
+    assert [m.path for m in index.search(added[0], k=10)] == [m.path for m in truth]
 
 
 def test_what_was_committed_is_read_once(index: SimilarityIndex, monkeypatch: pytest.MonkeyPatch) -> None:

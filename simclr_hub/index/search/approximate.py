@@ -3,6 +3,8 @@
 Unusual: how many lists are looked through and how many vectors compared in full is measured when it is built, by
 searching for some of its own vectors, so that on average the wanted share of the true neighbours is found; where that
 would take half of the lists there is no index, and every search is exact. benchmarks/search.py compares the kinds.
+Vectors that were added since are not put into the index, which never changes: they are sorted into its lists beside
+it, and those of the lists that are looked through are compared in full.
 """
 
 import math
@@ -39,14 +41,33 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Near:
+    """The lists nearest to queries (Q, D): `lists` int64 and `distances` float32, each (Q, setting.lists)."""
+
+    setting: Setting
+    lists: np.ndarray
+    distances: np.ndarray
+
+
+@dataclass(frozen=True)
 class Approximate:
     """FAISS's index and the measured settings, by growing k."""
 
     index: Any
     settings: tuple[Setting, ...]
 
+    def near(self, queries: np.ndarray, k: int) -> Near | None:
+        """Where to look for the k best; None if every vector is to be compared."""
+        setting = next((setting for setting in self.settings if k <= setting.k), None)
+        return _near(self.index, queries, setting) if setting else None
+
+    def lists_of(self, vectors: CheckedArray) -> np.ndarray:
+        """The list that each of (N, D) belongs to, int32 (N,)."""
+        lists: np.ndarray = self.index.quantizer.assign(vectors.all(), 1)[:, 0].astype(np.int32)
+        return lists
+
     def search(
-        self, vectors: CheckedArray, queries: np.ndarray, k: int, allowed: np.ndarray | None = None
+        self, vectors: CheckedArray, queries: np.ndarray, k: int, near: Near, allowed: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `search_exactly`, but on average `RECALL` of the best are found; their scores are exact.
 
@@ -57,15 +78,42 @@ class Approximate:
         rows = np.full((len(queries), k), -1, np.int64)
         todo = np.arange(len(queries))
         for setting in self.settings:
-            if k <= setting.k and len(todo):
+            if setting.k >= near.setting.k and len(todo):
                 ranks = k if allowed is None else setting.k + max(1, setting.k // 4)
-                best = _search(self.index, vectors, queries[todo], ranks, setting)
+                if setting != near.setting:
+                    near = _near(self.index, queries[todo], setting)
+                best = _search(self.index, vectors, queries[todo], ranks, near)
                 complete, found = _allowed_of(*best, k, allowed)
                 scores[todo[complete]], rows[todo[complete]] = found
                 todo = todo[~complete]
         if len(todo):
             scores[todo], rows[todo] = search_exactly(vectors, queries[todo], k, allowed)
         return scores, rows
+
+
+class Beside:
+    """Vectors beside an index of `number` lists, by the list that each belongs to, `lists` int32 (N,)."""
+
+    def __init__(self, lists: np.ndarray, number: int):
+        self.lists = lists
+        self._rows = np.argsort(lists, kind="stable")
+        self._first = np.searchsorted(lists[self._rows], np.arange(number + 1))
+
+    def search(
+        self, vectors: CheckedArray, queries: np.ndarray, k: int, near: Near, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Compare with those of the lists nearest to each query; up to k rows, then -1."""
+        first = self._first[near.lists]
+        counts = self._first[near.lists + 1] - first
+        each = counts.sum(1)
+        rows = np.full((len(queries), max(k, each.max())), -1, np.int64)
+        ends = np.cumsum(counts)
+        places = np.arange(ends[-1]) + np.repeat(first.ravel() - ends + counts.ravel(), counts.ravel())
+        found = self._rows[places]
+        if allowed is not None:
+            found[~allowed[found]] = -1
+        rows[np.arange(rows.shape[1]) < each[:, None]] = found
+        return keep_best(_products(vectors, queries, rows), rows, k)
 
 
 def build_approximate(vectors: CheckedArray) -> Approximate | None:
@@ -104,7 +152,7 @@ def _measure(index: Any, vectors: CheckedArray, sample: np.ndarray) -> tuple[Set
         while found is None and lists <= index.nlist // 2:
             for factor in (20, 10, 5, 3, 2):
                 setting = Setting(k, lists, min(factor * (k + 1), len(vectors)))
-                rows = _others(_search(index, vectors, queries, k + 1, setting)[1], sample)
+                rows = _others(_search(index, vectors, queries, k + 1, _near(index, queries, setting))[1], sample)
                 hits = sum(np.isin(mine, best).sum() for mine, best in zip(rows, truth[:, :k], strict=True))
                 if hits / (k * len(sample)) < RECALL + MARGIN:
                     break
@@ -117,20 +165,36 @@ def _measure(index: Any, vectors: CheckedArray, sample: np.ndarray) -> tuple[Set
     return tuple(settings)
 
 
+def _near(index: Any, queries: np.ndarray, setting: Setting) -> Near:
+    distances, lists = index.quantizer.search(queries, setting.lists)
+    return Near(setting, lists, distances)
+
+
 def _search(
-    index: Any, vectors: CheckedArray, queries: np.ndarray, k: int, setting: Setting
+    index: Any, vectors: CheckedArray, queries: np.ndarray, k: int, near: Near
 ) -> tuple[np.ndarray, np.ndarray]:
     library = faiss()
-    parameters = library.SearchParametersIVF(nprobe=setting.lists)
-    rows = index.search(queries, max(k, setting.depth), params=parameters)[1]  # (Q, depth), -1 where there is none
+    pointer = library.swig_ptr
+    depth = max(k, near.setting.depth)
+    distances, rows = np.empty((len(queries), depth), np.float32), np.empty((len(queries), depth), np.int64)
+    index.search_preassigned_c(  # FAISS's wrapper of it takes no parameters
+        len(queries), pointer(queries), depth, pointer(near.lists), pointer(near.distances),
+        pointer(distances), pointer(rows), False, library.SearchParametersIVF(nprobe=near.setting.lists),
+    )  # fmt: skip
+    return keep_best(_products(vectors, queries, rows), rows, k)
+
+
+def _products(vectors: CheckedArray, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Inner products of queries (Q, D) with the vectors of rows (Q, R); -inf for row -1."""
+    library = faiss()
+    pointer = library.swig_ptr
     values = vectors.rows(rows[rows >= 0])
     scores = np.full(rows.shape, -np.inf, np.float32)
-    pointer = library.swig_ptr
     library.fvec_inner_products_by_idx(
         pointer(scores), pointer(queries), pointer(values), pointer(rows), queries.shape[1], *rows.shape
     )
     scores[rows < 0] = -np.inf
-    return keep_best(scores, rows, k)
+    return scores
 
 
 def _allowed_of(

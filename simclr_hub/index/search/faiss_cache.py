@@ -29,8 +29,12 @@ def read(store: Store, known: Iterable[Segment] = ()) -> list[Segment] | None:
         known: those that are open already, which are not opened again.
     """
     opened = {segment.file.sha256: segment for segment in known if segment.file}
+    segments: list[Segment] = []
     try:
-        return [opened.get(one["sha256"]) or read_segment(_open(store, one)) for one in store.cache()[1]] or None
+        for one in store.cache()[1]:
+            beside = segments[0].approximate if segments else None
+            segments.append(opened.get(one["sha256"]) or read_segment(_open(store, one), beside))
+        return segments or None
     except (OSError, DamagedArraysError):
         return None
 
@@ -57,7 +61,7 @@ def update(store: Store) -> bool:
     if sound and generation == now:
         _remove_others(store)
         return False
-    contents = _changed(store, generation) if sound else None
+    first, contents = _changed(store, generation) if sound else (None, None)
     if contents == []:  # other roots: no file tells of those
         with store.transaction():
             store.put_cache(now, files)
@@ -67,11 +71,11 @@ def update(store: Store) -> bool:
 
     def write(file: Any) -> None:
         nonlocal sha256
-        sha256 = write_segment(store, file, contents)
+        sha256 = write_segment(store, file, contents, first.approximate if first else None)
 
     write_file(store.file.with_name(name), write)
     with store.transaction():
-        store.put_cache(now, [*(files[:1] if contents is not None else []), {"name": name, "sha256": sha256}])
+        store.put_cache(now, [*(files[:1] if first else []), {"name": name, "sha256": sha256}])
     _remove_others(store)
     return True
 
@@ -85,14 +89,14 @@ def _remove_others(store: Store) -> None:
                 file.unlink()
 
 
-def _changed(store: Store, generation: int) -> list[bytes] | None:
-    """The contents to be told anew beside the first file; None if they are many, so that it is rebuilt."""
+def _changed(store: Store, generation: int) -> tuple[Segment, list[bytes]] | tuple[None, None]:
+    """The first file and the contents to be told anew beside it; None if they are many, so that it is rebuilt."""
     changed, segments = store.changes(generation), read(store)
     if changed is None or segments is None:
-        return None
+        return None, None
     contents = set(changed).union(*(segment.catalog.content_hashes() for segment in segments[1:]))
     most = min(DELTA_SHARE * len(segments[0].catalog), approximate.EXACT_NUMBERS / store.about.dim)
-    return sorted(contents) if len(contents) <= most else None
+    return (segments[0], sorted(contents)) if len(contents) <= most else (None, None)
 
 
 def _verified(store: Store, files: list[dict[str, Any]]) -> bool:

@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from ..store import Store
-from .approximate import Approximate, Setting, build_approximate
+from .approximate import Approximate, Beside, Near, Setting, build_approximate
 from .arrays import BLOCK, ArrayFile, ArrayWriter, CheckedArray
 from .catalog import HASH, Catalog, CatalogBuilder, Texts, among
 from .columns import Column, make_columns, read_columns, write_columns
@@ -20,6 +20,8 @@ from .exact import search_exactly
 from .faiss_library import faiss
 from .filters import Condition
 
+#: Up to so many numbers (vectors x width) beside FAISS's index are all compared, so that what was just added is found.
+_BESIDE_NUMBERS = 1 << 20
 #: Answers of conditions that are kept.
 _KEPT = 8
 
@@ -32,12 +34,14 @@ class Segment:
         catalog: the photos.
         vectors: float32, of length 1.
         approximate: FAISS's index over them; None if there are few.
+        beside: the vectors in the lists of an earlier segment's index; None if there is none, or few vectors.
         file: where it lies; None for memory.
     """
 
     catalog: Catalog
     vectors: CheckedArray
     approximate: Approximate | None = None
+    beside: Beside | None = None
     file: ArrayFile | None = None
     _passing: dict[object, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
@@ -49,11 +53,11 @@ class Segment:
         return make_columns(self.catalog)
 
     def search(
-        self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None, *, exact: bool = False
+        self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None, near: Near | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The best rows for queries (Q, D); as `search_exactly`, and with `exact` only by it."""
-        if self.approximate and not exact:
-            return self.approximate.search(self.vectors, queries, k, allowed)
+        """The best rows for queries (Q, D); as `search_exactly`, and without `near` by it."""
+        if near and (lists := self.approximate or self.beside):
+            return lists.search(self.vectors, queries, k, near, allowed)
         return search_exactly(self.vectors, queries, k, allowed)
 
     def passing(self, condition: Condition, roots: Mapping[int, bytes]) -> np.ndarray:
@@ -68,8 +72,15 @@ class Segment:
         return found
 
 
-def make_segment(store: Store, contents: Sequence[bytes] | None = None) -> Segment:
+def make_segment(
+    store: Store, contents: Sequence[bytes] | None = None, approximate: Approximate | None = None
+) -> Segment:
     """In memory: all live photos, or those of these contents as they are now; inside `reading` or `writing`.
+
+    Args:
+        store: whose.
+        contents: None for all.
+        approximate: the index that they come beside.
 
     Raises:
         IndexDamagedError: a row does not match its checksum, or one is not there.
@@ -82,11 +93,14 @@ def make_segment(store: Store, contents: Sequence[bytes] | None = None) -> Segme
     for piece in reader:
         vectors[at : at + len(piece)] = piece
         at += len(piece)
-    return Segment(reader.catalog(builder), CheckedArray(vectors))
+    checked = CheckedArray(vectors)
+    return Segment(reader.catalog(builder), checked, beside=_beside(checked, approximate))
 
 
-def write_segment(store: Store, file: IO[bytes], contents: Sequence[bytes] | None = None) -> str:
-    """The same into a file, with FAISS's index; the SHA-256 to open it with; inside `writing`.
+def write_segment(
+    store: Store, file: IO[bytes], contents: Sequence[bytes] | None = None, approximate: Approximate | None = None
+) -> str:
+    """The same into a file, with an index of its own if it is large; the SHA-256 to open it with; inside `writing`.
 
     Vectors pass through memory in pieces; FAISS reads them from the file.
     """
@@ -99,20 +113,24 @@ def write_segment(store: Store, file: IO[bytes], contents: Sequence[bytes] | Non
     file.flush()
     shape = (len(live), store.about.dim)
     vectors: np.ndarray = np.memmap(file, np.float32, "r", shape=shape) if len(live) else np.empty(shape, np.float32)
-    approximate = build_approximate(CheckedArray(vectors))
+    checked = CheckedArray(vectors)
+    beside = _beside(checked, approximate)
+    if beside:
+        writer.add("lists", [beside.lists], "<i4")
+    own = build_approximate(checked)
     catalog = reader.catalog(builder)
     catalog.write(writer)
     about: dict[str, Any] = {"columns": write_columns(writer, make_columns(catalog)), "settings": []}
-    if approximate:
+    if own:
         stream = writer.stream("faiss")
-        faiss().write_index(approximate.index, faiss().PyCallbackIOWriter(stream.write))
+        faiss().write_index(own.index, faiss().PyCallbackIOWriter(stream.write))
         stream.close()
-        about["settings"] = [vars(setting) for setting in approximate.settings]
+        about["settings"] = [vars(setting) for setting in own.settings]
     return writer.finish(about)
 
 
-def read_segment(file: ArrayFile) -> Segment:
-    """The segment in a file."""
+def read_segment(file: ArrayFile, beside: Approximate | None = None) -> Segment:
+    """The segment in a file, and beside which index it was written."""
     approximate = None
     if "faiss" in file:
         data = file.array("faiss").all().data  # compared before FAISS sees it
@@ -125,7 +143,15 @@ def read_segment(file: ArrayFile) -> Segment:
 
         index = faiss().read_index(faiss().PyCallbackIOReader(read))
         approximate = Approximate(index, tuple(Setting(**setting) for setting in file.about["settings"]))
-    return Segment(Catalog.read(file), file.array("vectors"), approximate, file)
+    vectors = file.array("vectors")
+    lists = Beside(file.array("lists").all(), beside.index.nlist) if beside and "lists" in file else None
+    return Segment(Catalog.read(file), vectors, approximate, lists, file)
+
+
+def _beside(vectors: CheckedArray, approximate: Approximate | None) -> Beside | None:
+    if approximate is None or vectors.all().size <= _BESIDE_NUMBERS:
+        return None
+    return Beside(approximate.lists_of(vectors), approximate.index.nlist)
 
 
 def _gather(store: Store, contents: Sequence[bytes] | None) -> CatalogBuilder:

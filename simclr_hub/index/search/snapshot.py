@@ -15,6 +15,7 @@ import numpy as np
 from ...errors import IndexDamagedError
 from ..store import Store
 from . import faiss_cache
+from .approximate import Near
 from .arrays import DamagedArraysError
 from .exact import keep_best
 from .filters import Condition
@@ -46,7 +47,7 @@ class Snapshot:
     def search(self, queries: np.ndarray, k: int, condition: Condition | None = None) -> list[list[Match]]:
         """For each query (Q, D) of length 1, the k photos (or all, if there are fewer) of the highest cosine.
 
-        With a condition exactly those k; without, most of them where `Segment.approximate` is used.
+        With a condition exactly those k; without, most of them where `Segment.approximate` is there.
         """
         parts = (queries[start : start + QUERIES] for start in range(0, len(queries), QUERIES))
         return [matches for part in parts for matches in self._search(part, k, condition)]
@@ -54,7 +55,7 @@ class Snapshot:
     def _search(self, queries: np.ndarray, k: int, condition: Condition | None) -> list[list[Match]]:
         scores, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         photos: list[np.ndarray | None] = []
-        start = 0
+        near, start = self._near(queries, k) if condition is None else None, 0
         for segment, allowed in zip(self.segments, self.allowed, strict=True):
             passing = segment.passing(condition, self.roots) if condition else None
             photos.append(passing)
@@ -63,13 +64,19 @@ class Snapshot:
                 allowed = met if allowed is None else met & allowed
             most = min(k, len(segment.vectors) if allowed is None else int(np.count_nonzero(allowed)))
             if most:
-                found = segment.search(queries, most, allowed, exact=condition is not None)
+                found = segment.search(queries, most, allowed, near)
                 found_rows = np.where(found[1] >= 0, found[1] + start, -1)
                 scores, rows = np.concatenate([scores, found[0]], 1), np.concatenate([rows, found_rows], 1)
             start += len(segment.vectors)
         if rows.shape[1] > k or len(self.segments) > 1:
             scores, rows = keep_best(scores, rows, min(k, rows.shape[1]))
         return self._matches(scores, rows, k, photos)
+
+    def _near(self, queries: np.ndarray, k: int) -> Near | None:
+        """Which lists hold the k best; None if the first segment has none, or not so many rows that are left."""
+        first, allowed = self.segments[0], self.allowed[0]
+        left = len(first.vectors) if allowed is None else np.count_nonzero(allowed)
+        return first.approximate.near(queries, k) if first.approximate and k <= left else None
 
     def _matches(
         self, scores: np.ndarray, rows: np.ndarray, k: int, photos: Sequence[np.ndarray | None]
@@ -166,7 +173,8 @@ def _take(store: Store, previous: Snapshot | None, cached: bool) -> Snapshot:
         # Small ones are read again with the new one, so that there are few and each is read seldom.
         while segments and segments[-1].file is None and len(segments[-1].catalog) <= 2 * len(contents):
             contents.update(segments.pop().catalog.content_hashes())
-        segments.append(make_segment(store, sorted(contents)))
+        beside = segments[0].approximate if segments else None
+        segments.append(make_segment(store, sorted(contents), beside))
     allowed = _overridden(segments)
     live = sum(
         segment.catalog.photos if a is None else int(np.diff(segment.catalog.first.all())[a].sum())
