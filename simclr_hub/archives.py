@@ -13,6 +13,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from itertools import repeat
 from typing import IO, Any, cast
 
 from .errors import CorruptImageError, ImageError, ImageTooLargeError, UnreadableImageError, UnsupportedImageError
@@ -38,19 +39,24 @@ def is_archive(path: Any) -> bool:
     return isinstance(path, (str, os.PathLike)) and os.fsdecode(path).lower().endswith(SUFFIXES)
 
 
-def archive_images(path: str | os.PathLike[str]) -> Iterator[FileBytes | UnusableImage]:
+def archive_images(
+    path: str | os.PathLike[str], chosen: Iterator[bool] | None = None
+) -> Iterator[FileBytes | UnusableImage]:
     """The image files in a zip or tar archive by their suffix, in its order, named "archive/member".
 
     Args:
         path: .zip, .tar, or a tar packed by gzip, bzip2 or xz, as WebDataset's shards.
+        chosen: drawn from once for each source, endless: whether it is wanted; a zip file's others are not read, a
+            tar's are streamed past. None wants all.
 
     Yields:
         Sources for `load_image` and `Embedder.stream`, also for what went wrong; the archive itself may be one.
     """
     name = describe(path)
+    chosen = repeat(True) if chosen is None else chosen
     read = _zip_images if os.fsdecode(path).lower().endswith(".zip") else _tar_images
     try:
-        yield from read(path, name)
+        yield from read(path, name, chosen)
     except _DAMAGED as e:
         if isinstance(e, ImageError):
             error: ImageError = e
@@ -58,25 +64,27 @@ def archive_images(path: str | os.PathLike[str]) -> Iterator[FileBytes | Unusabl
             error = UnreadableImageError(f"{name}: {e.strerror}")
         else:
             error = CorruptImageError(f"{name}: damaged archive: {e or type(e).__name__}; what comes after is lost")
-        yield UnusableImage(name, error)
+        if next(chosen):
+            yield UnusableImage(name, error)
 
 
-def _zip_images(path: str | os.PathLike[str], name: str) -> Iterator[FileBytes | UnusableImage]:
+def _zip_images(
+    path: str | os.PathLike[str], name: str, chosen: Iterator[bool]
+) -> Iterator[FileBytes | UnusableImage]:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             shown = f"{name}/{describe(member.filename)}"
             if member.is_dir() or member.filename.startswith("__MACOSX/"):  # attributes under the images' names
                 continue
             refused = _refused(shown, member.filename, member.file_size)
-            if refused is None and is_image_name(member.filename):
+            if (refused is None and not is_image_name(member.filename)) or not next(chosen):
+                continue
+            if refused is None:
                 if member.flag_bits & 1:
                     refused = UnsupportedImageError(f"{shown}: encrypted; unpack it with its password first")
                 elif member.file_size > max(_SMALL, MAX_RATIO * member.compress_size):
                     refused = _bomb(shown)
-            if refused is not None:
-                yield UnusableImage(shown, refused)
-            elif is_image_name(member.filename):
-                yield _zip_member(archive, member, shown)
+            yield _zip_member(archive, member, shown) if refused is None else UnusableImage(shown, refused)
 
 
 def _zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, shown: str) -> FileBytes | UnusableImage:
@@ -87,7 +95,9 @@ def _zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, shown: str) -
         return UnusableImage(shown, CorruptImageError(f"{shown}: damaged in the archive: {e or type(e).__name__}"))
 
 
-def _tar_images(path: str | os.PathLike[str], name: str) -> Iterator[FileBytes | UnusableImage]:
+def _tar_images(
+    path: str | os.PathLike[str], name: str, chosen: Iterator[bool]
+) -> Iterator[FileBytes | UnusableImage]:
     with open(path, "rb") as raw:
         stream = _Unpacked(raw, name)
         stream.allow(_HEADERS)
@@ -96,10 +106,11 @@ def _tar_images(path: str | os.PathLike[str], name: str) -> Iterator[FileBytes |
                 archive.members = []  # type: ignore[attr-defined]  # or a large shard's headers would pile up
                 shown = f"{name}/{describe(member.name)}"
                 refused = _refused(shown, member.name, member.size)
-                wanted = refused is None and member.isreg() and is_image_name(member.name)
-                if wanted and member.issparse():
+                is_source = member.isreg() and (refused is not None or is_image_name(member.name))
+                wanted = is_source and next(chosen)
+                if wanted and refused is None and member.issparse():
                     refused = UnsupportedImageError(f"{shown}: a sparse file is not read; store it plain")
-                if refused is not None and member.isreg():
+                if wanted and refused is not None:
                     yield UnusableImage(shown, refused)
                 elif wanted:
                     stream.allow(None)

@@ -1,7 +1,8 @@
 """What a user calls images -> an iterable of images: one, a folder, an archive, a data set, a batch, an iterable."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, compress, count
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ from .images import FileBytes, UnusableImage, describe, is_image_name
 from .web import is_url
 
 
-def as_sources(images: Any) -> Any:
-    """One image, a folder, an archive, a data set, a batch or an iterable of images, as an iterable of images."""
+def as_sources(images: Any, chosen: Iterator[bool] | None = None) -> Any:
+    """One image, a folder, an archive, a data set, a batch or an iterable of images, as an iterable of images.
+
+    Of an archive those that are `chosen`, see `archive_images`; of anything else all.
+    """
     if isinstance(images, (str, os.PathLike)):
         if os.path.isdir(images):
             return folder_images(images)
-        return archive_images(images) if is_archive(images) and not is_url(images) else [images]
+        return archive_images(images, chosen) if is_archive(images) and not is_url(images) else [images]
     if isinstance(images, (np.ndarray, Tensor)):
         return images if images.ndim == 4 else [images]
     one = (bytes, bytearray, memoryview, FileBytes, UnusableImage, Image.Image, dict)
@@ -29,6 +33,21 @@ def as_sources(images: Any) -> Any:
     if type(images).__module__.startswith("datasets.") and hasattr(images, "cast_column"):
         return dataset_images(images)
     return images
+
+
+def every_nth(given: Sequence[str], part: int, parts: int) -> tuple[Iterator[Any], int | None]:
+    """Every `parts`-th source of all that is given, from the `part`-th (of 1, 2, ...) on, the others unread.
+
+    Returns:
+        The sources, and how many they are; None if there are archives, whose members nobody has counted.
+    """
+    chosen = (i % parts == part - 1 for i in count())
+    groups = [as_sources(one, chosen) for one in given]
+    listed = [isinstance(group, list) for group in groups]
+    total = len(range(part - 1, sum(map(len, groups)), parts)) if all(listed) else None
+    # Both draw from `chosen` as they are iterated over, one after the other.
+    each = (compress(group, chosen) if known else group for group, known in zip(groups, listed, strict=True))
+    return chain.from_iterable(each), total
 
 
 def folder_images(folder: str | os.PathLike[str]) -> list[Path]:

@@ -13,6 +13,7 @@ from PIL import Image  # noqa: E402
 from tiny import randomized, tiny_config  # noqa: E402
 
 from simclr_hub import SimCLRImageProcessor, SimCLRModel  # noqa: E402
+from simclr_hub.cli import main  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +42,18 @@ def photos(tmp_path):
         name = f"below/{i}.png" if i > 3 else f"{i}.jpg"
         Image.fromarray(low).resize((50 + i, 40)).save(folder / name)
     return folder
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    """Run a command line in an empty folder: (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        with pytest.raises(SystemExit) as exit:
+            main([str(a) for a in args])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return exit.value.code, out, err
+
+    return run

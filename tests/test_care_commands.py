@@ -13,21 +13,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from simclr_hub.cli import main
-
-
-@pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
-    """Run a command line in an empty folder: (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        with pytest.raises(SystemExit) as exit:
-            main([str(a) for a in args])
-        return (exit.value.code, *capsys.readouterr())
-
-    return run
-
 
 @pytest.fixture
 def index(run, photos, tiny_dir):

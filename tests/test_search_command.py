@@ -5,23 +5,7 @@ import click
 import pytest
 from PIL import Image
 
-from simclr_hub.cli import main
 from simclr_hub.cli.search import parse_where
-
-
-@pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
-    """Run a command line in an empty folder: (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        with pytest.raises(SystemExit) as exit:
-            main([str(a) for a in args])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return exit.value.code, out, err
-
-    return run
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from simclr_hub.loading import DEFAULT
 
 from .cards import Card, eval_results, render
 from .official_cards import official_card
-from .stage import WEIGHTS, Source, stage, texts
+from .stage import WEIGHTS, Source, stage, texts, weights_sha256
 from .trained_cards import DEFAULT_DIRECTORY, measured, read_record, recipe_text, trained_card
 from .upload import HTTPError, Published, upload
 
@@ -102,7 +102,7 @@ def stage_model(
         card = replace(card, config=model.config, processor=model.processor, measured=numbers)
     else:
         record = read_record(results or directory / "results.json")
-        if "weights" in record and record["weights"] not in map(_sha256, (directory / n for n in model.weights)):
+        if "weights" in record and record["weights"] != weights_sha256(directory):
             raise PublishError(f"{results or directory / 'results.json'} is of other weights; measure these")
         own = directory / "recipe.yaml"
         chosen = recipe or record.get("recipe") or (str(own) if own.is_file() else None)
@@ -165,14 +165,6 @@ def _there(name: str, repo_id: str, private: bool) -> Published | None:
 def _git_oid(text: str) -> str:
     data = text.encode()
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _eval_results(card: Card) -> dict[str, str]:

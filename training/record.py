@@ -3,7 +3,6 @@
 Unusual: folders of this machine are named by their last part only, since all three may leave it.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -16,6 +15,7 @@ import yaml
 from simclr_hub.configuration_simclr import SimCLRConfig
 
 from .cards import render
+from .stage import weights_sha256
 from .trained_cards import recipe_text, trained_card
 
 
@@ -25,7 +25,7 @@ def write_record(
     """Add the files to a directory that holds a run's final model.
 
     Args:
-        directory: with config.json and model.safetensors.
+        directory: of `save_pretrained`, with the processor's file.
         name: of the run, which the card bears.
         recipe: as `load_recipe` returned it.
         trained: how long, in words.
@@ -50,7 +50,7 @@ def write_record(
     record = {
         "data": f"{kept['data']}, split {recipe.get('split') or 'train'}: {images:,} images",
         "trained": trained,
-        "weights": hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest(),
+        "weights": weights_sha256(directory),
         "results": results,
     }
     (directory / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -7,6 +7,7 @@ Unusual: `config.auto_map` names every Auto class. `save_pretrained` writes the 
 `AutoModel`, and with it `pipeline("image-feature-extraction")`, fails on a classifier's directory.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -107,6 +108,21 @@ def _weights(directory: Path) -> tuple[str, ...]:
         if not WEIGHTS.fullmatch(name) or not (directory / name).is_file():
             raise CheckpointError(f"{directory}: {INDEX} names {name!r}, which is not there or no shard's name")
     return (*shards, INDEX)
+
+
+def weights_sha256(directory: Path) -> str:
+    """What results.json names the weights by: SHA-256 of model.safetensors, or of its shards one after another.
+
+    Raises:
+        CheckpointError: there are none in safetensors.
+    """
+    digest = hashlib.sha256()
+    for name in _weights(directory):
+        if name != INDEX:
+            with (directory / name).open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()
 
 
 def _tensor_names(directory: Path, weights: tuple[str, ...]) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """`simclr-hub embed`: features of images into a file."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,21 @@ from ..embedder import Embedder, Failure
 from ..errors import MissingExtraError, SimCLRHubError
 from ..images import FileBytes, UnusableImage, describe
 from ..progress import progress_bar
-from ..sources import as_sources
+from ..sources import every_nth
 from ._output import json_option, print_json
+
+
+def parse_shard(_: click.Context, __: click.Parameter, text: str) -> tuple[int, int]:
+    """I/N as two numbers.
+
+    Raises:
+        click.BadParameter: it is something else, or I is not one of 1, ..., N.
+    """
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    part, parts = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= part <= parts:
+        raise click.BadParameter(f"{text!r}: I/N, the I-th of N parts, such as 1/4, 2/4, 3/4 and 4/4")
+    return part, parts
 
 
 @click.command("embed")
@@ -23,6 +37,13 @@ from ._output import json_option, print_json
 @click.option("--normalize", is_flag=True, help="Scale each vector to length 1.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images a forward pass.")
 @click.option("--device", help="cpu, cuda, mps, ...")
+@click.option(
+    "--shard",
+    default="1/1",
+    metavar="I/N",
+    callback=parse_shard,
+    help="Only the I-th of N parts, for N machines: every N-th image of all IMAGES, in their order, from the I-th on.",
+)
 @json_option
 def embed_command(
     images: tuple[str, ...],
@@ -32,6 +53,7 @@ def embed_command(
     normalize: bool,
     batch_size: int | None,
     device: str | None,
+    shard: tuple[int, int],
     as_json: bool,
 ) -> int:
     """Write the features of IMAGES (files, folders, zip and tar files, URLs) to a file.
@@ -41,8 +63,7 @@ def embed_command(
     write = _writers().get(output.suffix)
     if write is None:
         raise click.UsageError(f"{output}: the output must end in .npz or .parquet")
-    groups = [as_sources(given) for given in images]
-    total = sum(map(len, groups)) if all(hasattr(group, "__len__") for group in groups) else None
+    sources, total = every_nth(images, *shard)
     try:
         embedder = Embedder(model, layer=layer, normalize=normalize, batch_size=batch_size, device=device)
     except SimCLRHubError:
@@ -51,7 +72,7 @@ def embed_command(
         raise click.UsageError(str(e)) from e
     paths, vectors, failures = [], [], []
     with progress_bar("embedding", total) as advance:
-        for item in embedder.stream(source for group in groups for source in group):
+        for item in embedder.stream(sources):
             advance(1)
             if isinstance(item, Failure):
                 failures.append((_name(item.source), item.error))

@@ -1,3 +1,4 @@
+import hashlib
 import os
 import shutil
 import threading
@@ -446,3 +447,93 @@ def test_details_are_recorded_with_the_vector(
         assert index.prune(force=True) == 1
         with store.reading():
             assert len(dict(store.details())) == 3
+
+
+def test_a_photo_is_hashed_once(tmp_path: Path, photos: Path, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [path.read_bytes() for path in sorted(photos.rglob("*.png"))]
+    hashed = []
+
+    def sha256(data: bytes = b"", **options: bool) -> "hashlib._Hash":
+        hashed.append(data)
+        return original(data, **options)
+
+    original = hashlib.sha256
+    with SimilarityIndex.create(tmp_path / "real.index", model=tiny_dir) as index:
+        monkeypatch.setattr(hashlib, "sha256", sha256)
+        assert counts(index.sync(photos)) == {"embedded": 4}
+        assert [hashed.count(data) for data in files] == [1, 1, 1, 1]
+    assert images.load_image(images.FileBytes("a", files[0])).content_hash == original(files[0]).digest()
+
+
+def test_files_wait_for_the_embedder_within_a_limit_of_bytes(
+    index: SimilarityIndex, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+    put = index._store.put_in_flight
+    monkeypatch.setattr(index._store, "put_in_flight", lambda paths: (given.append(len(paths)), put(paths)))
+    monkeypatch.setattr(pipeline, "BATCH_BYTES", max(p.stat().st_size for p in photos.rglob("*.png")) + 1)
+    assert counts(index.sync(photos)) == {"embedded": 4}
+    assert [n for n in given if n] == [2, 2]
+
+
+@pytest.mark.parametrize(("most", "seconds"), [(1, 1e9), (10**6, 0.0)])
+def test_a_transaction_is_bounded_in_photos_and_in_time(
+    index: SimilarityIndex, photos: Path, monkeypatch: pytest.MonkeyPatch, most: int, seconds: float
+) -> None:
+    index.sync(photos)
+    monkeypatch.setattr(pipeline, "BATCH_PHOTOS", most)
+    monkeypatch.setattr(pipeline, "BATCH_SECONDS", seconds)
+    events: list[str] = []
+    store, put, end = index._store, index._store.put, index._store.put_in_flight
+    monkeypatch.setattr(store, "put", lambda photo: (events.append("put"), put(photo)))
+    monkeypatch.setattr(store, "put_in_flight", lambda paths: (events.append("end"), end(paths)))
+    assert counts(index.sync(photos)) == {"unchanged": 4}  # young files, read again
+    assert events == ["put", "end"] * 4
+
+
+def test_a_copy_of_what_waits_for_its_commit_is_not_embedded(
+    index: SimilarityIndex, photos: Path, embedder: FakeEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "BATCH_BYTES", 1)  # the first is embedded before the second is looked at
+    for name in ("a copy.png", "z copy.png"):
+        shutil.copy(photos / "a.png", photos / name)
+    assert counts(index.sync(photos)) == {"embedded": 4, "copied": 2}
+    assert embedder.embedded == 4
+
+
+def test_of_two_that_are_gone_the_one_of_the_same_name_was_renamed(index: SimilarityIndex, photos: Path) -> None:
+    for name in ("one/x.png", "one/y.png"):
+        make_photo(photos / name, 50)
+    index.sync(photos)
+    (photos / "two").mkdir()
+    (photos / "one/x.png").rename(photos / "two/x.png")
+    (photos / "one/y.png").unlink()
+    assert counts(index.sync(photos)) == {"unchanged": 4, "renamed": 1, "missing": 1}
+    assert index.missing() == [str(photos / "one/y.png")]
+
+
+def test_a_photo_that_cannot_be_asked_for_is_not_gone(
+    index: SimilarityIndex, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.sync(photos)
+    (tmp_path / "other").mkdir()
+    shutil.copy(photos / "a.png", tmp_path / "other")
+    real = os.lstat
+
+    def failing(path: bytes, **options: int) -> os.stat_result:
+        if os.fsdecode(path) == str(photos / "a.png"):
+            raise OSError(5, "Input/output error")
+        return real(path, **options)
+
+    monkeypatch.setattr(pipeline.os, "lstat", failing)
+    assert counts(index.sync(tmp_path / "other")) == {"copied": 1}
+    assert len(index) == 5
+
+
+def test_each_vector_is_written_once(index: SimilarityIndex, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "BATCH_PHOTOS", 1)
+    written: list[bytes] = []
+    put = index._store.put_vector
+    monkeypatch.setattr(index._store, "put_vector", lambda key, vector: (written.append(key), put(key, vector)))
+    assert counts(index.sync(photos)) == {"embedded": 4}
+    assert len(written) == len(set(written)) == 4

@@ -1,5 +1,6 @@
 """The staged folder: what is in it, what is refused, what the command says. Uploading: tests/test_hub_roundtrip.py."""
 
+import hashlib
 import json
 import pickle
 import shutil
@@ -11,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from tiny import SAMPLE_PHOTOS, randomized, tiny_config
 
 from simclr_hub import SimCLRForImageClassification, SimCLRImageProcessor, SimCLRModel
-from simclr_hub.cli import main
 from simclr_hub.errors import CheckpointError, PublishError
 from simclr_hub.training.publish import stage_model
+from simclr_hub.training.record import write_record
 from simclr_hub.training.stage import CODE, apache_licence, check_staged
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +100,24 @@ def test_a_classifier_in_shards(tmp_path, stage):
     assert all(
         torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
     )
+
+
+def test_the_record_of_a_model_in_shards(tiny_model, tiny_dir, tmp_path, stage):
+    hashes = []
+    for size in ("10KB", "50GB"):
+        source = tmp_path / size
+        tiny_model.save_pretrained(source, max_shard_size=size)
+        shutil.copy(tiny_dir / "preprocessor_config.json", source)
+        write_record(source, "a run", {"data": "photos", "training": {"seed": 3}}, "1 step", 10, None)
+        files = sorted(source.glob("*.safetensors"))
+        assert (len(files) > 10) == (size == "10KB")
+        hashes.append(json.loads((source / "results.json").read_text())["weights"])
+        assert hashes[-1] == hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+        assert {file.name for file in files} <= names(stage(source))
+        save_file({name: value + 1 for name, value in load_file(files[-1]).items()}, files[-1])
+        with pytest.raises(PublishError, match="is of other weights"):
+            stage(source)
+    assert hashes[0] != hashes[1]
 
 
 def test_what_is_known_of_where_it_was_loaded_from_is_left_out(source, stage):
@@ -252,21 +271,6 @@ def test_another_licence_takes_another_text(source, stage):
     assert (out / "LICENSE").read_text() == "ours\n" and "license: cc-by-nc-4.0" in (out / "README.md").read_text()
     with pytest.raises(PublishError, match="no licence identifier"):
         stage(source, licence="apache")
-
-
-@pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
-    """Run a command line in an empty folder: (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        with pytest.raises(SystemExit) as exit:
-            main([str(a) for a in args])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return exit.value.code, out, err
-
-    return run
 
 
 def test_a_dry_run_writes_the_folder_and_asks_nobody(run, tiny_dir):
