@@ -21,6 +21,15 @@ def test_a_chain_is_not_a_group():
     assert group([(0, 1), (1, 2), (2, 3)], check=nobody) == [Star(0, [(1, 0.99)]), Star(2, [(3, 0.99)])]
 
 
+def test_one_between_two_goes_with_the_nearer() -> None:
+    """0 and 1 are two shots of a burst, 2 is a copy of 1 that is not like 0."""
+    assert group([(0, 1), (1, 2)], scores=[0.96, 0.999], check=nobody) == [Star(1, [(2, 0.999)])]
+    assert group([(0, 1), (1, 2)], scores=[0.999, 0.96], check=nobody) == [Star(0, [(1, 0.999)])]
+    # Each keeps its copies.
+    pairs, scores = [(0, 1), (1, 2), (0, 3)], [0.96, 0.999, 0.998]
+    assert group(pairs, scores=scores, check=nobody) == [Star(0, [(3, 0.998)]), Star(1, [(2, 0.999)])]
+
+
 def test_the_best_is_kept_and_others_are_ordered():
     found = group([(0, 2), (1, 2)], rank=[2, 1, 0], scores=[0.98, 0.99])
     assert found == [Star(2, [(1, 0.99), (0, 0.98)])]
@@ -43,6 +52,8 @@ def test_pairs_that_were_set_apart_never_meet():
     # Both are like the kept one; the less sure of them goes.
     assert group(triangle, apart=[(1, 2)], scores=[0.97, 0.99, 0.99]) == [Star(0, [(2, 0.99)])]
     assert group([(0, 1)], apart=[(0, 1)]) == []
+    # 1 agrees better with 2, but was called different from it.
+    assert group([(0, 1), (1, 2)], apart=[(1, 2)], scores=[0.97, 0.99], check=nobody) == [Star(0, [(1, 0.97)])]
 
 
 @given(

@@ -1,7 +1,8 @@
 """Pairs to groups in which every member was itself compared with the one that is kept.
 
 Unusual: a group is a star, not a chain: that A is like B and B like C never makes C a duplicate of A. What is left of
-a chain becomes groups of its own.
+a chain becomes groups of its own; B goes with C if it agrees better with C, so that of two shots in a burst that are
+taken for one, each keeps its own copies.
 """
 
 from collections.abc import Callable, Iterable
@@ -39,6 +40,8 @@ def stars(
     """
     linked: dict[int, dict[int, float]] = {}
     for (a, b), score in zip(pairs.tolist(), scores.tolist(), strict=True):
+        if _are_apart(a, [b], apart):
+            continue
         linked.setdefault(a, {})[b] = score
         linked.setdefault(b, {})[a] = score
     groups = []
@@ -51,6 +54,9 @@ def stars(
             if check and unknown:
                 found = check(kept, unknown).tolist()
                 fitting |= {row: score for row, score in zip(unknown, found, strict=True) if score > 0}
+            left = [row for row in rest if row not in fitting]
+            closer = {row for other in left for row, score in linked[other].items() if score > fitting.get(row, 1)}
+            fitting = {row: score for row, score in fitting.items() if row not in closer}
             members: list[tuple[int, float]] = []
             for row in sorted(fitting, key=lambda row: (-fitting[row], row)):
                 if not _are_apart(row, [kept, *(member for member, _ in members)], apart):
