@@ -1,5 +1,6 @@
 """`simclr-hub models`, what it is made of, and docs/models.md."""
 
+import functools
 import importlib.util
 import json
 import re
@@ -10,24 +11,14 @@ import pytest
 from simclr_hub import SimCLRModel
 from simclr_hub.checkpoints.catalog import config_of, entries
 from simclr_hub.checkpoints.choose import PROTOCOLS, Choice, choices, measurement, recommend
-from simclr_hub.cli import main
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
+def run(run):
     """Run `simclr-hub models`: (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        with pytest.raises(SystemExit) as exit:
-            main(["models", *map(str, args)])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return exit.value.code, out, err
-
-    return run
+    return functools.partial(run, "models")
 
 
 @pytest.fixture
