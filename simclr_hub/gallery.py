@@ -13,6 +13,7 @@ from PIL import Image
 from ._files import write_file
 from .errors import ImageError
 from .images import describe, load_image
+from .web import is_url, shown_url
 
 #: Longest side of a thumbnail in pixels.
 THUMBNAIL = 256
@@ -50,12 +51,12 @@ def write_gallery(path: Path, rows: Sequence[Row], *, title: str, note: str = ""
         for row in rows
     ]
     html = environment.get_template("gallery.html").render(title=title, note=note, sections=sections)
-    write_file(path, lambda file: file.write(html.encode()))
+    write_file(path, lambda file: file.write(html.encode(errors="backslashreplace")))
 
 
 def picture(source: Any) -> dict[str, str]:
     """A photo for a page: its "name", "full" path or what is wrong, and "data", a thumbnail as base64, or ""."""
-    full = describe(source)
+    full = shown_url(source) if is_url(source) else describe(source)
     name = Path(full).name or full
     try:
         image = Image.fromarray(load_image(source).pixels.permute(1, 2, 0).contiguous().numpy())

@@ -50,7 +50,7 @@ def write_review(path: Path, groups: Sequence[DuplicateGroup], *, title: str, no
         if shown:
             sections.append({"name": name, "meaning": meaning, "groups": shown, "number": len(of_tier)})
     html = environment.get_template("duplicates.html").render(title=title, note=note, sections=sections)
-    write_file(path, lambda file: file.write(html.encode()))
+    write_file(path, lambda file: file.write(html.encode(errors="backslashreplace")))
 
 
 def facts(member: Member) -> list[str]:

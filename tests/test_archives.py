@@ -297,3 +297,11 @@ def test_the_openers_know_their_files(tmp_path):
         _, found = read(tmp_path, pack(tar_of(IMAGES)), "x.tar")
         assert len(found) == 3
     assert Image.open(io.BytesIO(IMAGES["0.png"])).size == (96, 64)
+
+
+def test_an_image_that_the_archive_s_end_cuts_is_never_given(tmp_path):
+    data = encoded(smooth(), "PNG")
+    whole = tar_of({"0.png": data, "1.png": data + bytes(1000)})
+    path, found = read(tmp_path, whole[: whole.rindex(data) + len(data) + 10])
+    assert [type(item) for item in found] == [FileBytes, UnusableImage]
+    assert "damaged archive" in str(found[1].error) and str(path) in str(found[1].error)

@@ -138,3 +138,9 @@ def test_profiles_are_opened_once(picture, monkeypatch):
     load_image(data)
     monkeypatch.setattr(ImageCms, "buildTransform", lambda *_, **__: pytest.fail("built again"))
     load_image(data)
+
+
+def test_a_profile_that_only_darkens_is_applied():
+    grey = Image.new("L", (4, 4), 128)
+    data = encoded(grey, "PNG", icc_profile=profile((), gamma=3.0, space=b"GRAY"))
+    assert load_image(data).pixels.max() < 110

@@ -1,3 +1,4 @@
+import copy
 import threading
 import time
 
@@ -23,6 +24,17 @@ def test_rows_equal_the_eager_model(photos, tiny_dir):
         with torch.inference_mode():
             expected = model(pixels).pooler_output[0].numpy()
         assert np.abs(row - expected).max() / np.abs(expected).max() < 1e-5
+
+
+def test_the_processor_s_crop_is_the_embedder_s(photos, tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "m")
+    processor = SimCLRImageProcessor(size=64, crop_proportion=0.5)
+    processor.save_pretrained(tmp_path / "m")
+    pixels = processor(images=Image.open(photos / "0.jpg"), return_tensors="pt").pixel_values
+    with torch.inference_mode():
+        expected = tiny_model(pixels).pooler_output[0].numpy()
+    (row,) = embed(photos / "0.jpg", model=tmp_path / "m")
+    assert np.abs(row - expected).max() / np.abs(expected).max() < 1e-5
 
 
 def test_every_form_of_input_gives_the_same_rows(photos, tiny_model):
@@ -104,6 +116,14 @@ def test_the_fingerprint_tells_what_changes_vectors(tiny_model, tiny_dir):
         assert Embedder(tiny_model, **arguments).fingerprint[key] != base[key]
     other = type(tiny_model)(tiny_model.config)
     assert Embedder(other).fingerprint["weights"] != base["weights"]
+
+
+def test_the_head_s_weights_count_where_it_is_used(tiny_model):
+    other = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        other.projection.layers[0].dense.weight.mul_(2)
+    weights = [[Embedder(m, layer=layer).fingerprint["weights"] for m in (tiny_model, other)] for layer in ("h", "z")]
+    assert weights[0][0] == weights[0][1] and weights[1][0] != weights[1][1]
 
 
 def test_arguments_are_checked(tiny_model):
@@ -192,6 +212,38 @@ def test_the_faster_runtime_is_built_once_it_pays(tiny_model, monkeypatch):
     assert len(list(exact.stream([image] * 16))) == 16 and built == ["onnxruntime", "torch"]
 
 
+def test_each_thread_of_many_uses_one_core(tiny_model, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        embedder_module, "load_image", lambda x, **k: (seen.append(torch.get_num_threads()), load_image(x, **k))[1]
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        list(Embedder(tiny_model, workers=2).stream(noise(3)))
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 1, 1]
+
+
+def test_streams_side_by_side_build_one_runtime(tiny_model, monkeypatch):
+    built = []
+
+    def slow_build(runtime, layer, size, batch_size, device, dtype):
+        built.append(runtime)
+        time.sleep(0.2)
+        return embedder_module.torch_runner(layer, device, dtype)
+
+    monkeypatch.setattr(embedder_module, "build", slow_build)
+    embedder = Embedder(tiny_model, runtime="compile")
+    threads = [threading.Thread(target=lambda: list(embedder.stream(noise(3)))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert built == ["compile"]
+
+
 def test_new_threads_get_their_number_of_threads_back(tiny_model):
     before = torch.get_num_threads()
     torch.set_num_threads(3)
@@ -245,3 +297,16 @@ def test_exact_decodes_every_pixel(tiny_model, large_photo):
 
 def cosine(a, b):
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def test_reduced_decoding_leaves_twice_the_input_in_the_crop(tiny_dir, large_photo, monkeypatch):
+    asked = []
+
+    def load(source, *, reduce_to):
+        asked.append(reduce_to)
+        return load_image(source, reduce_to=reduce_to)
+
+    monkeypatch.setattr(embedder_module, "load_image", load)
+    embed([large_photo / "photo.jpg"], model=tiny_dir)
+    (side,) = asked
+    assert 0.875 * (side - 2) < 2 * 64 < 0.875 * side

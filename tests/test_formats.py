@@ -196,6 +196,19 @@ def test_what_is_raw_by_its_first_bytes():
     assert not is_raw(loop)
 
 
+@pytest.mark.parametrize(("order", "magic"), [("<", b"II*\0"), (">", b"MM\0*")])
+def test_sensor_values_in_a_later_directory_of_either_byte_order(order, magic):
+    def tiff(*kinds):
+        data = magic + struct.pack(order + "I", 8)
+        for number, kind in enumerate(kinds, 1):
+            following = 8 + 18 * number if number < len(kinds) else 0
+            data += struct.pack(order + "HHHIHHI", 1, 262, 3, 1, kind, 0, following)
+        return data
+
+    assert is_raw(tiff(32803)) and is_raw(tiff(2, 34892)) and is_raw(tiff(2, 2, 32803))
+    assert not is_raw(tiff(2)) and not is_raw(tiff(2, 6))
+
+
 def test_a_raw_file_s_preview_is_used_from_a_size_on():
     sensor, shown = smooth(LARGE), smooth(LARGE, seed=1)
     assert difference(load_image(dng(sensor, preview=shown)), shown) < 3

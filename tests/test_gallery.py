@@ -2,11 +2,13 @@ import base64
 import io
 import re
 from html.parser import HTMLParser
+from importlib.resources import files
 
 import pytest
 from PIL import Image
 
 from simclr_hub.gallery import THUMBNAIL, Row, write_gallery
+from simclr_hub.review import write_review
 
 HOSTILE = [
     "<script>alert(1)</script>.png",
@@ -57,6 +59,19 @@ def test_thumbnails_are_inside_and_small(photos, tmp_path):
 def test_a_photo_that_is_gone_keeps_its_place(photos, tmp_path):
     write_gallery(tmp_path / "g.html", [Row(photos / "0.jpg", [("gone.jpg", 0.9)])], title="t")
     assert "gone.jpg" in (tmp_path / "g.html").read_text()
+
+
+def test_a_text_that_no_encoding_has_is_no_reason_to_lose_the_page(tmp_path):
+    write_gallery(tmp_path / "g.html", [], title="t", note="Found in photos\udcff.index")
+    write_review(tmp_path / "d.html", [], title="t", note="Found in photos\udcff.index")
+    for page in ("g.html", "d.html"):
+        assert "Found in photos\\udcff.index" in (tmp_path / page).read_text("utf-8")
+
+
+@pytest.mark.parametrize("template", ["gallery.html", "duplicates.html"])
+def test_no_long_name_makes_a_page_wider_than_its_window(template):
+    style = (files("simclr_hub") / "templates" / template).read_text("utf-8").partition("</style>")[0]
+    assert re.search(r"body {[^}]*overflow-wrap: anywhere;", style)
 
 
 def test_a_page_that_cannot_be_written_is_an_error(photos, tmp_path):

@@ -4,6 +4,7 @@ import os
 import random
 import struct
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -291,3 +292,46 @@ def test_a_truncated_jpeg_is_damaged_at_any_size():
     data = photo_bytes(800, 600)
     with pytest.raises(errors.CorruptImageError):
         load_image(data[: len(data) // 2], reduce_to=100)
+
+
+def test_the_hash_is_of_all_bytes():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)  # 12 kB
+    data = encoded(Image.fromarray(noise))
+    assert load_image(data).content_hash == hashlib.sha256(data).digest() != load_image(data + b"\0").content_hash
+
+
+def test_no_more_is_read_of_a_file_object_than_is_allowed(monkeypatch):
+    asked = []
+
+    class Endless:
+        name = "endless"
+
+        def read(self, size=-1):
+            asked.append(size)
+            return bytes(2000 if size < 0 else size)
+
+    monkeypatch.setattr("simclr_hub.images.MAX_BYTES", 1000)
+    with pytest.raises(errors.ImageTooLargeError, match="endless"):
+        load_image(Endless())
+    assert asked == [1001]
+
+
+@pytest.mark.parametrize("what", ["time", "size"])
+def test_a_file_that_changed_once_is_read_again_from_its_start(what, tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(gradient()))
+    real, calls = os.fstat, []
+
+    def once(fd):
+        found = real(fd)
+        calls.append(fd)
+        if len(calls) != 2:
+            return found
+        return SimpleNamespace(
+            st_mode=found.st_mode,
+            st_size=found.st_size + (what == "size"),
+            st_mtime_ns=found.st_mtime_ns + (what == "time"),
+        )
+
+    monkeypatch.setattr(os, "fstat", once)
+    assert read_file(path)[0] == encoded(gradient()) and len(calls) == 4

@@ -1,10 +1,13 @@
+import functools
 import json
 from pathlib import Path
 
 import click
 import pytest
+from image_server import serving
 from PIL import Image
 
+from simclr_hub import web
 from simclr_hub.cli.search import parse_where
 
 
@@ -48,6 +51,18 @@ def test_metadata_of_a_photo(run, index, photos):
     table = run("search", index, photos / "2.jpg")[1].splitlines()
     assert table[0].split() == ["score", "photo", "taken", "camera", "size"]
     assert table[1].split(maxsplit=3)[3].split("  ") == ["Canon EOS 5D", "300 x 200"]
+
+
+def test_a_photo_on_the_web_is_a_query(run, index, photos, tmp_path, monkeypatch):
+    with serving((photos / "3.jpg").read_bytes()) as (base, _):
+        url = f"{base}/photo.png?token=secret"
+        code, out, err = run("search", index, url)
+        assert code == 1 and "private" in err and "secret" not in out + err
+        monkeypatch.setattr("simclr_hub.images.fetch", functools.partial(web.fetch, allow_private=True))
+        code, out, _ = run("search", index, url, photos / "2.jpg", "-k", 1, "--html", "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert code == 0 and "secret" not in out + page and f"{base}/photo.png?..." in page
+    assert out.splitlines()[0] == f"{base}/photo.png?...:" and "1.000  photos/3.jpg" in out
 
 
 def test_what_cannot_be_compared_is_a_usage_error(run, index, photos):

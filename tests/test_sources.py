@@ -75,3 +75,11 @@ def test_what_is_one_image(tmp_path):
         ]  # fmt: skip
         for source in one:
             assert as_sources(source) == [source] or as_sources(source)[0] is source
+
+
+def test_a_folder_is_sorted_by_path_whatever_the_disk_lists_first(tmp_path):
+    for name in ("b.png", "a/2.png", "c/1.png", "a/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(FILES[0])
+    names = [path.relative_to(tmp_path).as_posix() for path in as_sources(tmp_path)]
+    assert names == ["a/1.png", "a/2.png", "b.png", "c/1.png"]

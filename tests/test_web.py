@@ -140,6 +140,22 @@ def test_what_servers_do_wrong_is_named(path, reason, server):
         fetch(base + path, allow_private=True, seconds=10)
 
 
+def test_as_many_redirects_as_are_allowed_and_one_more(server, monkeypatch):
+    base, handler = server
+    for n in range(1, 8):
+        monkeypatch.setitem(handler.pages, f"/{n}", lambda h, n=n: h.redirect(f"/{n - 1}" if n > 1 else "/photo.png"))
+    assert fetch(f"{base}/{web.MAX_REDIRECTS}", allow_private=True) == PHOTO
+    with pytest.raises(errors.UnreadableImageError, match=f"more than {web.MAX_REDIRECTS} redirects"):
+        fetch(f"{base}/{web.MAX_REDIRECTS + 1}", allow_private=True)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_every_kind_of_redirect_is_followed(status, server, monkeypatch):
+    base, handler = server
+    monkeypatch.setitem(handler.pages, "/moved", lambda h: h.answer(b"", status=status, Location="photo.png"))
+    assert fetch(f"{base}/moved", allow_private=True) == PHOTO
+
+
 def test_each_redirect_is_checked_again(server, monkeypatch):
     base, handler = server
     port = int(base.rpartition(":")[2])
@@ -263,3 +279,32 @@ def test_a_data_set_s_rows_are_not_followed_to_the_network(server, as_public):
     with pytest.raises(errors.UnreadableImageError, match="URL"):
         load_image({"bytes": None, "path": f"{base}/photo.png"})
     assert not handler.seen
+
+
+def test_what_is_sent_is_limited_too_where_it_unpacks_to_nothing(server, monkeypatch):
+    base, handler = server
+    empty = b"\x1f\x8b\x08" + bytes(7) + b"\0\0\0\xff\xff" * 4000 + b"\1\0\0\xff\xff" + bytes(8)
+
+    def page(h):
+        h.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nConnection: close\r\n\r\n" + empty)
+        h.close_connection = True
+
+    monkeypatch.setitem(handler.pages, "/nothing.png", page)
+    with pytest.raises(errors.ImageTooLargeError, match="more than 10,000 bytes"):
+        fetch(f"{base}/nothing.png", allow_private=True, max_bytes=10_000)
+    with pytest.raises(errors.UnreadableImageError, match="empty"):
+        fetch(f"{base}/nothing.png", allow_private=True)
+
+
+@pytest.mark.parametrize("who", ["user", ":secret", "user:secret"])
+def test_no_url_with_a_name_or_a_password_is_read(who, as_public, server):
+    base, _ = server
+    with pytest.raises(errors.UnreadableImageError, match="user name or password"):
+        fetch(base.replace("//", f"//{who}@") + "/photo.png")
+
+
+def test_a_part_of_an_image_is_not_the_image(server, monkeypatch):
+    base, handler = server
+    monkeypatch.setitem(handler.pages, "/part.png", lambda h: h.answer(PHOTO, status=206))
+    with pytest.raises(errors.UnreadableImageError, match="answered 206 Partial Content"):
+        fetch(f"{base}/part.png", allow_private=True)

@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 fatal, 2 usage, 3 done but some photos could not be read.
 """
 
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -60,6 +61,8 @@ def main(args: list[str] | None = None) -> Any:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
     warnings.filterwarnings("ignore", module="PIL")  # a damaged photo is reported as a failure, or it decoded
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that its encoding does not have
     from ..errors import SimCLRHubError
 
     try:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..images import describe
+from ..web import is_url, shown_url
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
@@ -37,6 +38,8 @@ def _cell(value: Any) -> str:
 
 
 def short_path(path: str) -> str:
-    """Relative to here if that is shorter to read."""
+    """Relative to here if that is shorter to read, and printable."""
+    if is_url(path):
+        return shown_url(path)
     relative = os.path.relpath(path)
-    return path if relative.startswith("..") else relative
+    return describe(path if relative.startswith("..") else relative)

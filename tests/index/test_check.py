@@ -3,6 +3,7 @@
 import os
 import re
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 from index_fakes import FakeEmbedder, make_photo
 
-from simclr_hub.errors import IndexLockedError, IndexMismatchError, IndexNotFoundError
+from simclr_hub.embedder import Failure
+from simclr_hub.errors import CorruptImageError, IndexLockedError, IndexMismatchError, IndexNotFoundError
 from simclr_hub.images import read_file
 from simclr_hub.index import SimilarityIndex, check_index
 from simclr_hub.index.maintenance import check_photos
@@ -233,3 +235,53 @@ def test_a_read_only_index_is_checked(directory: Path, monkeypatch: pytest.Monke
     os.unlink(directory / "writer.lock")
     assert check_index(directory).sound
     assert sorted(os.listdir(directory)) == [name for name in before if name != "writer.lock"]
+
+
+def test_a_young_file_that_changed_was_edited(index: SimilarityIndex, photos: Path) -> None:
+    index.sync(photos)  # at once: a change may have come within the tick of the recorded stamp
+    stamp = next(photo.stamp for photo in index._store.photos() if photo.path == b"a.png")
+    index.close()
+    make_photo(photos / "a.png", 77)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("simclr_hub.index.maintenance.check_photos.Stamp.of", lambda stat: stamp)
+        report = deep(index._store.file.parent)
+    assert (report.photos["changed"], report.photos["damaged"]) == (1, 0)
+
+
+def test_a_photo_that_is_known_to_be_missing_is_not_counted(directory: Path, photos: Path) -> None:
+    (photos / "a.png").unlink()
+    with SimilarityIndex.open(directory, model=FakeEmbedder()) as index:
+        index.sync(photos)
+    assert deep(directory).photos == {"same": 4, "changed": 0, "missing": 0, "unreadable": 0, "damaged": 0}
+
+
+def test_only_so_many_damaged_photos_are_named(directory: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.png", "b.png"):
+        make_photo(photos / name, 77)
+    recorded = iter([photo.stamp for photo in closed_photos(directory) if photo.path in (b"a.png", b"b.png")])
+    monkeypatch.setattr(check_photos, "ThreadPoolExecutor", lambda *_: ThreadPoolExecutor(1))  # in order
+    monkeypatch.setattr("simclr_hub.index.maintenance.check_photos.Stamp.of", lambda stat: next(recorded))
+    monkeypatch.setattr(check_photos, "NAMED", 1)
+    report = deep(directory)
+    assert report.photos["damaged"] == 2 and report.damaged_photos == [str(photos / "a.png")]
+
+
+def test_the_sample_goes_past_photos_that_cannot_be_read(
+    directory: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check_photos, "SAMPLE", 1)
+    with closing(Store(directory / STORE_NAME)) as store:
+        (first,) = store.sample(1)
+    (photos / os.fsdecode(first.path)).unlink()
+    report = deep(directory)
+    assert report.unverified == [] and report.verified["vectors embedded again"] == 1
+
+
+def test_a_known_photo_that_the_model_fails_on_is_a_problem(directory: Path) -> None:
+    class Failing(FakeEmbedder):
+        def stream(self, sources: Any, **options: Any) -> Any:
+            for position, source in enumerate(sources):
+                yield Failure(position, source, CorruptImageError("no"))
+
+    report = check_index(directory, deep=True, model=Failing())
+    assert len(report.problems) == 1 and "does not give the recorded vector again" in report.problems[0]

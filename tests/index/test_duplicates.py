@@ -122,6 +122,64 @@ def test_raw_and_jpeg_of_one_shot_are_a_pair(index: SimilarityIndex, photos: Pat
     (group,) = certain(index)
     assert names(group) == [("IMG_1.CR2", "same-bytes"), ("export.jpg", "same-picture")]
     assert group.keep.pair == str(photos / "img_1.jpg") and group.others[0].pair is None
+    shutil.copy(photos / "img_1.jpg", photos / "a much longer name.jpg")
+    index.sync(photos)
+    pairs = {member.path: member.pair for g in certain(index) for member in (g.keep, *g.others)}
+    assert pairs[str(photos / "img_1.jpg")] == str(photos / "IMG_1.CR2")
+
+
+@pytest.mark.parametrize("larger_is_raw", [False, True])  # their hashes come in either order
+def test_a_pair_is_none_of_duplicates_whichever_is_larger(
+    index: SimilarityIndex, photos: Path, larger_is_raw: bool
+) -> None:
+    first, second = ("x.dng", "x.jpg") if larger_is_raw else ("x.jpg", "x.dng")
+    (photos / "cat_1.jpg").rename(photos / first)
+    smaller(photos / first, photos / "small.jpg").rename(photos / second)
+    index.sync(photos)
+    assert certain(index) == []
+
+
+def test_a_raw_file_and_a_jpeg_elsewhere_are_no_pair(index: SimilarityIndex, photos: Path) -> None:
+    (photos / "cat_1.jpg").rename(photos / "x.dng")
+    (photos / "other").mkdir()
+    smaller(photos / "x.dng", photos / "other/x.jpg")
+    index.sync(photos)
+    (group,) = certain(index)
+    assert group.tier == "same-picture" and group.keep.pair is None
+
+
+def test_a_time_with_and_one_without_its_zone_may_be_one_shot(index: SimilarityIndex, photos: Path) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9003] = "2020:01:01 10:00:00"
+    for name, zone in (("a.jpg", None), ("a.dng", "+02:00")):
+        if zone:
+            exif.get_ifd(0x8769)[0x9011] = zone
+        with Image.open(photos / "cat_1.jpg") as image:
+            image.save(photos / name, "JPEG", exif=exif, quality=85)
+    (photos / "cat_1.jpg").unlink()
+    index.sync(photos)
+    assert certain(index) == []
+
+
+def test_the_surest_groups_come_first_then_by_path(index: SimilarityIndex, photos: Path) -> None:
+    for name in ("hat_2", "banana_1"):
+        shutil.copy(photos / f"{name}.jpg", photos / f"{name} copy.jpg")
+    for name in ("dress_1", "chess_1"):
+        smaller(photos / f"{name}.jpg", photos / f"{name} small.jpg")
+    index.sync(photos)
+    found = [(group.tier, Path(group.keep.path).name.split("_")[0]) for group in certain(index)]
+    pictures = [("same-picture", "chess"), ("same-picture", "dress")]
+    assert found == [("same-bytes", "banana"), ("same-bytes", "hat"), *pictures]
+
+
+def test_the_surest_copies_come_first(index: SimilarityIndex, photos: Path) -> None:
+    for name, factor in (("a.jpg", 0.15), ("b.jpg", 0.3), ("c.jpg", 0.9)):
+        smaller(photos / "cat_1.jpg", photos / name, factor)
+    index.sync(photos)
+    (group,) = certain(index)
+    scores = [member.score for member in group.others]
+    assert scores == sorted(scores, reverse=True) and len(set(scores)) == 3
+    assert Path(group.others[0].path).name == "c.jpg"
 
 
 def test_two_shots_of_one_name_are_no_pair(index: SimilarityIndex, photos: Path) -> None:

@@ -208,6 +208,7 @@ BAD_HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "no root": ({"roots": [["photos", "ok"]]}, "a root folder photos: not an absolute path"),
     "upwards": ({"roots": [["/photos/../etc", "ok"]]}, "not an absolute path"),
     "nested": ({"roots": [["/a", "ok"], ["/a/b", "ok"]]}, "root folders that contain one another: /a/b"),
+    "nested, the upper last": ({"roots": [["/a/b", "ok"], ["/a", "ok"]]}, "that contain one another: /a"),
     "listing": ({"roots": [["/a", "fine"]]}, "a root folder's listing: 'fine'"),
     "surrogate": ({"roots": [["/a\ud800", "ok"]]}, "surrogates not allowed"),
     "pairs": ({"distinct": [["x", "y"]]}, "a pair of different pictures"),

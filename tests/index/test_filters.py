@@ -209,3 +209,42 @@ def test_metadata_of_a_match(filled: SimilarityIndex) -> None:
     (match,) = filled.search(np.ones(DIM), where={"width": 12})
     assert match.metadata == {"width": 12, "camera": "camera 5", "bytes": 12}
     assert match == Match(match.path, match.score, dict(match.metadata)) and "camera 5" in repr(match)
+
+
+def test_what_is_not_known_of_a_photo_never_matches(index: SimilarityIndex, tmp_path: Path) -> None:
+    put_vectors(index, 3)
+    make_photo(tmp_path / "photos/a.png", 1)  # of no camera
+    index.sync(tmp_path / "photos")
+    for camera in ("camera 0", (None, "camera 0"), ("camera 0", None)):
+        found = index.search(np.ones(DIM), k=9, where={"camera": camera})
+        assert len(found) == (3 if camera == ("camera 0", None) else 1)
+        assert all("camera" in match.metadata for match in found)
+
+
+def test_a_key_of_numbers_and_of_words(index: SimilarityIndex) -> None:
+    put_vectors(index, 3)
+    store = index._store
+    with store.writing(), store.transaction():
+        for value, (content_hash, _) in zip((5, "5", "6"), sorted(store.details()), strict=True):
+            store.put_details(content_hash, {"rating": value}, b"")
+    with SimilarityIndex.open(store.file.parent, model=FakeEmbedder()) as again:
+        for condition, ratings in (("5", [5, "5"]), (5, [5]), (("5", "6"), [5, "5", "6"])):
+            found = again.search(np.ones(DIM), k=9, where={"rating": condition})
+            assert sorted((match.metadata["rating"] for match in found), key=repr) == sorted(ratings, key=repr)
+
+
+def test_words_are_in_order_whatever_came_first(index: SimilarityIndex) -> None:
+    put_vectors(index, 3)
+    store = index._store
+    with store.writing(), store.transaction():
+        for word, (content_hash, _) in zip(("b", "c", "a"), sorted(store.details()), strict=True):
+            store.put_details(content_hash, {"lens": word}, b"")
+    with SimilarityIndex.open(store.file.parent, model=FakeEmbedder()) as again:
+        found = again.search(np.ones(DIM), k=9, where={"lens": ("a", "b")})
+        assert sorted(match.metadata["lens"] for match in found) == ["a", "b"]
+
+
+def test_folders_named_on_two_lines_match_too(index: SimilarityIndex, tmp_path: Path) -> None:
+    make_photo(tmp_path / "photos/two\nlines/c.png", 1)
+    index.sync(tmp_path / "photos")
+    assert len(index.search(np.ones(DIM), path="**/c.png")) == 1

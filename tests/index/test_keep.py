@@ -20,6 +20,7 @@ BETTER = [  # kept, other, in words
     (file(camera="X", taken="2024"), file("/p/b.jpg", bytes=9999), "its EXIF tells more: time and camera"),
     (file(bytes=2000, modified=2e9), file("/p/b.jpg"), "larger file: 2,000 bytes"),
     (file("/p/longer.jpg", modified=1), file("/p/b.jpg"), "the oldest: 1970-01-01 00:00:01"),
+    (file("/p/longer.jpg", modified=1.1), file("/p/b.jpg", modified=1.2), "the oldest by less than a second"),
     (file("/p/z.jpg"), file("/p/copy of z.jpg"), "shortest path"),
     (file("/p/a.jpg"), file("/p/b.jpg"), "first by its path"),
 ]
@@ -36,6 +37,11 @@ def test_exact_copies_are_told_after_other_contents() -> None:
     why = why_kept([kept, copy, small])
     assert why.startswith("most pixels: 400 x 300, the next has 40 x 300; of its exact copies the oldest")
     assert why_kept([kept, copy]).startswith("the oldest")
+
+
+def test_the_kept_one_is_compared_with_the_best_of_the_others() -> None:
+    files = [file(), file("/p/b.jpg", width=200), file("/p/c.jpg", width=100)]
+    assert why_kept(files) == "most pixels: 400 x 300, the next has 200 x 300"
 
 
 def test_nothing_known_and_strange_times_are_words_too() -> None:

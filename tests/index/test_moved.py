@@ -12,6 +12,7 @@ from index_fakes import FakeEmbedder, check_index, make_photo
 
 from simclr_hub.errors import RootUnavailableError
 from simclr_hub.index import SimilarityIndex, pipeline
+from simclr_hub.index.maintenance.rebase import move_roots
 from simclr_hub.index.spelling import as_recorded, on_disk, openable
 
 
@@ -181,3 +182,22 @@ def test_what_is_nowhere_stays_as_given(tmp_path: Path) -> None:
     assert on_disk(tmp_path / "photos") == bytes(tmp_path / "photos")  # a case of its own, here
     assert on_disk("/") == b"/"
     assert openable("https://example.org/a.jpg") == "https://example.org/a.jpg"
+
+
+def test_the_old_folder_s_name_in_the_other_unicode_form(index: SimilarityIndex, tmp_path: Path) -> None:
+    old = tmp_path / unicodedata.normalize("NFC", "Fotos Zoë")
+    make_photo(old / "a.png", 1)
+    index.sync(old)
+    old.rename(tmp_path / "moved")
+    report = index.sync(tmp_path / "moved", moved_from=unicodedata.normalize("NFD", str(old)) + os.sep)
+    assert (report.unchanged, report.embedded, report.missing) == (1, 0, 0)
+
+
+def test_photos_that_were_being_decoded_move_too(index: SimilarityIndex, photos: Path) -> None:
+    index.sync(photos)
+    store, moved = index._store, photos.rename(photos.parent / "elsewhere")
+    with store.writing():
+        with store.transaction():
+            store.put_in_flight([bytes(photos / "below/c.png"), b"/other/d.png"])
+        assert move_roots(store, photos, bytes(moved)) == 1
+    assert store.in_flight() == {bytes(moved / "below/c.png"), b"/other/d.png"}

@@ -86,3 +86,18 @@ def test_force_spares_a_root_that_is_there_again(index: SimilarityIndex, many: P
         index.sync(many)
     many.with_name("away").rename(many)
     assert index.prune(force=True) == 0 and len(index) == 20
+
+
+def test_a_tenth_may_be_missing(index: SimilarityIndex, many: Path) -> None:
+    for i in range(2):
+        (many / f"{i}.png").unlink()
+    index.sync(many)
+    assert index.prune() == 2 and len(index) == 18
+
+
+def test_a_folder_without_photos_that_is_gone_does_not_refuse(index: SimilarityIndex, many: Path) -> None:
+    with index._store.writing(), index._store.transaction():
+        index._store.put_root(b"/no photos", "unavailable")
+    (many / "0.png").unlink()
+    index.sync(many)
+    assert index.prune() == 1 and index.status()["roots"] == [str(many)]

@@ -1,5 +1,6 @@
 """Repair: what is sound of a damaged store is saved, the damaged file stays, a kill leaves the one or the other."""
 
+import itertools
 import os
 import random
 import shutil
@@ -135,6 +136,13 @@ def test_rows_between_two_lost_pages_are_saved(whole: Path, file: Path, table: s
     assert 0 < lost < len(contents(whole)[table]) * 3 / len(leaves)
 
 
+def test_the_index_is_followed_from_its_end_too(whole: Path, file: Path) -> None:
+    leaves, by_content = pages_of(whole, "photos")[1:], pages_of(whole, "photos_by_content")[1:]
+    assert len(by_content) >= 2
+    damage(file, leaves[0], leaves[-1], by_content[0])
+    assert len(repaired(file)["photos"]) > 100
+
+
 def test_the_first_page_is_lost(whole: Path, file: Path) -> None:
     """The one that says what is where; a new store's is the same."""
     for fill in (0, 255):
@@ -213,7 +221,10 @@ def test_where_hard_links_are_unknown(file: Path, whole: Path, monkeypatch: pyte
 
     damage(file, pages_of(whole, "vectors")[1])
     monkeypatch.setattr(repair.os, "link", link)
+    data = file.read_bytes()
     repaired(file)
+    (kept,) = file.parent.glob("*.damaged-*")
+    assert kept.read_bytes() == data
 
 
 @pytest.mark.parametrize("call", ["Store.create", "_copy", "_publish", "_files.fsync_directory"])
@@ -333,3 +344,30 @@ def test_mutants(whole: Path, file: Path) -> None:
 @pytest.mark.slow
 def test_many_mutants(whole: Path, file: Path) -> None:
     mutate(whole, file, mutants=300, seed=1)
+
+
+def test_a_journal_of_the_damaged_store_is_not_left_for_the_new_one(file: Path, tmp_path: Path) -> None:
+    partial = Path(shutil.copy(file, tmp_path / "partial"))
+    journal = file.with_name(f"{STORE_NAME}-journal")
+    journal.write_bytes(b"of the old one")
+    kept = repair._publish(file, partial)
+    assert not journal.exists() and kept.with_name(f"{kept.name}-journal").read_bytes() == b"of the old one"
+
+
+def test_a_repaired_store_is_of_a_later_generation(file: Path) -> None:
+    """Or a search cache of the damaged one would pass for its own."""
+    with closing(Store(file)) as store:
+        before, _ = store.version()
+    repair.repair_store(file.parent)
+    with closing(Store(file)) as store:
+        assert store.version()[0] > before
+
+
+def test_rows_that_go_round_in_a_circle_end() -> None:
+    class Circle:
+        def execute(self, sql: str, values: object) -> Any:
+            return itertools.cycle([(1, "a"), (2, "b"), (3, "c")] if "DESC" not in sql else [(2, "b"), (1, "a")])
+
+    db: Any = Circle()
+    assert list(repair._until_damage(db, "ORDER BY n", 1)) == [("a",), ("b",), ("c",)]
+    assert list(repair._until_damage(db, "ORDER BY n DESC", 1)) == [("b",), ("a",)]

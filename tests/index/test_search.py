@@ -14,6 +14,7 @@ from PIL import Image
 from simclr_hub.errors import IndexExistsError, IndexNotFoundError, UnreadableImageError
 from simclr_hub.index import Match, SimilarityIndex
 from simclr_hub.index import similarity_index as search_module
+from simclr_hub.index.search import snapshot
 
 
 @pytest.fixture
@@ -210,3 +211,10 @@ def test_status(filled: SimilarityIndex, tmp_path: Path) -> None:
 
 def test_matches_compare() -> None:
     assert Match("a", 1.0, {}) == Match("a", 1.0, {})
+
+
+def test_more_queries_than_are_searched_at_once(filled: SimilarityIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries = list(np.random.default_rng(1).normal(size=(7, DIM)))
+    one_by_one = [filled.search(query, k=3) for query in queries]
+    monkeypatch.setattr(snapshot, "QUERIES", 3)
+    assert filled.search(queries, k=3) == one_by_one

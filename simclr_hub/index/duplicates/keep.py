@@ -91,11 +91,17 @@ def _difference(kept: File, next_best: File) -> str:
         lambda: f"{_format(kept)} rather than {_format(next_best)}",
         lambda: f"its EXIF tells more: {_exif(kept)}, the next {_exif(next_best)}",
         lambda: f"as many pixels in a larger file: {_bytes(kept)}, the next has {_bytes(next_best)}",
-        lambda: f"the oldest: {day(kept.modified)}, the next is of {day(next_best.modified)}",
+        lambda: _older(day(kept.modified), day(next_best.modified)),
         lambda: "the one with the shortest path",
         lambda: "the first by its path",
     )
     return words[differs.index(True)]() if any(differs) else "as good as the others"
+
+
+def _older(kept: str, next_best: str) -> str:
+    return (
+        "the oldest by less than a second" if kept == next_best else f"the oldest: {kept}, the next is of {next_best}"
+    )
 
 
 def _size(file: File) -> str:
