@@ -48,6 +48,18 @@ def test_the_recall_that_is_promised(small: None, dim: int, k: int) -> None:
     assert (np.diff(scores, axis=1) <= 0).all() and all(len(set(line)) == k for line in rows.tolist())
 
 
+def test_not_everything_is_compared(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor with the settings of more results than are asked for."""
+    vectors = clusters(4000, 16, spread=0.4)
+    built, used = build(vectors), []
+    real = approximate._search
+    monkeypatch.setattr(approximate, "_search", lambda *given: used.append(given[-1].setting) or real(*given))
+    monkeypatch.delattr(approximate, "search_exactly")
+    for k in (1, 10, 11, 100):
+        built.search(CheckedArray(vectors), vectors[:50], k, near(built, vectors[:50], k))
+    assert [setting.k for setting in used] == [10, 10, 100, 100]
+
+
 def test_a_higher_target_looks_through_more(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = clusters(4000, 24)
     usual = build(vectors).settings[0]
