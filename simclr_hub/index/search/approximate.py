@@ -189,11 +189,10 @@ def _products(vectors: CheckedArray, queries: np.ndarray, rows: np.ndarray) -> n
     library = faiss()
     pointer = library.swig_ptr
     values = vectors.rows(rows[rows >= 0])
-    scores = np.full(rows.shape, -np.inf, np.float32)
+    scores = np.empty(rows.shape, np.float32)
     library.fvec_inner_products_by_idx(
         pointer(scores), pointer(queries), pointer(values), pointer(rows), queries.shape[1], *rows.shape
     )
-    scores[rows < 0] = -np.inf
     return scores
 
 
