@@ -108,14 +108,22 @@ def test_rows_that_are_not_allowed_do_not_lower_the_recall(small: None) -> None:
 
 @pytest.mark.parametrize("k", [1, 10, 100])
 @pytest.mark.parametrize("share", [None, 0.5])
-def test_vectors_beside_the_index_are_found_as_well(small: None, k: int, share: float | None) -> None:
+def test_vectors_beside_the_index_are_found_as_well(
+    small: None, k: int, share: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(approximate, "CANDIDATES", 7000)  # in several parts
+    seen: list[int] = []
+    real = approximate._products
+    monkeypatch.setattr(approximate, "_products", lambda *given: seen.append(given[2].size) or real(*given))
     built = build(clusters(4000, 16, spread=0.4))
     added, queries = CheckedArray(clusters(1000, 16, seed=2, spread=0.4)), clusters(200, 16, seed=1, spread=0.4)
     allowed = None if share is None else np.random.default_rng(0).random(1000) < share
     lists = built.lists_of(added)
     beside = Beside(lists, built.index.nlist)
     where = near(built, queries, k)
+    seen.clear()
     scores, rows = beside.search(added, queries, k, where, allowed)
+    assert len(seen) > 1 and max(seen) <= 7000
     assert scores.shape == rows.shape == (200, k) and (scores[:, :-1] >= scores[:, 1:]).all()
     for query, probed, mine, best in zip(queries, where.lists, rows, scores, strict=True):
         there = np.flatnonzero(np.isin(lists, probed) & (True if allowed is None else allowed))

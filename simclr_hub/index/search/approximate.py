@@ -29,6 +29,8 @@ SAMPLE = 256
 #: Vectors to learn the lists from: this many a list, as far as they fit in these bytes.
 TRAINING_PER_LIST, TRAINING_BYTES, TRAINING_ROUNDS = 64, 256 << 20, 6
 _ADD_BYTES = 32 << 20
+#: Rows beside an index that are compared at a time, all queries together.
+CANDIDATES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -105,15 +107,26 @@ class Beside:
         """Compare with those of the lists nearest to each query; up to k rows, then -1."""
         first = self._first[near.lists]
         counts = self._first[near.lists + 1] - first
-        each = counts.sum(1)
-        rows = np.full((len(queries), max(k, each.max())), -1, np.int64)
+        width = max(k, counts.sum(1).max())  # large where all that was added is alike
+        step = max(1, CANDIDATES // width)
+        parts = []
+        for start in range(0, len(queries), step):
+            some = slice(start, start + step)
+            rows = self._candidates(first[some], counts[some], width, allowed)
+            parts.append(keep_best(_products(vectors, queries[some], rows), rows, k))
+        scores, found = zip(*parts, strict=True)
+        return np.concatenate(scores), np.concatenate(found)
+
+    def _candidates(self, first: np.ndarray, counts: np.ndarray, width: int, allowed: np.ndarray | None) -> np.ndarray:
+        """Rows (Q, width) of lists that are parts of `_rows`, (Q, L) each; then -1."""
+        rows = np.full((len(first), width), -1, np.int64)
         ends = np.cumsum(counts)
         places = np.arange(ends[-1]) + np.repeat(first.ravel() - ends + counts.ravel(), counts.ravel())
         found = self._rows[places]
         if allowed is not None:
             found[~allowed[found]] = -1
-        rows[np.arange(rows.shape[1]) < each[:, None]] = found
-        return keep_best(_products(vectors, queries, rows), rows, k)
+        rows[np.arange(width) < counts.sum(1)[:, None]] = found
+        return rows
 
 
 def build_approximate(vectors: CheckedArray) -> Approximate | None:
