@@ -54,12 +54,11 @@ def stars(
             if check and unknown:
                 found = check(kept, unknown).tolist()
                 fitting |= {row: score for row, score in zip(unknown, found, strict=True) if score > 0}
-            left = [row for row in rest if row not in fitting]
-            closer = {row for other in left for row, score in linked[other].items() if score > fitting.get(row, 1)}
-            fitting = {row: score for row, score in fitting.items() if row not in closer}
+            left = set(rest) - fitting.keys()
             members: list[tuple[int, float]] = []
             for row in sorted(fitting, key=lambda row: (-fitting[row], row)):
-                if not _are_apart(row, [kept, *(member for member, _ in members)], apart):
+                closer = any(score > fitting[row] for other, score in linked[row].items() if other in left)
+                if not closer and not _are_apart(row, [kept, *(member for member, _ in members)], apart):
                     members.append((row, fitting[row]))
             if members:
                 groups.append(Star(kept, members))
