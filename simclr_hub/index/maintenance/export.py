@@ -26,18 +26,7 @@ PAGE = 256
 def export_index(
     file: Path, out: str | os.PathLike[str], *, progress: Callable[[int, int], object] | None = None
 ) -> int:
-    """Write the photos of a store that have a vector to a Parquet file; how many.
-
-    Args:
-        file: the store.
-        out: must not exist.
-        progress: called with (done, total) photos.
-
-    Raises:
-        FileExistsError: there is something at `out`.
-        IndexWriteError: it could not be written; nothing is there then.
-        MissingExtraError: pyarrow is not installed.
-    """
+    """`SimilarityIndex.export` of the store in `file`, and its errors; how many photos."""
     arrow()
     out = Path(out)
     if out.exists():

@@ -34,19 +34,7 @@ def import_index(
     *,
     progress: Callable[[int, int], object] | None = None,
 ) -> int:
-    """Make an index in a new directory of a Parquet file that `export_index` wrote; how many photos.
-
-    Args:
-        path: the Parquet file.
-        directory: must not exist or be empty.
-        progress: called with (done, total) photos.
-
-    Raises:
-        ExportError: the file is damaged or no export, or a row is not what it must be; nothing was made.
-        IndexExistsError: there is something at `directory`.
-        IndexNotFoundError: there is no file at `path`.
-        MissingExtraError: pyarrow is not installed.
-    """
+    """What `SimilarityIndex.from_export` makes, and its errors; how many photos."""
     pa = arrow()
     name = describe(path)
     try:
