@@ -130,7 +130,7 @@ def write_segment(
 
 
 def read_segment(file: ArrayFile, beside: Approximate | None = None) -> Segment:
-    """The segment in a file, and beside which index it was written."""
+    """The segment in a file; `beside` is the index that it was written beside."""
     approximate = None
     if "faiss" in file:
         data = file.array("faiss").all().data  # compared before FAISS sees it
