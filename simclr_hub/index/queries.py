@@ -81,7 +81,7 @@ def combine(like: np.ndarray, unlike: np.ndarray, weight: float) -> np.ndarray:
     if length < 1e-5:  # of float32's noise
         raise ValueError(
             "these photos cancel one another out, so no direction is left to search in: "
-            "give other photos, or a smaller negative_weight"
+            "give other photos, or a smaller negative_weight (--not-weight)"
         )
     combined: np.ndarray = (wide / length).astype(np.float32)[None]
     return combined

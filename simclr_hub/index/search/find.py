@@ -86,7 +86,7 @@ class Search:
                     rows[line, rows[line] == row] = -1
         copies = self._fold(rows)
         found = self._matches(scores, rows, copies, own)
-        if not copies or rows.shape[1] == sum(self._most) or depth >= max(DEEPEST, self._k + SPARE):
+        if not copies or rows.shape[1] == sum(self._most) or depth >= DEEPEST + self._k:
             return found
         lacking = np.flatnonzero(np.count_nonzero(rows >= 0, axis=1) < self._k)
         deeper = 4 * depth
@@ -131,9 +131,10 @@ class Search:
                 shapes = self._shapes(some.ravel()).reshape(*some.shape, SHAPE)
                 lines = np.flatnonzero(may_be_copies(shapes)).tolist()
             for line in lines:
-                there = np.flatnonzero(some[line] >= 0)
+                shapes = self._shapes(some[line])
+                there = np.flatnonzero((some[line] >= 0) & shapes.any(1))  # what has none is like nothing
                 mine = some[line][there]
-                first = fold(self._shapes(mine), mine, self._same_rows, self._k)
+                first = fold(shapes[there], mine, partial(self._same_rows, self._same), self._k)
                 for place in np.flatnonzero(first != np.arange(len(first))).tolist():
                     copies.setdefault((start + line) * width + int(there[first[place]]), []).append(int(mine[place]))
                     some[line, there[place]] = -1
@@ -148,7 +149,8 @@ class Search:
                 shapes[mine] = values.rows(own)[own]
         return shapes
 
-    def _same_rows(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    def _same_rows(self, same: SameContents, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Compare rows by the hashes of their contents."""
         rows, places = np.unique(np.concatenate([first, second]), return_inverse=True)
         hashes = [b""] * len(rows)
         for number, mine, own in self._snapshot.of_segments(rows):
@@ -157,9 +159,7 @@ class Search:
             ):
                 hashes[place] = content
         of_pairs = [hashes[place] for place in places.tolist()]
-        if self._same is None:
-            return np.zeros(len(first), bool)
-        return self._same(of_pairs[: len(first)], of_pairs[len(first) :])
+        return same(of_pairs[: len(first)], of_pairs[len(first) :])
 
     def _matches(
         self,

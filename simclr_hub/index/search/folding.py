@@ -1,7 +1,7 @@
 """Results that show one picture in full view, re-encoded, resized, mirrored: found among the few of a search.
 
 Unusual: which pairs are compared is decided by their shapes, 63 low frequencies of each signature that lie in the
-cache: mirroring changes signs of them and turning exchanges them, so that eight orientations cost a small product of
+cache: mirroring changes signs of them and turning exchanges them, so that eight orientations cost small products of
 matrices, and most searches never read a signature.
 """
 
@@ -22,12 +22,13 @@ BLOCK, WINDOW = 64, 128
 #: Which pairs of rows, int64 (P,) each, show the same picture: bool (P,).
 Same = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-_PLACES = np.arange(SHAPE + 1).reshape(8, 8)
-_ORDER = np.stack([places.ravel()[1:] - 1 for places in (_PLACES, _PLACES.T) for _ in range(4)])  # (8, 63)
-_ODD = np.where(np.arange(8) % 2, -1, 1)
-_SIGNS = np.stack(
-    [np.outer(_ODD**down, _ODD**across).ravel()[1:] for down, across in 2 * [(0, 0), (0, 1), (1, 0), (1, 1)]]
-)
+#: Places in a shape by whether the frequencies down and across are odd, which says what mirroring does to them; the
+#: same places of a picture turned by a quarter.
+_PLACES = np.arange(-1, SHAPE).reshape(8, 8)
+_CLASSES = [
+    [places[down::2, across::2].ravel()[down == across == 0 :] for down in (0, 1) for across in (0, 1)]
+    for places in (_PLACES, _PLACES.T)
+]
 
 
 def make_shapes(signatures: Sequence[bytes]) -> np.ndarray:
@@ -70,8 +71,11 @@ def fold(shapes: np.ndarray, rows: np.ndarray, same: Same, most: int) -> np.ndar
 
 def _near(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Of lines (Q, A, 63) and (Q, B, 63), which pairs may show one picture in some orientation: bool (Q, A, B)."""
-    a, b = a.astype(np.float32), b.astype(np.float32)
-    turned = a[..., _ORDER] * _SIGNS.astype(np.float32)  # (Q, A, 8, 63)
-    products = turned.reshape(len(a), -1, SHAPE) @ b.transpose(0, 2, 1)
-    near: np.ndarray = products.reshape(len(a), a.shape[1], 8, b.shape[1]).max(2) >= GATE * 127**2
-    return near
+    a, b = a.astype(np.float32), b.astype(np.float32).transpose(0, 2, 1)
+    best = np.full((len(a), a.shape[1], b.shape[2]), -np.inf, np.float32)
+    for turned in _CLASSES:
+        both, across, down, odd = (a[..., own] @ b[:, here] for own, here in zip(turned, _CLASSES[0], strict=True))
+        # What is odd changes its sign in a mirror; the best of the two mirrors and both.
+        np.maximum(best, both + down + np.abs(across + odd), out=best)
+        np.maximum(best, both - down + np.abs(across - odd), out=best)
+    return best >= GATE * 127**2
