@@ -212,9 +212,8 @@ def test_within_a_folder_patterns_are_those_of_fnmatch(pattern: str, name: str) 
 def test_metadata_of_a_match(filled: SimilarityIndex) -> None:
     (match,) = filled.search(np.ones(DIM), where={"width": 12})
     assert match.metadata == {"width": 12, "camera": "camera 5", "bytes": 12}
-    assert match == Match(match.path, match.score, dict(match.metadata), match.closer_than) and "camera 5" in repr(
-        match
-    )
+    assert match == Match(match.path, match.score, dict(match.metadata), match.closer_than)
+    assert "camera 5" in repr(match)
 
 
 def test_what_is_not_known_of_a_photo_never_matches(index: SimilarityIndex, tmp_path: Path) -> None:
