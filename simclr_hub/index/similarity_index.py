@@ -17,6 +17,7 @@ import numpy as np
 from .. import _files
 from ..errors import ImageError, IndexExistsError, IndexLockedError, IndexNotFoundError, IndexWriteError
 from ..images import describe
+from .copies import SamePicture
 from .duplicates.calibration import Calibration
 from .duplicates.distinct import record_distinct
 from .duplicates.find import TIERS, DuplicateGroup, Tier, find_duplicates
@@ -27,12 +28,14 @@ from .maintenance.import_export import import_index
 from .maintenance.prune import forget_missing
 from .maintenance.rebase import move_roots
 from .maker import Maker, as_embedder
-from .queries import query_vectors
+from .queries import combine, query_vectors
 from .records import Photo, State
 from .report import CheckReport, SyncReport
 from .search import faiss_cache
 from .search.arrays import DamagedArraysError
+from .search.explain import explain_empty
 from .search.filters import make_condition
+from .search.find import Search
 from .search.match import Match
 from .search.snapshot import Snapshot, take_snapshot
 from .spelling import as_recorded, on_disk
@@ -182,6 +185,10 @@ class SimilarityIndex:
         query: list[Any] | tuple[Any, ...],
         k: int = 10,
         *,
+        negative: None = None,
+        negative_weight: float = 0.5,
+        with_self: bool = False,
+        all_copies: bool = False,
         path: str | os.PathLike[str] | None = None,
         where: Mapping[str, Any] | None = None,
     ) -> list[list[Match]]: ...
@@ -192,6 +199,10 @@ class SimilarityIndex:
         query: Any,
         k: int = 10,
         *,
+        negative: Any = None,
+        negative_weight: float = 0.5,
+        with_self: bool = False,
+        all_copies: bool = False,
         path: str | os.PathLike[str] | None = None,
         where: Mapping[str, Any] | None = None,
     ) -> list[Match]: ...
@@ -201,36 +212,74 @@ class SimilarityIndex:
         query: Any,
         k: int = 10,
         *,
+        negative: Any = None,
+        negative_weight: float = 0.5,
+        with_self: bool = False,
+        all_copies: bool = False,
         path: str | os.PathLike[str] | None = None,
         where: Mapping[str, Any] | None = None,
     ) -> list[Match] | list[list[Match]]:
-        """The photos most similar to a query, best first.
+        """Return the photos most similar to a query, best first; the query's own file is left out.
+
+        Files of one picture, of the same bytes or re-encoded, resized, mirrored and the like, are one match, whose
+        `copies` are the others. `explain_empty` says why nothing was found.
 
         In a large index, and for k up to 100, on average at least 95 % of the true k best are found (docs/search.md);
         otherwise all of them, also with `path` or `where`.
 
         Args:
             query: an image as `load_image` takes it, or a vector (D,) of floats; a list or tuple of them gives a list
-                of results.
+                of results, one for each.
             k: how many; fewer come back if the index has fewer.
+            negative: one or a list of what results should not be like. With it, also with [], a list of queries is one
+                search for what is like all of them, and gives one list of results: the direction of their mean less
+                `negative_weight` times the negatives' mean.
+            negative_weight: how much the negatives count.
+            with_self: also find the query's own file, and those of the negatives.
+            all_copies: a match for every file; the fastest for many queries.
             path: only photos whose path, absolute or relative to the folder that was synchronised, matches this
                 pattern: `*` and `?` stay within a folder, `**` stands for any folders.
             where: only photos whose metadata have these values, or lie between both ends of a pair (low, high), one
                 of which may be None: `{"camera": "Canon EOS 5D", "width": (1024, None)}`.
 
         Raises:
+            TypeError: k is no whole number.
             ValueError: k below 1; a vector of another width, of other numbers than floats, zero or not finite; a
-                condition that cannot be compared.
+                condition that cannot be compared; negatives without a query, or that cancel it.
             ImageError: a query image that cannot be read.
             IndexMismatchError: the model that made the index cannot be had.
         """
-        if operator.index(k) < 1:
-            raise ValueError(f"k={k} must be at least 1")
+        number = _count(k)
         condition = make_condition(path, where)
-        queries = list(query) if isinstance(query, (list, tuple)) else [query]
-        vectors = query_vectors(queries, self._store, self._maker)  # (Q, D)
-        found = self._use(lambda snapshot: snapshot.search(vectors, k, condition)) if queries else []
-        return found if isinstance(query, (list, tuple)) else found[0]
+        queries, unlike = _as_list(query), [] if negative is None else _as_list(negative)
+        together = negative is not None
+        if not queries:
+            if together:
+                raise ValueError("no photo that results should be like: give at least one beside the negatives")
+            return []
+        vectors, own = query_vectors([*queries, *unlike], self._store, self._maker)  # (Q, D)
+        if together:
+            vectors = combine(vectors[: len(queries)], vectors[len(queries) :], negative_weight)
+            own = [set().union(*own)]
+        left_out = [] if with_self or not any(own) else own
+        same = None if all_copies else SamePicture(self._store)
+        found = self._use(lambda snapshot: Search(snapshot, number, condition, same).run(vectors, left_out))
+        if together and len(queries) + len(unlike) > 1:
+            for match in found[0]:
+                match.closer_than = None  # which is of pairs of photos
+        return found if isinstance(query, (list, tuple)) and not together else found[0]
+
+    def explain_empty(
+        self, *, path: str | os.PathLike[str] | None = None, where: Mapping[str, Any] | None = None
+    ) -> list[str]:
+        """Return why a search with these conditions finds nothing, in sentences for people.
+
+        Raises:
+            ValueError: a condition that cannot be compared.
+        """
+        condition = make_condition(path, where)
+        missing = 0 if len(self) else self._store.counts()["missing"]
+        return self._use(lambda snapshot: explain_empty(snapshot, condition, missing))
 
     def vectors(self) -> tuple[list[str], np.ndarray]:
         """The paths of the live photos, sorted, and their vectors of length 1: float32 (N, D)."""
@@ -421,6 +470,23 @@ class SimilarityIndex:
         """Bring the cache up to date; inside `Store.writing`: a search never writes."""
         with suppress(OSError, IndexWriteError, IndexLockedError):  # the store is what counts
             faiss_cache.update(self._store)
+
+
+def _count(k: Any) -> int:
+    """`k` as a whole number from 1 on."""
+    try:
+        number = operator.index(k)
+    except TypeError:
+        number = None
+    if number is None or isinstance(k, (bool, np.bool_)):
+        raise TypeError(f"k={k!r}: give how many photos are wanted, as a whole number")
+    if number < 1:
+        raise ValueError(f"k={k} must be at least 1")
+    return number
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _refuse_existing(path: Path) -> None:

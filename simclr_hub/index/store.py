@@ -70,11 +70,12 @@ class Details(NamedTuple):
 
 
 class Content(NamedTuple):
-    """What a search needs of a content: its vector (D,), and `Details.info` as JSON."""
+    """What a search needs of a content: its vector (D,), `Details.info` as JSON, and its signature, if it has one."""
 
     content_hash: bytes
     vector: np.ndarray
     info: str
+    signature: bytes
 
 
 class Store(Database):
@@ -420,7 +421,7 @@ class Store(Database):
         _, content_hash, vector, crc, info, signature, details_crc = row
         if details_crc is not None:
             self._details((content_hash, info, signature, details_crc))
-        return Content(content_hash, self._vector((content_hash, vector, crc)), info or "{}")
+        return Content(content_hash, self._vector((content_hash, vector, crc)), info or "{}", signature or b"")
 
     def _details(self, row: tuple[Any, ...]) -> Details:
         _, info, signature, crc = row

@@ -11,10 +11,10 @@ from PIL import Image
 from ...embedder import Embedding
 from ...errors import ImageError
 from ...images import load_image
-from ...signature import SIGNATURE_VERSION, as_rows, unpack
+from ...signature import SIGNATURE_VERSION, as_rows, low_frequencies, unpack
 from ..maker import EmbedderLike, unit_vector
 from .calibration import CORRELATION, CORRELATION_ALONE, Calibration, chance_of, identity
-from .candidates import low_frequencies, neighbours
+from .candidates import neighbours
 from .edits import EDITS
 from .grouping import MIN_SHAPES, NEAREST, NEAREST_BY_SIGNATURE
 from .same_picture import compare

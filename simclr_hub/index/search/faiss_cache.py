@@ -56,7 +56,7 @@ def update(store: Store) -> bool:
         IndexDamagedError: the store is damaged.
     """
     generation, files = store.cache()
-    sound = bool(files) and _verified(store, files)
+    sound = bool(files) and _verified(store, files) and "shapes" in _open(store, files[0])  # not of an older version
     now = store.generation()
     if sound and generation == now:
         _remove_others(store)

@@ -123,7 +123,16 @@ def _range(key: str, value: Any) -> Range:
     if len({isinstance(bound, str) for bound in bounds if bound is not None}) == 2:
         raise ValueError(f"where: {key}={value!r}: both ends of a range must be numbers, or both text")
     low, high = (bound if bound is None or isinstance(bound, str) else float(bound) for bound in bounds)
+    if low is not None and high is not None and _reversed(low, high):
+        raise ValueError(f"where: {key}={value!r}: nothing lies between them; give the lower end first")
     return Range(key, low, high, exact=not is_range)
+
+
+def _reversed(low: str | float, high: str | float) -> bool:
+    numbers = _number(low), _number(high)
+    if not any(map(math.isnan, numbers)):
+        return numbers[0] > numbers[1]
+    return str(low) > str(high) and not str(low).startswith(str(high))
 
 
 def _number(bound: str | float | None) -> float:

@@ -19,6 +19,8 @@ from .columns import Column, make_columns, read_columns, write_columns
 from .exact import search_exactly
 from .faiss_library import faiss
 from .filters import Condition
+from .folding import SHAPE, make_shapes
+from .pairs import Pairs, sample_pairs
 
 #: Up to so many numbers (vectors x width) beside FAISS's index are all compared, so that what was just added is found.
 _BESIDE_NUMBERS = 1 << 20
@@ -36,6 +38,7 @@ class Segment:
         approximate: FAISS's index over them; None if there are few.
         beside: the vectors in the lists of an earlier segment's index; None if there is none, or few vectors.
         file: where it lies; None for memory.
+        shapes: of the contents' signatures, int8 (N, 63); None in a file of an older version.
     """
 
     catalog: Catalog
@@ -43,6 +46,7 @@ class Segment:
     approximate: Approximate | None = None
     beside: Beside | None = None
     file: ArrayFile | None = None
+    shapes: CheckedArray | None = None
     _passing: dict[object, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
@@ -51,6 +55,13 @@ class Segment:
         if self.file is not None:
             return read_columns(self.file, self.file.about["columns"])
         return make_columns(self.catalog)
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """How near its vectors come to one another."""
+        if self.file is not None and "pairs.ranks" in self.file:
+            return Pairs(self.file.array("pairs.cosines"), self.file.array("pairs.ranks"))
+        return sample_pairs(self.vectors)
 
     def search(
         self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None, near: Near | None = None
@@ -94,7 +105,7 @@ def make_segment(
         vectors[at : at + len(piece)] = piece
         at += len(piece)
     checked = CheckedArray(vectors)
-    return Segment(reader.catalog(builder), checked, beside=_beside(checked, approximate))
+    return Segment(reader.catalog(builder), checked, beside=_beside(checked, approximate), shapes=reader.shapes())
 
 
 def write_segment(
@@ -118,6 +129,10 @@ def write_segment(
     if beside:
         writer.add("lists", [beside.lists], "<i4")
     own = build_approximate(checked)
+    pairs = sample_pairs(checked)
+    writer.add("pairs.cosines", [pairs.cosines.all()], "<f4")
+    writer.add("pairs.ranks", [pairs.ranks.all()], "<i8")
+    writer.add("shapes", [reader.shapes().all()], "|i1", (SHAPE,))
     catalog = reader.catalog(builder)
     catalog.write(writer)
     about: dict[str, Any] = {"columns": write_columns(writer, make_columns(catalog)), "settings": []}
@@ -145,7 +160,8 @@ def read_segment(file: ArrayFile, beside: Approximate | None = None) -> Segment:
         approximate = Approximate(index, tuple(Setting(**setting) for setting in file.about["settings"]))
     vectors = file.array("vectors")
     lists = Beside(file.array("lists").all(), beside.index.nlist) if beside and "lists" in file else None
-    return Segment(Catalog.read(file), vectors, approximate, lists, file)
+    shapes = file.array("shapes") if "shapes" in file else None
+    return Segment(Catalog.read(file), vectors, approximate, lists, file, shapes)
 
 
 def _beside(vectors: CheckedArray, approximate: Approximate | None) -> Beside | None:
@@ -173,6 +189,7 @@ class _Reader:
         self._store, self._contents, self._live = store, contents, live
         self._hashes: list[np.ndarray] = []
         self._starts, self._info = [0], bytearray()
+        self._shapes: list[np.ndarray] = []
 
     def __iter__(self):  # type: ignore[no-untyped-def]
         for page in self._store.content_pages(self._contents):
@@ -180,13 +197,17 @@ class _Reader:
             keep = among(hashes, self._live)
             if keep.any():
                 self._hashes.append(hashes[keep])
-                for row, kept in zip(page, keep.tolist(), strict=True):
-                    if kept:
-                        self._info += row.info.encode()
-                        self._starts.append(len(self._info))
-                yield np.stack([row.vector for row, kept in zip(page, keep.tolist(), strict=True) if kept])
+                rows = [row for row, kept in zip(page, keep.tolist(), strict=True) if kept]
+                for row in rows:
+                    self._info += row.info.encode()
+                    self._starts.append(len(self._info))
+                self._shapes.append(make_shapes([row.signature for row in rows]))
+                yield np.stack([row.vector for row in rows])
         if (missing := len(self._live) - len(self._starts) + 1) != 0:
             raise self._store.damaged(f"{missing:,} photos without a vector")
+
+    def shapes(self) -> CheckedArray:
+        return CheckedArray(np.concatenate([*self._shapes, np.empty((0, SHAPE), np.int8)]))
 
     def catalog(self, builder: CatalogBuilder) -> Catalog:
         hashes = np.concatenate([*self._hashes, np.empty(0, HASH)])
