@@ -3,7 +3,7 @@ from hypothesis import strategies as st
 
 from simclr_hub.index.plan import make_plan, place
 from simclr_hub.index.records import GRANULARITY_NS, Photo, Root, Stamp, is_below
-from simclr_hub.index.scan import Listing
+from simclr_hub.scan import Listing
 
 OLD, NEW = Stamp(1, 1, 1, 1), Stamp(1, 1, 2, 1)
 
