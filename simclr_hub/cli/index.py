@@ -3,6 +3,7 @@
 import dataclasses
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -27,10 +28,33 @@ _index_argument = click.argument("index", type=click.Path(path_type=Path))
     type=click.Path(path_type=Path),
     help="Where PHOTOS were when they were indexed: nothing is embedded again.",
 )
+@click.option(
+    "--exclude",
+    metavar="PATTERN",
+    multiple=True,
+    help="Leave out files and folders of this name, or path with a slash: 'Screenshots', '*.gif', 'raw/**'. May be "
+    "given several times; the index remembers it. '' forgets what it remembers.",
+)
+@click.option(
+    "--include-hidden/--no-include-hidden",
+    default=None,
+    help="Also read files and folders whose names begin with a dot; the index remembers it.",
+)
+@click.option(
+    "--strict", is_flag=True, help="Exit with 3 if photos or folders could not be read; they are told in any case."
+)
 @click.option("--gps", is_flag=True, help="A new index also records where photos were taken, if they tell.")
 @json_option
 def index_command(
-    photos: Path, output: Path, model: str | None, moved_from: Path | None, gps: bool, as_json: bool
+    photos: Path,
+    output: Path,
+    model: str | None,
+    moved_from: Path | None,
+    exclude: tuple[str, ...],
+    include_hidden: bool | None,
+    strict: bool,
+    gps: bool,
+    as_json: bool,
 ) -> int:
     """Create an index of the folder PHOTOS, or bring it up to date.
 
@@ -39,7 +63,8 @@ def index_command(
     """
     with open_or_create(output, model, gps=gps) as index:
         try:
-            report = sync(index, photos, moved_from)
+            patterns = [pattern for pattern in exclude if pattern] if exclude else None
+            report = sync(index, photos, moved_from, exclude=patterns, include_hidden=include_hidden)
         except KeyboardInterrupt:
             again = shlex.join(["simclr-hub", "index", describe(photos), "-o", describe(output)])
             click.echo(f"stopped; {len(index):,} photos are in the index. Go on with: {again}", err=True)
@@ -48,7 +73,8 @@ def index_command(
         print_json(dataclasses.asdict(report))
     else:
         print_report(report, output)
-    return 3 if report.failed else 0
+    tell_unlisted(report)
+    return 3 if strict and (report.failed or report.listing_errors) else 0
 
 
 def open_or_create(path: Path, model: str | None, *, gps: bool = False) -> SimilarityIndex:
@@ -62,8 +88,8 @@ def open_or_create(path: Path, model: str | None, *, gps: bool = False) -> Simil
     return index
 
 
-def sync(index: SimilarityIndex, photos: Path, moved_from: Path | None = None) -> SyncReport:
-    """Synchronise with a progress bar that also counts the failures."""
+def sync(index: SimilarityIndex, photos: Path, moved_from: Path | None = None, **settings: Any) -> SyncReport:
+    """Synchronise with a progress bar that also counts the failures; `settings` as of `SimilarityIndex.sync`."""
     done = failed = 0
     with progress_bar("indexing", None) as advance:
 
@@ -76,7 +102,10 @@ def sync(index: SimilarityIndex, photos: Path, moved_from: Path | None = None) -
             nonlocal failed
             failed += 1
 
-        return index.sync(photos, moved_from=moved_from, progress=progress, on_failure=on_failure)
+        try:
+            return index.sync(photos, moved_from=moved_from, progress=progress, on_failure=on_failure, **settings)
+        except ValueError as e:  # a pattern
+            raise click.UsageError(str(e)) from e
 
 
 def print_report(report: SyncReport, index: Path) -> None:
@@ -93,8 +122,12 @@ def print_report(report: SyncReport, index: Path) -> None:
         click.echo(f"  {report.missing:,} missing, kept: `simclr-hub prune {index}` forgets them")
     if report.failed:
         click.echo(f"  {report.failed:,} could not be read: `simclr-hub failures {index}` says why")
+
+
+def tell_unlisted(report: SyncReport) -> None:
+    """Name the folders that could not be listed, on stderr."""
     for folder in report.listing_errors:
-        click.echo(f"  could not be listed, its photos kept as they were: {folder}")
+        click.echo(f"could not be listed, what the index knows below it is kept: {folder}", err=True)
 
 
 @click.command("status")
@@ -116,7 +149,7 @@ def status_command(index: Path, as_json: bool) -> None:
 @click.command("failures")
 @_index_argument
 @json_option
-def failures_command(index: Path, as_json: bool) -> int:
+def failures_command(index: Path, as_json: bool) -> None:
     """The photos that could not be read, and why."""
     with SimilarityIndex.open(index) as opened:
         failures = opened.failures()
@@ -125,7 +158,6 @@ def failures_command(index: Path, as_json: bool) -> int:
     else:
         reasons = [error.removeprefix(f"{describe(path)}: ") for path, error in failures]
         print_table(["photo", "error"], [(short_path(f[0]), why) for f, why in zip(failures, reasons, strict=True)])
-    return 3 if failures else 0
 
 
 @click.command("prune")

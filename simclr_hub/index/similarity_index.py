@@ -7,7 +7,7 @@ Unusual: an index knows what made it and refuses anything made otherwise; a phot
 import operator
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -17,6 +17,7 @@ import numpy as np
 from .. import _files
 from ..errors import ImageError, IndexExistsError, IndexLockedError, IndexNotFoundError, IndexWriteError
 from ..images import describe
+from ..scan import Rules
 from .copies import SamePicture
 from .duplicates.calibration import Calibration
 from .duplicates.distinct import record_distinct
@@ -138,6 +139,8 @@ class SimilarityIndex:
         folder: str | os.PathLike[str],
         *,
         moved_from: str | os.PathLike[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
+        include_hidden: bool | None = None,
         progress: Callable[[int, int], object] | None = None,
         on_failure: Callable[[ImageError], object] | None = None,
     ) -> SyncReport:
@@ -152,17 +155,24 @@ class SimilarityIndex:
             moved_from: where the photos were when they were recorded, if the whole folder was moved or its disk has
                 another mount point or drive letter now: nothing is embedded, and no file is read whose stamp (size,
                 times, inode) is as before.
+            exclude: patterns of files and folders to leave out, as "Screenshots", "*.gif" or "2019/**/raw"; remembered
+                by the index, in place of those before; None: those that it remembers. What was recorded and is left
+                out now is marked missing.
+            include_hidden: whether files and folders whose names begin with a dot are read; remembered likewise.
+                Trash, thumbnails and what systems keep in folders of their own are left out in any case.
             progress: called with (done, total) of the photos that had to be read.
             on_failure: called with why a photo cannot be used, as it is found.
 
         Raises:
             RootUnavailableError: the folder is not there or cannot be listed; nothing was changed.
+            ValueError: a pattern in `exclude` that is none; nothing was changed.
             IndexLockedError: another process writes to the index.
             IndexWriteError: the index could not be written; what was committed before is safe.
         """
         with self._store.writing():
             self._syncing = True
             try:
+                self._remember(exclude, include_hidden)
                 path = as_recorded(on_disk(folder), self._store.roots().values())
                 if moved_from is not None:
                     move_roots(self._store, moved_from, path)
@@ -298,6 +308,8 @@ class SimilarityIndex:
                 "dim": self._store.about.dim,
                 "metric": self._store.about.metric,
                 "gps": self._store.about.gps,
+                "exclude": list(self._store.about.exclude),
+                "include_hidden": self._store.about.include_hidden,
                 "roots": [os.fsdecode(root.path) for root in self._store.roots().values()],
                 "made_by": self._store.about.fingerprint,
                 "layout": SCHEMA_VERSION,
@@ -440,6 +452,18 @@ class SimilarityIndex:
         """
         import_index(path, directory, progress=progress)
         return cls.open(directory, model)
+
+    def _remember(self, exclude: str | Sequence[str] | None, include_hidden: bool | None) -> None:
+        """Record what syncs leave out, if it is told."""
+        old = self._store.about.rules
+        exclude = [exclude] if isinstance(exclude, str) else exclude
+        rules = Rules(
+            old.exclude if exclude is None else tuple(exclude),
+            old.include_hidden if include_hidden is None else include_hidden,
+        )
+        if rules != old:
+            with self._store.transaction():
+                self._store.put_rules(rules)
 
     def _in_state(self, state: State) -> list[tuple[str, Photo]]:
         with self._store.reading():

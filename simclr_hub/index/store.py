@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..scan import Rules
 from .database import Database, create_file
 from .records import ListingState, Photo, Root, State, checksum
 
@@ -54,12 +55,21 @@ class About:
         dim: width of its vectors.
         metric: how they are compared.
         gps: whether the places in photos are recorded.
+        exclude: patterns of what is left out of the folders, see `scan.Rules`.
+        include_hidden: whether hidden files and folders are read.
     """
 
     fingerprint: dict[str, Any]
     dim: int
     metric: str = "cosine"
     gps: bool = False
+    exclude: Sequence[str] = ()
+    include_hidden: bool = False
+
+    @property
+    def rules(self) -> Rules:
+        """What of a folder is left out."""
+        return Rules(tuple(self.exclude), self.include_hidden)
 
 
 class Details(NamedTuple):
@@ -297,6 +307,12 @@ class Store(Database):
         return record["generation"], record.get("files", [])
 
     # Adding and dropping.
+
+    def put_rules(self, rules: Rules) -> None:
+        """Record what syncs leave out from now on."""
+        about = self._meta("about") | {"exclude": list(rules.exclude), "include_hidden": rules.include_hidden}
+        _put_meta(self._connection(), "about", about)
+        self.about = About(**about)
 
     def put(self, photo: Photo) -> None:
         """Add or replace a photo; its vector must be there at the end of the transaction."""
