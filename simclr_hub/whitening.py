@@ -111,11 +111,11 @@ class Whitening:
             raise ValueError(f"features of shape {features.shape}; this whitening is for (N, {len(self.mean)})")
         whitened = np.empty((len(features), self.dim), np.float32)
         for start in range(0, len(features), _ROWS):
-            units, lengths = _units(features[start : start + _ROWS])
+            units, lengths = unit_rows(features[start : start + _ROWS])
             # The difference is small beside what it is taken from: in float64, while the product need not be.
             rows = (units - self.mean).astype(np.float32) @ self.matrix
             rows[lengths == 0] = 0
-            whitened[start : start + _ROWS] = _units(rows)[0] if normalize else rows
+            whitened[start : start + _ROWS] = unit_rows(rows)[0] if normalize else rows
         return whitened
 
     @classmethod
@@ -140,7 +140,7 @@ class Whitening:
         Raises:
             ValueError: too few images, or all alike.
         """
-        units, lengths = _units(features)
+        units, lengths = unit_rows(features)
         units = units[lengths > 0]
         shrinkage = SHRINKAGE if shrinkage is None else float(shrinkage)
         if len(units) < 3 or units.shape[1] < 2:
@@ -190,7 +190,7 @@ class Whitening:
             raise CheckpointError(f"{os.fspath(path)}: not a whitening that can be used: {e}") from e
 
 
-def _units(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def unit_rows(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows (N, D) scaled to length 1, zeros as they are, and their lengths (N,): float64."""
     wide = features.astype(np.float64)
     lengths: np.ndarray = np.sqrt(np.einsum("nd,nd->n", wide, wide))
