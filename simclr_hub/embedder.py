@@ -189,7 +189,10 @@ class Embedder:
         self._in_memory = in_memory
         self.whitening: Whitening | None = None
         if whiten:
-            self._whiten(self._own_whitening() if whiten is True else whiten)
+            self.whitening = self.own_whitening() if whiten is True else whiten
+            self.check_whitening(self.whitening)
+            self.dim = self.whitening.dim
+            self.fingerprint["whitening"] = self.whitening.sha256
 
     def checkpoint_whitening(self) -> Whitening | None:
         """The whitening that comes with the checkpoint for this layer; None if none does.
@@ -224,7 +227,12 @@ class Embedder:
         plain.fingerprint = {key: value for key, value in self.fingerprint.items() if key != "whitening"}
         return plain
 
-    def _own_whitening(self) -> Whitening:
+    def own_whitening(self) -> Whitening:
+        """The same, which must be there.
+
+        Raises:
+            CheckpointError: none comes with the checkpoint for this layer, or it cannot be used.
+        """
         found = self.checkpoint_whitening()
         if found is None:
             name = self.fingerprint["model"]
@@ -238,15 +246,18 @@ class Embedder:
         of_weights = whitening.weights in ("", self.fingerprint["weights"])
         return of_weights and whitening.layer == self.layer and len(whitening.mean) == self.dim
 
-    def _whiten(self, whitening: Whitening) -> None:
+    def check_whitening(self, whitening: Whitening) -> None:
+        """Refuse one that was learnt with another model or layer.
+
+        Raises:
+            ValueError: it was.
+        """
         if not self._belongs(whitening):
             raise ValueError(
                 f"a whitening of layer {whitening.layer}, {len(whitening.mean)} wide, of weights "
                 f"{whitening.weights[:12] or 'unknown'}, for layer {self.layer}, {self.dim} wide, of weights "
                 f"{self.fingerprint['weights'][:12]}: give the one that was learnt with this model"
             )
-        self.whitening, self.dim = whitening, whitening.dim
-        self.fingerprint["whitening"] = whitening.sha256
 
     def stream(self, sources: Iterable[Any], *, signatures: bool = False) -> Iterator[Embedding | Failure]:
         """Embed images one after another, reading ahead; results come in the order of the input, one for each.
@@ -412,7 +423,7 @@ def embed(
 def _projection_index(layer: str, config: SimCLRConfig) -> int:
     """0 for h, j for g's layer j."""
     layers, stage3 = config.projection_layers, [H_STAGE3] if len(config.depths) > 3 else []
-    allowed = ["h", *stage3, *(f"g{j}" for j in range(1, layers + 1)), *(["z"] if layers else [])]
+    allowed = ["h", *(f"g{j}" for j in range(1, layers + 1)), *(["z"] if layers else []), *stage3]
     if layer not in allowed:
         raise ValueError(f"layer={layer!r} is not one of {', '.join(allowed)}: the layers of this model")
     return 0 if layer in ("h", H_STAGE3) else layers if layer == "z" else int(layer[1:])

@@ -1,4 +1,7 @@
-"""What is searched for, as vectors of length 1: a vector as it is, an image through the model that made the index."""
+"""What is searched for, as vectors of length 1: a vector as it is, an image through the model that made the index.
+
+Unusual: in a whitened index a vector may also be the model's, as `embed` gives it: its width tells.
+"""
 
 import hashlib
 import os
@@ -9,23 +12,35 @@ import numpy as np
 from ..embedder import Failure
 from ..images import read_source
 from ..web import is_url
+from ..whitening import Whitening
 from .maker import Maker
 from .spelling import openable
 from .store import Store
 
 
-def query_vectors(queries: list[Any], store: Store, maker: Maker) -> np.ndarray:
-    """Vectors (Q, D) of images or vectors; a file whose content is in the index needs no model.
+def query_vectors(queries: list[Any], store: Store, maker: Maker, whitening: Whitening | None) -> np.ndarray:
+    """Vectors (Q, D) of images or vectors, whitened; a file whose content is in the index needs no model.
 
     Raises:
         ValueError: a vector that cannot be compared with those of the index.
         ImageError: an image that cannot be used.
     """
-    vectors = np.empty((len(queries), store.about.dim), np.float32)
+    dim = whitening.dim if whitening else store.about.dim
+    vectors = np.empty((len(queries), dim), np.float32)
+
+    def put(rows: list[int], features: np.ndarray) -> None:
+        """Vectors of the model, of length 1: (R, the model's width)."""
+        vectors[rows] = whitening.apply(features, normalize=True) if whitening else features
+
     given = [row for row, query in enumerate(queries) if isinstance(query, np.ndarray) and query.ndim == 1]
+    whitened = [row for row in given if whitening and len(queries[row]) == dim]
+    for start in range(0, len(whitened), 1024):
+        rows = whitened[start : start + 1024]
+        vectors[rows] = _unit_vectors([queries[row] for row in rows], dim)
+    given = sorted(set(given) - set(whitened))
     for start in range(0, len(given), 1024):
         rows = given[start : start + 1024]
-        vectors[rows] = _unit_vectors([queries[row] for row in rows], store.about.dim)
+        put(rows, _unit_vectors([queries[row] for row in rows], store.about.dim))
     images = []
     for row, query in enumerate(queries):
         if isinstance(query, np.ndarray) and query.ndim == 1:
@@ -34,14 +49,15 @@ def query_vectors(queries: list[Any], store: Store, maker: Maker) -> np.ndarray:
             query = read_source(query if is_url(query) else openable(query))
             known = store.vector(hashlib.sha256(query.data).digest())
             if known is not None:
-                vectors[row] = known
+                put([row], known[None])
                 continue
         images.append((row, query))
     if images:
         for item in maker.embedder().stream(image for _, image in images):
             if isinstance(item, Failure):
                 raise item.error
-            vectors[images[item.position][0]] = _unit_vectors([item.vector], store.about.dim)[0]
+            # As the store would keep it: the same photo is found with 1.
+            put([images[item.position][0]], _unit_vectors([item.vector], store.about.dim).astype(np.float32))
     return vectors
 
 

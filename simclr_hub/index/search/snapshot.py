@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...errors import IndexDamagedError
+from ...whitening import Whitening
 from ..store import Store
 from . import faiss_cache
 from .approximate import Near
@@ -36,6 +37,7 @@ class Snapshot:
         allowed: for each, which rows are not overridden, bool (N,); None for all.
         roots: the root folders by id, each with a separator at its end.
         damaged: makes the error that says so.
+        whitening: what the vectors were whitened with; None for as the model gave them.
     """
 
     version: tuple[int, int]
@@ -43,6 +45,7 @@ class Snapshot:
     allowed: Sequence[np.ndarray | None]
     roots: Mapping[int, bytes]
     damaged: Callable[[str], IndexDamagedError]
+    whitening: Whitening | None = None
 
     def search(self, queries: np.ndarray, k: int, condition: Condition | None = None) -> list[list[Match]]:
         """For each query (Q, D) of length 1, the k photos (or all, if there are fewer) of the highest cosine.
@@ -183,7 +186,7 @@ def _take(store: Store, previous: Snapshot | None, cached: bool) -> Snapshot:
     if live != store.live():
         raise store.damaged(f"{live} photos are there, {store.live()} were recorded")
     roots = {root.id: os.path.join(root.path, b"") for root in store.roots().values()}
-    return Snapshot(version, segments, allowed, roots, store.damaged)
+    return Snapshot(version, segments, allowed, roots, store.damaged, store.whitening())
 
 
 def _overridden(segments: Sequence[Segment]) -> list[np.ndarray | None]:
