@@ -105,6 +105,7 @@ class Embedder:
 
     Attributes:
         dim: width of the vectors.
+        width_of_h: of h alone.
         whitening: the one that is applied, or None.
         fingerprint: what determines them: weights, layer, preprocessing, precision, decoder, and the whitening if
             there is one; and "model", its name.
@@ -160,7 +161,7 @@ class Embedder:
         if self._batch_size < 1 or self._workers < 1:
             raise ValueError(f"batch_size={batch_size} and workers={workers} must be at least 1")
         config = model.config
-        self._width_of_h = config.hidden_size
+        self.width_of_h = config.hidden_size
         self.dim = config.projection_dim if self._projection == config.projection_layers > 0 else config.hidden_size
         if layer == H_STAGE3:
             self.dim += config.hidden_sizes[2]
@@ -343,7 +344,7 @@ class Embedder:
         """(B, 3, size, size) to vectors (B, D)."""
         vectors = run(pixels)
         if self.layer == H_STAGE3:
-            parts = np.split(vectors, [self._width_of_h], 1)
+            parts = np.split(vectors, [self.width_of_h], 1)
             vectors = np.concatenate([unit_rows(part)[0] for part in parts], 1, dtype=np.float32)
         if self.whitening:
             vectors = self.whitening.apply(vectors)

@@ -44,9 +44,9 @@ _COMPARED = 2000  # photos whose neighbours are compared
 _ROWS = 1 << 13  # features that are whitened at a time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Whitening:
-    """(h / |h| - mean) @ matrix.
+    """(h / |h| - mean) @ matrix; two are equal if they do the same to features.
 
     Attributes:
         mean: (D,) float32, of normalised features.
@@ -89,6 +89,12 @@ class Whitening:
                 f"a whitening learnt from {self.images!r} images of {self.learnt_from!r} with shrinkage "
                 f"{self.shrinkage!r} and weights {self.weights!r}"
             )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Whitening) and self.sha256 == other.sha256
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
 
     @property
     def dim(self) -> int:
@@ -264,9 +270,7 @@ def _choose_shrinkage(units: np.ndarray) -> float:
         ValueError: there are too few.
     """
     if len(units) < FEWEST:
-        raise ValueError(
-            f"{len(units):,} images are too few to learn a whitening from; there must be {FEWEST} at least"
-        )
+        raise ValueError(f"{len(units):,} images are too few to learn a whitening from; give {FEWEST} at least")
     if len(units) >= _PLENTY * units.shape[1]:
         return SHRINKAGE
     order = np.random.default_rng(0).permutation(len(units))

@@ -252,7 +252,7 @@ class SimilarityIndex:
         vectors = query_vectors(queries, self._store, self._maker, whitening)  # (Q, D)
 
         def find(snapshot: Snapshot) -> list[list[Match]]:
-            if snapshot.whitening is not whitening:
+            if snapshot.whitening != whitening:
                 raise IndexMismatchError(
                     f"{self._store.file.parent}: it was whitened otherwise meanwhile; search again"
                 )

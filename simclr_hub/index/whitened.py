@@ -16,8 +16,7 @@ from .store import Store
 def whiten_store(store: Store, maker: Maker, whiten: Whitening | bool | None) -> Whitening | None:
     """What `SimilarityIndex.whiten` does to the store, and its errors; inside `Store.writing`."""
     new = None if whiten is False else _chosen(store, maker, whiten)
-    present = store.whitening()
-    if (new and new.sha256) != (present and present.sha256):
+    if new != store.whitening():
         with store.transaction():
             store.put_whitening(new)
     return store.whitening()
