@@ -110,7 +110,8 @@ def _known_photo(device: str, precision: str, runtime: str = "torch", *, whiten:
     """Embed a photo whose vector was recorded when the default checkpoint was made, and compare."""
     import torch
 
-    from ..embedder import Embedder, Failure
+    from ..embedder import embed
+    from ..loading import load_whitening
 
     assets = Path(str(files("simclr_hub") / "assets"))
     file, tolerance = ("known_whitened.json", WHITENED) if whiten else ("known_vector.json", TOLERANCE[precision])
@@ -118,11 +119,9 @@ def _known_photo(device: str, precision: str, runtime: str = "torch", *, whiten:
     result: dict[str, Any] = {"device": device, "precision": precision, "runtime": runtime, "whitened": whiten}
     try:
         photo, dtype = assets / "sample-photos" / "cat_1.jpg", getattr(torch, precision)
-        embedder = Embedder(device=device, dtype=dtype, runtime=runtime, whiten=whiten)
-        (item,) = embedder.stream([photo])
-        if isinstance(item, Failure):
-            raise item.error
-        vector = item.vector
+        vectors = embed(photo, device=device, dtype=dtype, runtime=runtime)
+        whitening = load_whitening() if whiten else None
+        vector = (whitening.apply(vectors) if whitening else vectors)[0]
     except (SimCLRHubError, RuntimeError, TypeError) as e:  # what torch raises for what a device cannot do
         return result | {"verdict": "unavailable", "detail": " ".join(str(e).split())[:100]}
     difference = float(np.abs(vector - known).max() / np.abs(known).max())

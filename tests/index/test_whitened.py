@@ -262,7 +262,7 @@ def test_the_default_checkpoint_whitens_by_default_and_has_thresholds_for_both(t
         assert index.search(h, k=1)[0].path.endswith("cat_1.jpg")
         pairs = np.triu_indices(58, 1)
         medians = [float(np.median((v @ v.T)[pairs])) for v in (raw.vectors()[1], index.vectors()[1])]
-        assert medians[0] > 0.5 and abs(medians[1]) < 0.1  # raw, every photo is like every other
+        assert medians[0] > 0.4 and abs(medians[1]) < 0.1  # raw, every photo is like every other
         raw.whiten()
         np.testing.assert_allclose(raw.vectors()[1], index.vectors()[1], atol=1e-6)
         assert raw.calibration() == index.calibration()
