@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..errors import ImageError
+from ..errors import ImageError, SimCLRHubError
 from ..images import describe
 from ..index import SimilarityIndex, SyncReport
 from ..progress import progress_bar
@@ -44,6 +44,12 @@ _index_argument = click.argument("index", type=click.Path(path_type=Path))
     "--strict", is_flag=True, help="Exit with 3 if photos or folders could not be read; they are told in any case."
 )
 @click.option("--gps", is_flag=True, help="A new index also records where photos were taken, if they tell.")
+@click.option("--no-whiten", is_flag=True, help="A new index compares the model's features as they are.")
+@click.option(
+    "--layer",
+    type=click.Choice(["h", "h+stage3"]),
+    help="Of a new index: h, or h with stage 3 beside it, which finds a little more and takes more room.",
+)
 @json_option
 def index_command(
     photos: Path,
@@ -54,6 +60,8 @@ def index_command(
     include_hidden: bool | None,
     strict: bool,
     gps: bool,
+    no_whiten: bool,
+    layer: str | None,
     as_json: bool,
 ) -> int:
     """Create an index of the folder PHOTOS, or bring it up to date.
@@ -61,7 +69,7 @@ def index_command(
     New and changed photos are embedded, renamed ones recognised, vanished ones marked missing. It may be stopped at
     any moment and run again. Nothing is written below PHOTOS.
     """
-    with open_or_create(output, model, gps=gps) as index:
+    with open_or_create(output, model, gps=gps, no_whiten=no_whiten, layer=layer) as index:
         try:
             patterns = [pattern for pattern in exclude if pattern] if exclude else None
             report = sync(index, photos, moved_from, exclude=patterns, include_hidden=include_hidden)
@@ -77,14 +85,31 @@ def index_command(
     return 3 if strict and (report.failed or report.listing_errors) else 0
 
 
-def open_or_create(path: Path, model: str | None, *, gps: bool = False) -> SimilarityIndex:
+def open_or_create(
+    path: Path, model: str | None, *, gps: bool = False, no_whiten: bool = False, layer: str | None = None
+) -> SimilarityIndex:
     """The index at `path`, made if there is none."""
     if not path.exists():
-        return SimilarityIndex.create(path, model=model, gps=gps)
+        try:
+            return SimilarityIndex.create(
+                path, model=model, gps=gps, whiten=False if no_whiten else None, layer=layer or "h"
+            )
+        except SimCLRHubError:
+            raise
+        except ValueError as e:  # a layer that the model does not have
+            raise click.UsageError(str(e)) from e
     index = SimilarityIndex.open(path, model=model)
-    if gps and not index.status()["gps"]:
+    status, name = index.status(), describe(path)
+    wrong = ""
+    if gps and not status["gps"]:
+        wrong = f"--gps: {name} was made without places; make another index for them"
+    elif no_whiten and status["whitening"]:
+        wrong = f"--no-whiten: {name} is whitened; `simclr-hub whiten {name} --off` undoes it"
+    elif layer and layer != status["made_by"].get("layer"):
+        wrong = f"--layer: {name} was made of {status['made_by'].get('layer')}; make another index for {layer}"
+    if wrong:
         index.close()
-        raise click.UsageError(f"--gps: {describe(path)} was made without places; make another index for them")
+        raise click.UsageError(wrong)
     return index
 
 
@@ -140,7 +165,10 @@ def status_command(index: Path, as_json: bool) -> None:
     if as_json:
         print_json(status)
     else:
+        none = f"none; `simclr-hub whiten {describe(index)}` gives better matches and reads no photo"
         for key, value in status.items():
+            if key == "whitening" and value is None:
+                value = none
             text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
             text = ", ".join(map(str, text)) if isinstance(text, list) else text
             click.echo(f"{key:12} {text}")

@@ -204,6 +204,7 @@ def test_status(filled: SimilarityIndex, tmp_path: Path) -> None:
         "metric": "cosine",
         "gps": False,
         "roots": [str(tmp_path / "photos")],
+        "whitening": None,
         "made_by": {"model": "fake", "weights": "w1"},
         "layout": 2,
     }
