@@ -42,7 +42,7 @@ def write_gallery(path: Path, rows: Sequence[Row], *, title: str, note: str = ""
         path: the HTML file, replaced if it exists.
         rows: the searches, in the order they are shown.
         title: heading of the page.
-        note: one sentence below it.
+        note: what stands below it.
 
     Raises:
         OSError: it cannot be written.

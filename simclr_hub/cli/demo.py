@@ -7,7 +7,7 @@ import click
 
 from ..gallery import Row, write_gallery
 from .index import open_or_create, print_report, sync
-from .search import print_matches
+from .search import NOTE, print_matches
 
 QUERY = "banana_1.jpg"
 #: One query of each of these is on the page.
@@ -32,7 +32,7 @@ def demo_command(output: Path) -> None:
         rows = [Row([q], found) for q, found in zip(queries, index.search(queries, k=6), strict=True)]
     note = (
         "Sample photos found by one another with the default checkpoint, a small encoder pretrained without labels. "
-        "The official checkpoints see far more."
+        f"The official checkpoints see far more. {NOTE}"
     )
     write_gallery(page, rows, title="Photos found by photos", note=note)
     click.echo(

@@ -12,6 +12,8 @@ from ..index.search.filters import make_condition
 from ..index.search.match import tell_share
 from ._output import json_option, print_json, print_table, short_path
 
+#: What "closer than" means on a page.
+NOTE = "Closer than: the share of the index's own pairs of photos that are less alike."
 #: What a table tells of each photo beside score and name, where it is known of any.
 _COLUMNS = ("closer than", "copies", "taken", "camera", "size")
 
@@ -100,7 +102,7 @@ def search_command(
         reasons = [] if all(results) else opened.explain_empty(path=pattern, where=conditions)
     if html:
         rows = [Row(one, found, unlike) for one, found in zip(searches, results, strict=True)]
-        write_gallery(html, rows, title="Similar photos", note=f"Found in {index} by cosine similarity.")
+        write_gallery(html, rows, title="Similar photos", note=f"Found in {index} by cosine similarity. {NOTE}")
     for reason in reasons:
         click.echo(f"No photo found: {reason}.", err=True)
     if as_json:

@@ -232,7 +232,7 @@ def test_a_search_looks_deeper_where_copies_take_all_places(
     monkeypatch.setattr(find.Search, "_nearest", nearest)
     monkeypatch.setattr(find, "DEEPEST", 100)
     (match,) = index.search(np.ones(DIM), k=10)  # more than that is not looked at
-    assert depths == [18, 72, 288] and len(match.copies) == 2 * 288 - 1
+    assert depths == [18, 72, 110] and len(match.copies) == 2 * 110 - 1
 
 
 def test_an_older_cache_is_searched_and_renewed(

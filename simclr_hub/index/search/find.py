@@ -89,7 +89,7 @@ class Search:
         if not copies or rows.shape[1] == sum(self._most) or depth >= DEEPEST + self._k:
             return found
         lacking = np.flatnonzero(np.count_nonzero(rows >= 0, axis=1) < self._k)
-        deeper = 4 * depth
+        deeper = min(4 * depth, DEEPEST + self._k)
         step = max(1, NUMBERS // deeper)
         for start in range(0, len(lacking), step):
             some = lacking[start : start + step]
