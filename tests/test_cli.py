@@ -63,7 +63,7 @@ def test_places_are_recorded_on_request_when_the_index_is_made(run, index, photo
 
 
 def test_search_finds_the_photo_itself_first(run, index, photos):
-    code, out, _ = run("search", index, photos / "2.jpg", "-k", 3, "--json")
+    code, out, _ = run("search", index, photos / "2.jpg", "-k", 3, "--with-self", "--json")
     matches = json.loads(out)[0]["matches"]
     assert code == 0 and len(matches) == 3
     assert matches[0]["path"] == str(photos / "2.jpg") and matches[0]["score"] == pytest.approx(1, abs=1e-5)
@@ -167,7 +167,7 @@ def test_demo_leaves_a_page_and_finds_likes(run):
 def test_names_that_could_harm_a_terminal_are_escaped(run, photos, tiny_dir):
     Image.new("RGB", (20, 20), "green").save(photos / "a\x1b[31m\n.png")
     run("index", photos, "--model", tiny_dir)
-    out = run("search", "photos.index", photos / "a\x1b[31m\n.png", "-k", 1)[1]
+    out = run("search", "photos.index", photos / "a\x1b[31m\n.png", "-k", 1, "--with-self")[1]
     assert "\x1b" not in out and "a\\x1b[31m\\n.png" in out
 
 
