@@ -248,7 +248,7 @@ class SimilarityIndex:
             raise ValueError(f"k={k} must be at least 1")
         condition = make_condition(path, where)
         queries = list(query) if isinstance(query, (list, tuple)) else [query]
-        whitening = self._current().whitening
+        whitening = self._use(lambda snapshot: snapshot.whitening)
         vectors = query_vectors(queries, self._store, self._maker, whitening)  # (Q, D)
 
         def find(snapshot: Snapshot) -> list[list[Match]]:
