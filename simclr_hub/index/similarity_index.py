@@ -287,7 +287,7 @@ class SimilarityIndex:
             if together:
                 raise ValueError("no photo that results should be like: give at least one beside the negatives")
             return []
-        whitening = self._current().whitening
+        whitening = self._use(lambda snapshot: snapshot.whitening)
         vectors, own = query_vectors([*queries, *unlike], self._store, self._maker, whitening)  # (Q, D)
         if together:
             vectors = combine(vectors[: len(queries)], vectors[len(queries) :], negative_weight)
