@@ -258,7 +258,7 @@ class _Bmp:
             self.masks = (*self.masks[:3], 0)
         #: Masks that Pillow does not read, or of which it ignores alpha.
         self.by_masks = compression == 6 or (compression == 3 and (self.bits, *self.masks) not in _BMP_MASKS)
-        if size == 40:  # the masks lie behind it
+        if size == 40 and self.by_masks:  # which lie behind it
             self.offset = max(self.offset, 66 + 4 * (compression == 6))
         #: Pillow would take this for 1 bit a pixel, if the colours are black and white.
         self.few_colours = self.bits in (4, 8) and 0 < used <= 2 and self.offset > 14 + size
@@ -313,7 +313,6 @@ def _open_pnm(data: bytes) -> Image.Image:
 
 # TIFF
 
-_GREY, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB = (0, 1), 2, 3, 5, 6, 8
 _SAMPLES = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
 _PHOTOMETRIC = {
     0: "grey", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "CIELAB", 9: "ICCLAB",

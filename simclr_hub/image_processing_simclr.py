@@ -201,7 +201,7 @@ def _decoded(source: Any) -> Tensor:
         raise
     except Exception as e:
         raise ValueError(f"{name}: {str(e) or type(e).__name__}") from e
-    pixels: Tensor = load_image(source).pixels
+    pixels: Tensor = load_image({"bytes": source, "path": name} if isinstance(source, bytes) else source).pixels
     return pixels
 
 

@@ -91,9 +91,10 @@ def load_image(source: Any, *, reduce_to: int | None = None) -> LoadedImage:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return load_bytes(bytes(source), "<bytes>", reduce_to)
     if isinstance(source, Image.Image):
-        info = read_info(source)
+        info = read_info(source) if source.format != "PNG" else None
         with _named_errors("<PIL image>"):
-            return _hashed(to_tensor(rgb_of(source)), info)
+            pixels = to_tensor(rgb_of(source))
+        return _hashed(pixels, read_info(source) if info is None else info)
     if isinstance(source, np.ndarray):
         return _hashed(_from_array(source, channels_last=True))
     if isinstance(source, Tensor):

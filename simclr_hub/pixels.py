@@ -7,7 +7,6 @@ pixels; transparency lies over white; EXIF orientation and embedded colour profi
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,7 @@ def rgb_of(image: Image.Image) -> Image.Image:
         return loaded_rgb(image)
     if not image.tile or image.fp is None or image.tell() or image.decoderconfig:
         return loaded_rgb(image)  # loaded already, or at another frame or size
-    file = image.fp
+    file, at = image.fp, image.fp.tell()
     if not is_misread(image):
         try:
             return loaded_rgb(image)
@@ -52,11 +51,9 @@ def rgb_of(image: Image.Image) -> Image.Image:
             if file.closed:
                 raise
     file.seek(0)
-    rgb = read_picture(file.read(), loaded_rgb)
-    with suppress(Exception):  # as one expects of an image that was used; its file is closed then
-        file.seek(0)
-        image.load()
-    return rgb
+    data = file.read()
+    file.seek(at)  # the image stays as it was, so that it can be given again
+    return read_picture(data, loaded_rgb)
 
 
 def loaded_rgb(image: Image.Image) -> Image.Image:

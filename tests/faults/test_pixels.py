@@ -322,7 +322,8 @@ def test_few_colours_in_a_bmp_of_more_bits(bits, colours, top_down):
     [
         ({"bits": 2}, "2 bits"), ({"bits": 64}, "64 bits"), ({"bits": 32, "compression": 4}, "JPEG"),
         ({"bits": 32, "compression": 5}, "PNG"), ({"bits": 24, "compression": 9}, "compression 9"),
-        ({"bits": 32, "masks": (0, 0, 0)}, "bit masks 0, 0, 0"), ({"bits": 32, "masks": (5, 0xF0, 0xF00)}, "bit masks 5"),
+        ({"bits": 32, "masks": (0, 0, 0)}, "bit masks 0, 0, 0"),
+        ({"bits": 32, "masks": (5, 0xF0, 0xF00)}, "bit masks 5"),
         ({"bits": 8, "header": 48}, "header of 48"), ({"bits": 24, "header": 64, "compression": 4}, "compression 4"),
     ],
 )  # fmt: skip
@@ -483,7 +484,8 @@ def test_a_jpeg_that_lacks_only_its_end_is_read(options):
 
 SEGMENTS = {
     "EXIF": (0xE1, b"Exif\0\0"), "XMP": (0xE1, b"http://ns.adobe.com/xap/1.0/\0"), "ICC": (0xE2, b"ICC_PROFILE\0\1\1"),
-    "MPF": (0xE2, b"MPF\0"), "Photoshop": (0xED, b"Photoshop 3.0\0"), "FlashPix": (0xE2, b"FPXR\0"), "comment": (0xFE, b""),
+    "MPF": (0xE2, b"MPF\0"), "Photoshop": (0xED, b"Photoshop 3.0\0"), "FlashPix": (0xE2, b"FPXR\0"),
+    "comment": (0xFE, b""),
 }  # fmt: skip
 
 
