@@ -30,7 +30,14 @@ from simclr_hub.loading import quiet_transformers, weights_hash
 from simclr_hub.modeling_simclr import SimCLRForImageClassification, SimCLRModel
 from simclr_hub.whitening import WHITENING_NAMES, Whitening
 
-CODE = ("configuration_simclr.py", "modeling_simclr.py", "image_processing_simclr.py")
+CODE = (
+    "configuration_simclr.py",
+    "modeling_simclr.py",
+    "image_processing_simclr.py",
+    "pixels.py",
+    "headers.py",
+    "colour.py",
+)
 #: The library's classes by the Auto class that finds them in a repository.
 AUTO_MAP = {
     "AutoConfig": "configuration_simclr.SimCLRConfig",
