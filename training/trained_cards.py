@@ -14,7 +14,7 @@ from .cards import Card, Result
 
 DEFAULT_DIRECTORY = Path(str(files("simclr_hub") / "assets" / "default"))
 _RECIPES = Path(str(files(__package__) / "recipes"))
-_RECORD = ("about", "data", "datasets", "recipe", "trained", "weights", "licence_name", "results")
+_RECORD = ("about", "data", "datasets", "recipe", "trained", "weights", "licence_name", "results", "limits")
 
 
 def trained_card(
@@ -33,7 +33,7 @@ def trained_card(
         config: its architecture.
         classes: of its classifier; 0 for none.
         record: what results.json holds: `about`, `data`, `trained`, `datasets` (ids on the Hub), `licence_name`, and
-            `results`, a list of `Result`'s fields.
+            `results`, a list of `Result`'s fields; and `limits`, where it fails, in sentences of Markdown.
         recipe: YAML, as `simclr-hub pretrain` reads it.
         licence: an identifier of the Hub's list.
         processor: preprocessor_config.json.
@@ -57,6 +57,7 @@ def trained_card(
         datasets=tuple(record.get("datasets", ())),
         recipe=recipe.strip(),
         measured=measured(record),
+        limits=tuple(record.get("limits", ())),
         licence=licence,
         licence_name=record.get("licence_name"),
         processor=processor or {},
