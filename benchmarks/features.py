@@ -27,7 +27,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,7 +48,7 @@ from simclr_hub.training.data import ImageArray
 from simclr_hub.training.evaluate import knn_accuracy, knn_predictions, precision_at
 from simclr_hub.training.stage import weights_sha256
 from simclr_hub.training.trained_cards import DEFAULT_DIRECTORY
-from simclr_hub.whitening import Whitening
+from simclr_hub.whitening import WHITENING_NAMES, Whitening
 
 BANK = 25_000
 LEARNT_ON = 10_000  # training images, where a whitening is learnt here
@@ -124,7 +124,7 @@ class Data:
         digest = hashlib.blake2b(digest_size=8)
         for array in (self.train.images, self.validation.images):
             for start in range(0, len(array), 1000):
-                digest.update(np.ascontiguousarray(array[start : start + 1000]))
+                digest.update(np.ascontiguousarray(array[start : start + 1000]).data)
         for photo in self.photos.files:
             digest.update(hashlib.blake2b(photo).digest())
         return digest.hexdigest()
@@ -196,6 +196,12 @@ def histogram(images: Iterable[Any], n: int) -> Tensor:
     return torch.stack([one(image) for image in images])
 
 
+def shipped_whitening(name: str | None) -> Whitening | None:
+    """What lies beside a directory's weights, or the default checkpoint's."""
+    path = (Path(name) if name else DEFAULT_DIRECTORY) / WHITENING_NAMES["h"]
+    return Whitening.load(path) if path.is_file() else None
+
+
 def whitened(vectors: Features, whitening: Whitening | None = None) -> Features:
     """By what a checkpoint brings, else as learnt on LEARNT_ON of the bank, evenly spread over it."""
     if whitening is None:
@@ -224,12 +230,16 @@ class Row:
 
     def add(self, vectors: Features, data: Data) -> None:
         """Measure these too."""
-        bank_labels, labels = torch.tensor(data.train.labels), torch.tensor(data.validation.labels)
-        sizes = (len(bank_labels), min(BANK, len(bank_labels)))
+        bank_labels, labels = (
+            torch.tensor(data.train.labels)[: len(vectors.bank)],
+            torch.tensor(data.validation.labels),
+        )
+        sizes = (min(BANK, len(bank_labels)), len(bank_labels))
         right = (knn_predictions(vectors.queries, vectors.bank, bank_labels, sizes) == labels).float()
-        found = {"knn_all": right[0].mean(), "knn_25k": right[1].mean()}
-        for c, name in enumerate(data.classes):
-            found[f"knn_all {name}"] = right[0, labels == c].mean()
+        found = {"knn_25k": right[0].mean()}
+        if len(vectors.bank) == len(data.train):
+            found["knn_all"] = right[1].mean()
+            found |= {f"knn_all {name}": right[1, labels == c].mean() for c, name in enumerate(data.classes)}
         photos, classes = vectors.photos, data.photos.labels
         p1, p5 = (precision_at(photos, classes, k) for k in (1, 5))  # (N,)
         found |= {"p_at_1": p1.mean(), "p_at_5": p5.mean()}
@@ -286,12 +296,14 @@ def measured(
 
     def of_model() -> Iterator[tuple[Features, Whitening | None]]:
         embedder = Embedder(trained if size else name)  # by its name with its own processor
-        yield network(embedder, data, cache), embedder.whitening
+        yield network(embedder, data, cache), None if size else shipped_whitening(name)
 
     def of_random() -> Iterator[tuple[Features, None]]:
-        for seed in range(seeds):
+        labels = None if data.train.labels is None else data.train.labels[:BANK]
+        small = replace(data, train=ImageArray(data.train.images[:BANK], labels))
+        for seed in range(seeds):  # all but the first with the small bank alone
             torch.manual_seed(seed)
-            yield network(Embedder(SimCLRModel(trained.config)), data, cache), None
+            yield network(Embedder(SimCLRModel(trained.config)), small if seed else data, cache), None
 
     def of(extract: Extract) -> Callable[[], Iterator[tuple[Features, None]]]:
         return lambda: iter([(extracted(extract, data), None)])

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from features import Photos
+from features import Photos, shipped_whitening
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
@@ -80,9 +80,12 @@ def main() -> None:
 
     photos = Photos.load(options.open_photos)
     queries = sorted(random.Random(options.seed).sample(range(len(photos.files)), QUERIES))
-    for name, whiten in (("before", False), ("after", True)):
-        vectors = torch.from_numpy(embed(photos.files, model=options.model, whiten=whiten))
-        matches, scores = nearest(vectors, queries)
+    h = embed(photos.files, model=options.model)
+    whitening = shipped_whitening(options.model)
+    if whitening is None:
+        parser.error(f"{options.model} has no whitening beside its weights")
+    for name, vectors in (("before", h), ("after", whitening.apply(h))):
+        matches, scores = nearest(torch.from_numpy(vectors), queries)
         right = photos.labels[matches] == photos.labels[queries][:, None]
         save(sheet(photos, queries, matches, scores), options.out / f"queries-{name}.jpg")
         print(f"{name}: {int(right.sum())} of {right.numel()} matches are of their query's class", flush=True)

@@ -68,10 +68,12 @@ def measured(record: Mapping[str, Any]) -> tuple[Result, ...]:
     """The numbers of a record, as `trained_card` takes it.
 
     Raises:
-        PublishError: unknown keys, or a number without a source or command.
+        PublishError: unknown keys, limits that are no sentences, or a number without a source or command.
     """
     if unknown := record.keys() - _RECORD:
         raise PublishError(f"results: unknown key {', '.join(sorted(unknown))}; there are {', '.join(_RECORD)}")
+    if not (isinstance(limits := record.get("limits", []), list) and all(isinstance(line, str) for line in limits)):
+        raise PublishError(f"results: limits must be a list of sentences, not {limits!r}")
     try:
         return tuple(Result(**fields) for fields in record.get("results", ()))
     except TypeError as e:  # a field that there is not, or one that is missing

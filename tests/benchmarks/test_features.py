@@ -39,6 +39,7 @@ def few(monkeypatch):
     """Fewer labels and draws, as there are few images."""
     monkeypatch.setattr(features, "LABELS", (1, 5))
     monkeypatch.setattr(features, "DRAWS", 2)
+    monkeypatch.setattr(features, "BANK", 40)
 
 
 def test_as_many_of_each_class_are_drawn_and_the_rest_is_the_others():
@@ -95,7 +96,8 @@ def test_the_record_and_the_readme_say_what_was_measured(data, few, tmp_path, mo
         "histogram",
         "histogram, whitened",
     ]
-    assert len(rows[2].values["knn_all"]) == 2  # both random networks
+    # Both random networks, the second with the small bank alone.
+    assert len(rows[2].values["knn_25k"]) == 2 and len(rows[2].values["knn_all"]) == 1
     record(model, rows, data, 64)
     told = json.loads((model / "results.json").read_text())
     assert told["about"] == "kept" and len(told["weights"]) == 64
@@ -103,6 +105,6 @@ def test_the_record_and_the_readme_say_what_was_measured(data, few, tmp_path, mo
     assert f"{rows[1].mean('p_at_5, clothes'):.0f} % are of its kind" in told["limits"][0]
     assert "goldfish (" in told["limits"][3] and "n01443537" not in told["limits"][3]
     page = readme.read_text()
-    assert page.startswith("before\n") and page.endswith(f"{features.END}\nafter\n") and "old" not in page
+    assert page.startswith("before\n") and page.endswith(f"{features.END}\nafter\n") and "\nold\n" not in page
     assert all(f"- {line}\n" in page for line in told["limits"])
     assert all(f"| {row.name} | {row.dim} |" in tables(rows, data) for row in rows)

@@ -164,6 +164,8 @@ def test_a_trained_models_card_says_where_it_fails():
     text = render(trained_card("org/mine", tiny_config(), 0, told))
     assert "## Where it fails\n\n- **Fog.** It sees nothing in it.\n\n## Which layer" in text
     assert "Where it fails" not in render(trained_card("org/mine", tiny_config(), 0, {}))
+    with pytest.raises(PublishError, match="limits must be a list of sentences, not 'In fog'"):
+        trained_card("org/mine", tiny_config(), 0, {"limits": "In fog"})
 
 
 def by_hand(blocks, width):
