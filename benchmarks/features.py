@@ -2,8 +2,8 @@
 
 - kNN: Tiny ImageNet, 10,000 validation images, the 20 nearest of a bank of training images by cosine, plain majority
   vote (nearer neighbours break ties); top-1 in percent. Banks: all 75,000, and the first 25,000.
-- kNN by few labels: the same vote with 1, 5 and 20 labelled images a class, drawn at random, on Tiny ImageNet, on
-  open-photos (there all other photos are looked up) and on its clothes alone.
+- kNN by few labels: the vote of the 1, 5 or 20 nearest of 1, 5 or 20 labelled images a class, drawn at random, on Tiny
+  ImageNet, on open-photos (there all other photos are looked up) and on its clothes alone.
 - P@1, P@5: open-photos, leave one out: of the nearest 1 or 5 other photos by cosine, the share of the same class, in
   percent; also for each class, for the card's section on where it fails.
 
@@ -26,7 +26,7 @@ import statistics
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -45,7 +45,7 @@ from simclr_hub.embedder import Failure
 from simclr_hub.images import is_image_name, load_image
 from simclr_hub.progress import progress_bar
 from simclr_hub.training.data import ImageArray
-from simclr_hub.training.evaluate import knn_accuracy, knn_predictions, precision_at
+from simclr_hub.training.evaluate import knn_predictions, precision_at
 from simclr_hub.training.stage import weights_sha256
 from simclr_hub.training.trained_cards import DEFAULT_DIRECTORY
 from simclr_hub.whitening import WHITENING_NAMES, Whitening
@@ -254,17 +254,23 @@ class Row:
             ("groups", in_group, fine),
         ):
             found[f"p_at_5, {name}"] = value[of].mean()
-        for measure, value in found.items():
-            self.values.setdefault(measure, []).append(100 * float(value))
+        self.add_values(found)
         worn = data.clothes.nonzero()[:, 0]
+        every = torch.arange(len(classes))
         for n, seed in ((n, seed) for n in LABELS for seed in range(DRAWS)):
             chosen, _ = drawn(bank_labels, n, seed)
-            few = knn_accuracy(vectors.queries, labels, vectors.bank[chosen], bank_labels[chosen])
-            self.values.setdefault(f"tiny_imagenet_{n}", []).extend(few)
-            for kind, of in (("open_photos", torch.arange(len(classes))), ("clothes", worn)):
+            few = knn_predictions(vectors.queries, vectors.bank[chosen], bank_labels[chosen], neighbours=n) == labels
+            found = {f"tiny_imagenet_{n}": few.float().mean()}
+            for kind, of in (("open_photos", every), ("clothes", worn)):
                 chosen, rest = (of[part] for part in drawn(classes[of], n, seed))
-                few = knn_accuracy(photos[rest], classes[rest], photos[chosen], classes[chosen])
-                self.values.setdefault(f"{kind}_{n}", []).extend(few)
+                few = knn_predictions(photos[rest], photos[chosen], classes[chosen], neighbours=n) == classes[rest]
+                found[f"{kind}_{n}"] = few.float().mean()
+            self.add_values(found)
+
+    def add_values(self, found: Mapping[str, Tensor]) -> None:
+        """Shares, as percent."""
+        for measure, value in found.items():
+            self.values.setdefault(measure, []).append(100 * float(value))
 
     def mean(self, measure: str) -> float:
         """Over networks and draws."""

@@ -23,7 +23,7 @@ from simclr_hub._files import write_file
 
 QUERIES, MATCHES, COLUMNS = 20, 6, 2
 SIDE, FRAME, TEXT, GAP = 84, 3, 22, 4
-LIMIT = 300_000  # bytes of a page
+LIMIT = 220_000  # bytes of a page
 
 
 def nearest(vectors: Tensor, queries: Sequence[int]) -> tuple[Tensor, Tensor]:

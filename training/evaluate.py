@@ -32,24 +32,27 @@ def similarities(queries: Tensor, bank: Tensor, rows: int = 500) -> Iterator[Ten
         yield chunk @ bank.T
 
 
-def knn_predictions(queries: Tensor, bank: Tensor, bank_labels: Tensor, sizes: Sequence[int] = ()) -> Tensor:
-    """The class of each query by a majority vote of the 20 nearest by cosine, (S, Q); nearer neighbours break ties.
+def knn_predictions(
+    queries: Tensor, bank: Tensor, bank_labels: Tensor, sizes: Sequence[int] = (), neighbours: int = NEIGHBOURS
+) -> Tensor:
+    """The class of each query by a majority vote of the nearest by cosine, (S, Q); nearer neighbours break ties.
 
     Args:
         queries: (Q, D).
         bank: (M, D), what votes.
         bank_labels: (M,), its classes.
         sizes: S of them, one row for each: only the first so many of the bank vote; all of it if empty.
+        neighbours: that vote.
     """
     sizes = sizes or [len(bank)]
     classes = int(bank_labels.max()) + 1
     # Earlier neighbours weigh more by less than a vote together: they decide ties and nothing else.
-    weights = 1 + torch.linspace(1e-3, 0, NEIGHBOURS)
+    weights = 1 + torch.linspace(1e-3, 0, neighbours)
     chunks = []
     for chunk in similarities(queries, bank):
         votes = torch.zeros(len(sizes), len(chunk), classes)
         for of_size, size in zip(votes, sizes, strict=True):
-            k = min(NEIGHBOURS, size, len(bank))
+            k = min(neighbours, size, len(bank))
             nearest = bank_labels[chunk[:, :size].topk(k).indices]  # (rows, k), nearest first
             of_size.scatter_add_(1, nearest, weights[:k].expand(len(chunk), k))
         chunks.append(votes.argmax(2))
@@ -59,7 +62,7 @@ def knn_predictions(queries: Tensor, bank: Tensor, bank_labels: Tensor, sizes: S
 def knn_accuracy(
     queries: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, sizes: Sequence[int] = ()
 ) -> list[float]:
-    """Top-1 accuracy in percent of `knn_predictions`, one for each of `sizes`.
+    """Top-1 accuracy in percent of `knn_predictions` by 20 neighbours, one for each of `sizes`.
 
     Args:
         queries: (Q, D).
