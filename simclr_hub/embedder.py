@@ -146,7 +146,7 @@ class Embedder:
         if self._batch_size < 1 or self._workers < 1:
             raise ValueError(f"batch_size={batch_size} and workers={workers} must be at least 1")
         config = model.config
-        self.dim = config.projection_dim if self._projection == config.projection_layers > 0 else config.hidden_size
+        self.dim = [config.hidden_size, *config.projection_sizes][self._projection]
         self.fingerprint = {
             "model": config.name_or_path,
             "weights": weights_hash(model, with_projection=self._projection > 0),

@@ -85,6 +85,7 @@ _NOT_IDENTITY = {
     "projection_layers",
     "projection_type",
     "projection_dim",
+    "projection_hidden_dim",
     "classifier_layer",
     "image_size",
 }

@@ -4,7 +4,9 @@
 data loader's workers at every epoch and crops from the full image: for the papers' ImageNet recipes.
 """
 
+import bisect
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -53,11 +55,11 @@ class ImageArray(Dataset[dict[str, Any]]):
         return torch.from_numpy(np.array(self.images[i]))
 
     @classmethod
-    def load(cls, source: str, split: str, side: int, cache: Path) -> "ImageArray":
+    def load(cls, source: str | Sequence[str], split: str, side: int, cache: Path) -> "ImageArray":
         """Decode the source; later from `cache`, as long as the source is as it was.
 
         Args:
-            source: a folder (of images, class folders or parquet files) or a dataset's id on the Hub.
+            source: a folder (of images, class folders or parquet files) or a dataset's id on the Hub; or several.
             split: which split; "train" and "validation" are the usual ones.
             side: images are resized (area filter, not cropped) to side x side unless they have it.
             cache: directory for the array.
@@ -65,7 +67,7 @@ class ImageArray(Dataset[dict[str, Any]]):
         Raises:
             RecipeError: the source does not exist, has no such split, no image column or no readable image.
         """
-        rows = Rows(source, split)
+        rows = open_rows(source, split)
         directory = cache / f"{split}-{side}"
         meta = directory / "meta.json"
         key = {"source": source, "split": split, "side": side, "version": rows.version}
@@ -84,32 +86,33 @@ class ImageArray(Dataset[dict[str, Any]]):
 
 
 class ImageViews(Dataset[dict[str, Any]]):
-    """Two views of each image, drawn in the data loader's workers from the image at its full size.
+    """Views of each image, drawn in the data loader's workers from the image at its full size.
 
     A view depends on seed, epoch and position alone, so that a resumed run sees what an uninterrupted one does,
     with any number of workers. In place of an image that cannot be read stands the next one that can; its name and
     the reason are appended to `log`.
     """
 
-    def __init__(self, source: str, split: str, views: Views, seed: int, log: Path):
-        self.rows = Rows(source, split)
+    def __init__(self, source: str | Sequence[str], split: str, views: Views, seed: int, log: Path):
+        self.rows = open_rows(source, split)
         self.labels = self.rows.labels
         self.views, self.seed, self.log = views, seed, log
         self.epoch = 0
+        self._now = views.at(0)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Draw other views than in the epochs before; called when one begins."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, progress: float = 0.0) -> None:
+        """Draw other views than in the epochs before; called when one begins, after a share of the run's steps."""
+        self.epoch, self._now = epoch, self.views.at(progress)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         position, image = self._readable(i)
         digest = hashlib.blake2b(f"{self.seed} {self.epoch} {i}".encode(), digest_size=8).digest()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int.from_bytes(digest, "big"))
-            row: dict[str, Any] = {"views": self.views.of_image(image)}  # (2, 3, size, size) in [0, 1]
+            row: dict[str, Any] = {"views": self._now.of_image(image)}  # (k, 3, size, size) in [0, 1]
         return row if self.labels is None else {**row, "labels": self.labels[position]}
 
     def image(self, i: int) -> Tensor:
@@ -131,6 +134,7 @@ class Rows(Sequence[FileBytes | str]):
 
     Attributes:
         labels: class of each, or None.
+        classes: their names.
         version: changes when the source's files do.
     """
 
@@ -152,6 +156,7 @@ class Rows(Sequence[FileBytes | str]):
         self.version = [os.path.relpath(f["filename"], datasets.config.HF_DATASETS_CACHE) for f in data.cache_files]
         labels = [name for name, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)]
         self.labels: list[int] | None = list(data[labels[0]]) if labels else None
+        self.classes: list[str] = data.features[labels[0]].names if labels else []
 
     def __len__(self) -> int:
         return len(self._data)
@@ -168,7 +173,47 @@ class Rows(Sequence[FileBytes | str]):
         return FileBytes(row["path"] or f"{self._source}[{i}]", row["bytes"])
 
 
-def _decode_all(rows: Rows, side: int, path: Path) -> tuple[list[int], list[str]]:
+class JoinedRows(Sequence[FileBytes | str]):
+    """Several sources one after another; classes of the same name are one class.
+
+    Attributes:
+        labels: class of each, or None if one of the sources has none.
+        classes: their names.
+        version: changes when a source's files do.
+    """
+
+    def __init__(self, parts: Sequence[Rows]):
+        self._parts = parts
+        self._ends = list(itertools.accumulate(map(len, parts)))
+        self.version = [part.version for part in parts]
+        self.classes = list(dict.fromkeys(name for part in parts for name in part.classes))
+        self.labels: list[int] | None = None
+        if all(part.labels is not None for part in parts):
+            place = {name: i for i, name in enumerate(self.classes)}
+            self.labels = [place[part.classes[label]] for part in parts for label in part.labels or ()]
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[j] for j in range(len(self))[i]]
+        part = bisect.bisect_right(self._ends, i)
+        return self._parts[part][i - (self._ends[part - 1] if part else 0)]
+
+
+def open_rows(source: str | Sequence[str], split: str) -> Rows | JoinedRows:
+    """Open one source of images, or several as one.
+
+    Raises:
+        RecipeError: one of them does not exist, or has no such split or no images.
+    """
+    if isinstance(source, str):
+        return Rows(source, split)
+    return JoinedRows([Rows(part, split) for part in source])
+
+
+def _decode_all(rows: Sequence[FileBytes | str], side: int, path: Path) -> tuple[list[int], list[str]]:
     """Write every readable image to the array at `path`; the rows that are in it, and why the others are not."""
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(len(rows), 3, side, side))
     kept: list[int] = []

@@ -41,7 +41,7 @@ logger = logging.get_logger(__name__)
 
 SECTIONS = ("model", "views", "training")
 TOP = (
-    "data",  # a folder or a dataset's id on the Hub
+    "data",  # a folder or a dataset's id on the Hub, or a list of them, which are joined
     "split",
     "eval_split",  # labelled images whose neighbours among those of `split` are looked up at each evaluation
     "side",  # images are kept decoded at side x side; null: decoded from the originals at every epoch, by workers
@@ -159,7 +159,7 @@ def _data(
     recipe: dict[str, Any], views: Views, args: SimCLRTrainingArguments, output: Path
 ) -> tuple[ImageArray | ImageViews, ImageArray | ImageViews | None]:
     """What to train on, and what to evaluate with if the recipe says so and it has labels."""
-    source, split, side = str(recipe["data"]), str(recipe.get("split") or "train"), recipe.get("side")
+    source, split, side = _sources(recipe["data"]), str(recipe.get("split") or "train"), recipe.get("side")
     log = output / "unreadable.txt"
     train: ImageArray | ImageViews
     if side is None:
@@ -171,14 +171,20 @@ def _data(
             _tell_unreadable(log)
     if len(train) < args.train_batch_size * args.world_size:  # the last, smaller batch is dropped: none would train
         raise RecipeError(
-            f"data={source}: {len(train)} images are fewer than a batch; set batch_size={len(train)} or less"
+            f"data={recipe['data']}: {len(train)} images are fewer than a batch; set batch_size={len(train)} or less"
         )
     eval_split = recipe.get("eval_split")
     if not eval_split or train.labels is None:
         return train, None
+    first = source if isinstance(source, str) else source[0]  # whose classes come first among the joined ones
     if side is None:
-        return train, ImageViews(source, str(eval_split), views, args.seed, log)
-    return train, ImageArray.load(source, str(eval_split), side, output / "cache")
+        return train, ImageViews(first, str(eval_split), views, args.seed, log)
+    return train, ImageArray.load(first, str(eval_split), side, output / "cache")
+
+
+def _sources(data: Any) -> str | list[str]:
+    """Return what a recipe's `data` names: one source of images, or several."""
+    return [str(source) for source in data] if isinstance(data, list) else str(data)
 
 
 def _tell_unreadable(log: Path) -> None:
@@ -238,7 +244,8 @@ def _train(
             trainer.result.save_pretrained(partial)
             SimCLRImageProcessor(size=model.config.image_size).save_pretrained(partial)
             state, average = trainer.state, f", weights averaged with a decay of {args.ema_decay}"
-            trained = f"{state.global_step:,} steps of {args.global_batch} images, {state.epoch:.3g} epochs"
+            of = f"{args.global_batch} images" + (f" in {views.count} views" if views.count > 2 else "")
+            trained = f"{state.global_step:,} steps of {of}, {state.epoch:.3g} epochs"
             trained += average if args.ema_decay else ""
             write_record(partial, output.name, recipe, trained, len(train), knn)
     return final

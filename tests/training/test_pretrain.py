@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from simclr_hub import SimCLRModel
 from simclr_hub.errors import RecipeError, TrainingError
 from simclr_hub.training.augmentations import Views
-from simclr_hub.training.data import ImageArray, ImageViews
+from simclr_hub.training.data import ImageArray, ImageViews, open_rows
 from simclr_hub.training.pretrain import load_recipe, pretrain
 from simclr_hub.training.publish import stage_model
 
@@ -215,6 +215,12 @@ def test_views_from_the_originals_depend_on_epoch_and_position_alone(photos: Pat
     data.set_epoch(1)
     assert not torch.equal(data[0]["views"], first[0])
     assert torch.equal(torch.random.get_rng_state(), state)
+    scheduled = ImageViews(str(photos), "train", Views(8, sizes=[{"from": 0.5, "size": 16}]), 1, tmp_path / "log")
+    sides = []
+    for epoch, progress in enumerate((0.0, 0.4, 0.5, 0.9)):
+        scheduled.set_epoch(epoch, progress)
+        sides.append(scheduled[0]["views"].shape[-1])
+    assert sides == [8, 8, 16, 16]
 
 
 def test_the_originals_are_trained_on_by_workers(recipe: str, photos: Path, tmp_path: Path) -> None:
@@ -239,6 +245,30 @@ def test_parquet_gives_the_same_array(photos: Path, tmp_path: Path) -> None:
     from_parquet = ImageArray.load(str(tmp_path / "parquet"), "train", 16, tmp_path / "b")
     assert np.array_equal(from_folder.images, from_parquet.images)
     assert np.array_equal(from_folder.labels, from_parquet.labels)
+
+
+def test_several_sources_are_joined_and_classes_go_by_name(photos: Path, tmp_path: Path, recipe: str) -> None:
+    more = tmp_path / "more"
+    for i, label in enumerate(("cat", "bird")):
+        (more / label).mkdir(parents=True)
+        Image.new("RGB", (16, 16), (0, 100 * i, 200)).save(more / label / "0.png")
+    first = ImageArray.load(str(photos), "train", 16, tmp_path / "a")
+    joined = ImageArray.load([str(photos), str(more)], "train", 16, tmp_path / "b")
+    assert len(joined) == 20 and np.array_equal(joined.images[:18], first.images)
+    rows = open_rows([str(photos), str(more)], "train")
+    assert rows.classes == ["cat", "dog", "bird"]
+    # The folder of birds comes first in `more`, and its cats are the cats of the first source.
+    assert joined.labels is not None and joined.labels[18:].tolist() == [2, 0]
+    assert [joined.image(i)[1, 0, 0].item() for i in (18, 19)] == [100, 0]
+    assert np.array_equal(joined.labels[:18], first.labels)
+    (tmp_path / "plain").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "plain" / "0.png")
+    assert open_rows([str(photos), str(tmp_path / "plain")], "train").labels is None
+    final = pretrain(recipe, (f"data=[{photos}, {more}]", f"output_dir={tmp_path / 'run'}", "views.count=3"))
+    record = json.loads((final / "results.json").read_text())
+    assert record["data"] == "photos and more, split train: 20 images"
+    assert record["trained"].startswith("4 steps of 8 images in 3 views")
+    assert yaml.safe_load((final / "recipe.yaml").read_text())["data"] == ["photos", "more"]
 
 
 def test_broken_and_missing_data_are_named(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
