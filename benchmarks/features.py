@@ -35,7 +35,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from datasets import load_dataset
 from torch import Tensor
 
 from simclr_hub import Embedder, SimCLRModel, load
@@ -44,7 +43,7 @@ from simclr_hub.checkpoints.choose import choices
 from simclr_hub.embedder import Failure
 from simclr_hub.images import is_image_name, load_image
 from simclr_hub.progress import progress_bar
-from simclr_hub.training.data import ImageArray
+from simclr_hub.training.data import ImageArray, Rows
 from simclr_hub.training.evaluate import knn_predictions, precision_at
 from simclr_hub.training.stage import weights_sha256
 from simclr_hub.training.trained_cards import DEFAULT_DIRECTORY
@@ -461,7 +460,7 @@ def main() -> None:
     train, validation = (
         ImageArray.load(options.tiny_imagenet, split, SIDE, options.cache) for split in ("train", "validation")
     )
-    classes = load_dataset(options.tiny_imagenet, split="validation").features["label"].names
+    classes = Rows(options.tiny_imagenet, "validation").classes
     data = Data(train, validation, classes, Photos.load(options.open_photos))
     rows: list[Row] = []
     started = time.monotonic()
