@@ -66,6 +66,14 @@ FINE = {
     "milks": ("Milk",),
     "juices": ("Juice", "Tropicana"),
 }
+#: Kinds of Tiny ImageNet's classes: from which WordNet number to which.
+KINDS = {
+    "landscapes": (9_100_000, 9_500_000),
+    "food": (7_500_000, 8_000_000),
+    "animals": (1_300_000, 2_600_000),
+    "of them breeds of cats and dogs": (2_085_000, 2_124_100),
+    "things made by people": (2_600_000, 4_700_000),
+}
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- begin: benchmarks/features.py --record -->", "<!-- end -->"
 
@@ -285,6 +293,7 @@ class Row:
         """Every measure's mean and, of several values, standard deviation."""
         spread = {k: statistics.stdev(v) for k, v in self.values.items() if len(v) > 1}
         return {
+            "key": self.key,
             "features": self.name,
             "dim": self.dim,
             "mean": {k: round(statistics.mean(v), 2) for k, v in self.values.items()},
@@ -379,22 +388,28 @@ def limits(row: Row, thumbnail: Row, weights: int, data: Data) -> list[str]:
         told = (re.sub(r"^(clothing_|grocery_|n\d{8} )", "", name).replace("-", " ") for name in names)
         return ", ".join(f"{t} ({row.mean(f'{measure} {name}'):.0f})" for t, name in zip(told, names, strict=True))
 
-    kinds = len(data.photos.classes)
+    numbers = {name: int(name[1:9]) for name in data.classes if re.match(r"n\d{8} ", name)}
+    kinds = {
+        kind: [row.mean(f"knn_all {name}") for name, number in numbers.items() if low <= number < high]
+        for kind, (low, high) in KINDS.items()
+    }
+    means = ", ".join(f"{kind} {statistics.mean(values):.0f}" for kind, values in kinds.items() if values)
     worst, best = extremes(row, "p_at_5", data.photos.classes, 6)
     worst_things, best_things = extremes(row, "knn_all", data.classes, 8)
     official = next(c for c in choices("linear") if c.name == "simclr-v2-r50-sk")
     return [
         f"**Clothes.** Of the five nearest photos of a piece of clothing {row.mean('p_at_5, clothes'):.0f} % are of "
-        f"its kind (of a grocery, {row.mean('p_at_5, groceries'):.0f} %). With five labelled photos of each of ten "
-        f"kinds {row.mean('clothes_5'):.0f} % of the others are named right; a thumbnail of 8 x 8 pixels gives "
-        f"{thumbnail.mean('clothes_5'):.0f} %, guessing 10 %.",
+        f"its kind; by a thumbnail of 8 x 8 pixels {thumbnail.mean('p_at_5, clothes'):.0f} % are. (Of a grocery: "
+        f"{row.mean('p_at_5, groceries'):.0f} and {thumbnail.mean('p_at_5, groceries'):.0f} %.) With five labelled "
+        f"photos of each of ten kinds {row.mean('clothes_5'):.0f} % of the others are named right, by the thumbnail "
+        f"{thumbnail.mean('clothes_5'):.0f} %, by guessing 10 %.",
         f"**Fine kinds.** Of the five nearest photos of an apple, a pear, a melon, a tomato, a potato, or a carton of "
         f"juice, milk or yoghurt {row.mean('p_at_5, groups'):.0f} % show one, and "
         f"{row.mean('p_at_5, fine kinds'):.0f} % the same sort or brand of it.",
-        f"**Worst** of the {kinds} kinds of open-photos, P@5 in percent: {listed('p_at_5', worst)}. Best: "
-        f"{listed('p_at_5', best)}.",
-        f"**What is no object with a look of its own.** Worst of Tiny ImageNet's {len(data.classes)} kinds, kNN in "
-        f"percent: {listed('knn_all', worst_things)}. Best: {listed('knn_all', best_things)}.",
+        f"**Worst** of the {len(data.photos.classes)} kinds of open-photos, P@5 in percent: "
+        f"{listed('p_at_5', worst)}. Best: {listed('p_at_5', best)}.",
+        f"**By kind of thing**, Tiny ImageNet's {len(data.classes)} classes, kNN in percent: {means}. Worst: "
+        f"{listed('knn_all', worst_things)}. Best: {listed('knn_all', best_things)}.",
         f"**Instead**, `{official.name}` (74.6 % on ImageNet with a linear classifier, published) takes "
         f"{1000 / official.images_per_second / 60:.1f} minutes of one core for 1,000 photos, "
         f"{official.parameters * 4 / 1e6:.0f} MB of encoder weights (this checkpoint: {weights / 1e6:.1f} MB) and "
@@ -451,8 +466,9 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="write the numbers into the model's results.json")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     options = parser.parse_args()
-    if options.record and (options.only or options.size):
-        parser.error("--record is for all rows at the checkpoint's own size: leave out --only and --size")
+    wanted = options.only or ROWS
+    if options.record and (options.size or not {"model", "thumbnail"} <= set(wanted)):
+        parser.error("--record needs the rows model and thumbnail, at the checkpoint's own size")
     directory = Path(options.model) if options.model else DEFAULT_DIRECTORY
     if options.record and not (directory / "results.json").is_file():
         parser.error(f"--record: no results.json in {directory}")
@@ -464,7 +480,7 @@ def main() -> None:
     data = Data(train, validation, classes, Photos.load(options.open_photos))
     rows: list[Row] = []
     started = time.monotonic()
-    for row in measured(options.only or ROWS, data, options.model, options.size, options.seeds, options.cache):
+    for row in measured(wanted, data, options.model, options.size, options.seeds, options.cache):
         rows.append(row)
         print(f"{time.monotonic() - started:.0f} s: {row.name}", file=sys.stderr, flush=True)
     if options.record:

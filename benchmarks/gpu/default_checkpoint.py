@@ -334,7 +334,7 @@ class Learner:
         with torch.autocast(self.device.type, torch.bfloat16):
             z = self.embed(pixels)
         loss: Tensor = global_multi_view_loss(
-            z.float().view(self.count, -1, z.shape[1]), self.temperature, decoupled=self.decoupled
+            z.float().reshape(self.count, -1, z.shape[1]), self.temperature, decoupled=self.decoupled
         )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -102,7 +102,9 @@ def test_the_record_and_the_readme_say_what_was_measured(data, few, tmp_path, mo
     told = json.loads((model / "results.json").read_text())
     assert told["about"] == "kept" and len(told["weights"]) == 64
     assert [r["value"] for r in told["results"]][4] == round(rows[1].mean("knn_all"), 1)
-    assert f"{rows[1].mean('p_at_5, clothes'):.0f} % are of its kind" in told["limits"][0]
+    by_thumbnail = f"thumbnail of 8 x 8 pixels {rows[5].mean('p_at_5, clothes'):.0f} % are"
+    assert f"{rows[1].mean('p_at_5, clothes'):.0f} % are of its kind; by a {by_thumbnail}" in told["limits"][0]
+    assert f"animals {rows[1].mean('knn_all n01443537 goldfish'):.0f}." in told["limits"][3]
     assert "goldfish (" in told["limits"][3] and "n01443537" not in told["limits"][3]
     page = readme.read_text()
     assert page.startswith("before\n") and page.endswith(f"{features.END}\nafter\n") and "\nold\n" not in page
