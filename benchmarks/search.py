@@ -34,6 +34,7 @@ from simclr_hub.index.search.arrays import CheckedArray
 from simclr_hub.index.search.exact import search_exactly
 from simclr_hub.index.search.faiss_library import faiss
 from simclr_hub.index.store import STORE_NAME, About, Store
+from simclr_hub.signature import SIGNATURE_BYTES, SIGNATURE_VERSION
 
 SIZES = ("1000000x512", "100000x2048", "50000x512")
 QUERIES, K = 1000, 10
@@ -87,7 +88,7 @@ class Memory:
 def fill(directory: Path, number: int, dim: int, seed: int, first: int = 0) -> None:
     """Put photos with drawn vectors into a store: as its methods do, but many rows a statement."""
     with closing(Store(directory / STORE_NAME)) as store, store.writing():
-        at = first
+        at, random = first, np.random.default_rng(seed)
         for piece in draw(number, dim, seed):
             rows: dict[str, list[tuple[Any, ...]]] = {"vectors": [], "details": [], "photos": []}
             with store.transaction():
@@ -102,7 +103,9 @@ def fill(directory: Path, number: int, dim: int, seed: int, first: int = 0) -> N
                     path, stamp = b"album %03d/IMG_%07d.jpg" % (at % 1000, at), Stamp(3000000 + at, 1, 1, at)
                     photo = Photo(root.id, path, stamp, True, content, "live", metadata=metadata)
                     rows["vectors"].append((content, vector.astype("<f4").tobytes()))
-                    rows["details"].append((content, info, b""))
+                    rows["details"].append(
+                        (content, info, bytes([SIGNATURE_VERSION]) + random.bytes(SIGNATURE_BYTES - 1))
+                    )
                     rows["photos"].append(photo.columns())
                     store._replace(None, photo)
                     at += 1

@@ -8,7 +8,7 @@
 Importing this does not load faiss, datasets or the training code; it registers SimCLR with transformers' Auto classes.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import (
     AutoBackbone,
@@ -31,11 +31,15 @@ AutoModelForImageClassification.register(SimCLRConfig, SimCLRForImageClassificat
 AutoBackbone.register(SimCLRConfig, SimCLRBackbone, exist_ok=True)
 AutoImageProcessor.register(SimCLRConfig, image_processor_classes={"torchvision": SimCLRImageProcessor}, exist_ok=True)
 
+if TYPE_CHECKING:
+    from .index import Match, SimilarityIndex
+
 __version__ = "0.1.0"
 __all__ = [
     "Embedder",
     "Embedding",
     "Failure",
+    "Match",
     "SimCLRBackbone",
     "SimCLRConfig",
     "SimCLRForImageClassification",
@@ -49,8 +53,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "SimilarityIndex":  # loads sqlite3 and faiss: only when asked for
-        from .index import SimilarityIndex
+    if name in ("Match", "SimilarityIndex"):  # loads sqlite3 and faiss: only when asked for
+        from . import index
 
-        return SimilarityIndex
+        return getattr(index, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,6 +13,7 @@ from PIL import Image
 from ._files import write_file
 from .errors import ImageError
 from .images import describe, load_image
+from .index.search.match import Match, tell_share
 from .web import is_url, shown_url
 
 #: Longest side of a thumbnail in pixels.
@@ -21,10 +22,17 @@ THUMBNAIL = 256
 
 @dataclass(frozen=True)
 class Row:
-    """One search: the query (anything `load_image` takes) and the found (path, score) pairs, best first."""
+    """One search.
 
-    query: Any
-    matches: Sequence[tuple[str, float]]
+    Attributes:
+        like: the photos that it was for, anything `load_image` takes.
+        matches: what was found, best first.
+        unlike: the photos that results should not be like.
+    """
+
+    like: Sequence[Any]
+    matches: Sequence[Match]
+    unlike: Sequence[Any] = ()
 
 
 def write_gallery(path: Path, rows: Sequence[Row], *, title: str, note: str = "") -> None:
@@ -45,8 +53,20 @@ def write_gallery(path: Path, rows: Sequence[Row], *, title: str, note: str = ""
     )
     sections = [
         {
-            "query": picture(row.query),
-            "matches": [picture(match) | {"score": f"{score:.3f}"} for match, score in row.matches],
+            "queries": [
+                picture(one) | {"label": label, "closer_than": "", "copies": []}
+                for label, some in (("query", row.like), ("not", row.unlike))
+                for one in some
+            ],
+            "matches": [
+                picture(match.path)
+                | {
+                    "label": f"{match.score:.3f}",
+                    "closer_than": tell_share(match.closer_than),
+                    "copies": [describe(path) for path in match.copies],
+                }
+                for match in row.matches
+            ],
         }
         for row in rows
     ]

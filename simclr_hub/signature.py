@@ -20,6 +20,8 @@ GREY_CELLS, COLOUR_CELLS = 20, 5
 _HEAD = 5  # version, shape (two bytes), lowest and highest grey level
 SIGNATURE_BYTES = _HEAD + GREY_CELLS**2 + 2 * COLOUR_CELLS**2
 _SHAPE_STEP = 2048  # per doubling of height / width
+#: Low frequencies a side, and of how many signatures they are computed at once.
+_FREQUENCIES, _BLOCK = 8, 4096
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,23 @@ def unpack(rows: np.ndarray) -> Thumbnails:
         colour.reshape(-1, 2, COLOUR_CELLS, COLOUR_CELLS),
         shape.astype(np.float32),
     )
+
+
+def low_frequencies(signatures: np.ndarray) -> np.ndarray:
+    """What large shapes a signature shows, (N, 63) float32 of length 1; zero if it shows nothing.
+
+    Args:
+        signatures: uint8 (N, 455), see `as_rows`.
+    """
+    cells = np.arange(GREY_CELLS) + 0.5
+    waves = np.cos(np.pi / GREY_CELLS * np.arange(_FREQUENCIES)[:, None] * cells).astype(np.float32)
+    result = np.empty((len(signatures), _FREQUENCIES**2 - 1), np.float32)
+    for start in range(0, len(signatures), _BLOCK):
+        grey = unpack(signatures[start : start + _BLOCK]).grey
+        some = (waves @ grey @ waves.T).reshape(len(grey), -1)[:, 1:]  # without the mean
+        length = np.linalg.norm(some, axis=1, keepdims=True)
+        result[start : start + _BLOCK] = some * (length > GREY_CELLS) / np.maximum(length, 1e-6)
+    return result
 
 
 def in_colour(rows: np.ndarray) -> np.ndarray:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from ._files import write_file
 from .errors import CheckpointError
@@ -27,20 +27,26 @@ from .errors import CheckpointError
 WHITENING_NAMES = {"h": "whitening.safetensors", "h+stage3": "whitening-stage3.safetensors"}
 #: Added to each direction's variance, as a share of the mean variance; measured in benchmarks/RESULTS.md.
 SHRINKAGE = 0.02
+#: With few images the first of these that is seen to do no harm, see `_choose_shrinkage`; the fewest that may teach.
+STRENGTHS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+AGREEMENT, FEWEST = 0.75, 100
 #: Directions are left out that together bear less than this share of what a whitened vector holds.
 NEGLIGIBLE = 0.005
 #: Photos to learn from that are as good as more.
 IMAGES = 10_000
 #: Widths of features beyond which a file is refused: the widest released SimCLR has 6,144.
 _WIDEST = 1 << 15
+_LARGEST = 1 << 30  # bytes of a file
 _KEY = "simclr_hub.whitening"  # one key of JSON: several keys would be written in an order left to chance
 _TOLD = {"layer", "learnt_from", "images", "shrinkage", "weights"}
+_PLENTY = 10  # images for each of the features' numbers with which nothing need be chosen
+_COMPARED = 2000  # photos whose neighbours are compared
 _ROWS = 1 << 13  # features that are whitened at a time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Whitening:
-    """(h / |h| - mean) @ matrix.
+    """(h / |h| - mean) @ matrix; two are equal if they do the same to features.
 
     Attributes:
         mean: (D,) float32, of normalised features.
@@ -84,6 +90,12 @@ class Whitening:
                 f"{self.shrinkage!r} and weights {self.weights!r}"
             )
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Whitening) and self.sha256 == other.sha256
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
     @property
     def dim(self) -> int:
         """Width D' of whitened vectors."""
@@ -111,11 +123,11 @@ class Whitening:
             raise ValueError(f"features of shape {features.shape}; this whitening is for (N, {len(self.mean)})")
         whitened = np.empty((len(features), self.dim), np.float32)
         for start in range(0, len(features), _ROWS):
-            units, lengths = _units(features[start : start + _ROWS])
+            units, lengths = unit_rows(features[start : start + _ROWS])
             # The difference is small beside what it is taken from: in float64, while the product need not be.
             rows = (units - self.mean).astype(np.float32) @ self.matrix
             rows[lengths == 0] = 0
-            whitened[start : start + _ROWS] = _units(rows)[0] if normalize else rows
+            whitened[start : start + _ROWS] = unit_rows(rows)[0] if normalize else rows
         return whitened
 
     @classmethod
@@ -132,7 +144,8 @@ class Whitening:
 
         Args:
             features: row by row; rows of zeros are left out.
-            shrinkage: share of the mean variance to add to each; None is 2 %.
+            shrinkage: share of the mean variance to add to each; None is 2 %, or with few images as much more as
+                keeps it from doing harm.
             learnt_from: of what images, in words.
             layer: "h" or "h+stage3".
             weights: of the checkpoint.
@@ -140,13 +153,14 @@ class Whitening:
         Raises:
             ValueError: too few images, or all alike.
         """
-        units, lengths = _units(features)
+        units, lengths = unit_rows(features)
         units = units[lengths > 0]
-        shrinkage = SHRINKAGE if shrinkage is None else float(shrinkage)
-        if len(units) < 3 or units.shape[1] < 2:
-            raise ValueError(f"features of shape {features.shape} are too few to learn a whitening from")
-        mean, matrix = _learnt(units, shrinkage)
-        return cls(mean, matrix, layer, learnt_from, len(units), shrinkage, weights)
+        if units.shape[1] < 2:
+            raise ValueError(f"features of {units.shape[1]} numbers: there is nothing to whiten")
+        shrinkage = _choose_shrinkage(units) if shrinkage is None else float(shrinkage)
+        spread = _Spread.of(units)
+        matrix = spread.matrix(shrinkage).astype(np.float32)
+        return cls(spread.mean.astype(np.float32), matrix, layer, learnt_from, len(units), shrinkage, weights)
 
     def to_bytes(self) -> bytes:
         """As a safetensors file; equal whitenings give equal bytes."""
@@ -171,26 +185,34 @@ class Whitening:
             CheckpointError: it is damaged, or no whitening.
         """
         try:
-            if os.path.getsize(path) > 4 * _WIDEST * 6144:
+            if os.path.getsize(path) > _LARGEST:
                 raise ValueError("it is too large")
-            with safe_open(path, "np") as file:
-                if set(file.keys()) != {"mean", "matrix"}:
-                    raise ValueError(f"it holds {', '.join(sorted(file.keys())) or 'nothing'}, not mean and matrix")
-                told: Any = json.loads((file.metadata() or {}).get(_KEY, "null"))
-                if not isinstance(told, dict) or told.keys() - {
-                    "layer",
-                    "learnt_from",
-                    "images",
-                    "shrinkage",
-                    "weights",
-                }:
-                    raise ValueError("it does not tell what it was learnt from")
-                return cls(file.get_tensor("mean"), file.get_tensor("matrix"), **told)
-        except (SafetensorError, OSError, TypeError, ValueError) as e:
+            return cls.from_bytes(Path(path).read_bytes())
+        except (OSError, ValueError) as e:
             raise CheckpointError(f"{os.fspath(path)}: not a whitening that can be used: {e}") from e
 
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Whitening":
+        """The reverse of `to_bytes`; everything is checked.
 
-def _units(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        Raises:
+            ValueError: damaged, or no whitening.
+        """
+        try:
+            tensors = load(data)
+            size = int.from_bytes(data[:8], "little")
+            header: Any = json.loads(data[8 : 8 + size])
+            told: Any = json.loads(header.get("__metadata__", {}).get(_KEY, "null"))
+        except (SafetensorError, KeyError) as e:  # KeyError: a type of numbers that numpy has not
+            raise ValueError(str(e)) from e
+        if tensors.keys() != {"mean", "matrix"}:
+            raise ValueError(f"it holds {', '.join(sorted(tensors)) or 'nothing'}, not mean and matrix")
+        if not isinstance(told, dict) or told.keys() != _TOLD:
+            raise ValueError("it does not tell what it was learnt from")
+        return cls(tensors["mean"], tensors["matrix"], **told)
+
+
+def unit_rows(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows (N, D) scaled to length 1, zeros as they are, and their lengths (N,): float64."""
     wide = features.astype(np.float64)
     lengths: np.ndarray = np.sqrt(np.einsum("nd,nd->n", wide, wide))
@@ -198,24 +220,76 @@ def _units(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return wide, lengths
 
 
-def _learnt(units: np.ndarray, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (D,) and matrix (D, D') of rows (N, D) of length 1, float32.
+@dataclass(frozen=True)
+class _Spread:
+    """How rows (N, D) of length 1 lie: their mean (D,), directions (D, R), the variances along these (R,), falling."""
+
+    mean: np.ndarray
+    directions: np.ndarray
+    variances: np.ndarray
+
+    @classmethod
+    def of(cls, units: np.ndarray) -> "_Spread":
+        """Measure it.
+
+        Raises:
+            ValueError: the rows are all alike.
+        """
+        mean = units.mean(0)
+        less = units - mean
+        if len(less) < less.shape[1]:
+            _, lengths, rows = np.linalg.svd(less, full_matrices=False)
+            variances, directions = lengths**2, rows.T
+        else:
+            variances, directions = np.linalg.eigh(less.T @ less)
+            variances, directions = variances[::-1], directions[:, ::-1]
+        if not variances[0] > 1e-9:
+            raise ValueError("the images are all alike to this model: nothing can be learnt from them")
+        return cls(mean, directions, variances.clip(0) / (len(units) - 1))
+
+    def matrix(self, shrinkage: float) -> np.ndarray:
+        """Turn and scale: (D, D'), without the directions that bear next to nothing."""
+        dim = len(self.mean)
+        shrunk = self.variances + shrinkage * self.variances.sum() / dim
+        held = np.cumsum(self.variances / shrunk)
+        kept = min(int(np.searchsorted(held, (1 - NEGLIGIBLE) * held[-1])) + 1, dim - 1)
+        kept -= kept % 8 if kept > 64 else 0  # whole vectors of the processor's
+        matrix: np.ndarray = self.directions[:, :kept] / np.sqrt(shrunk[:kept])
+        # Which way a direction points means nothing: always the same, so that equal photos give an equal matrix.
+        matrix *= np.sign(matrix[np.abs(matrix).argmax(0), np.arange(kept)])
+        return matrix
+
+
+def _choose_shrinkage(units: np.ndarray) -> float:
+    """The least strength that few photos bear: which others are nearest must not depend on which photos taught it.
+
+    Two halves of the photos each learn a whitening; of a photo's nearest neighbours by the one, `AGREEMENT` must be so
+    by the other.
 
     Raises:
-        ValueError: the rows are all alike.
+        ValueError: there are too few.
     """
-    mean = units.mean(0)
-    less = units - mean
-    variances, directions = np.linalg.eigh(less.T @ less / (len(units) - 1))
-    variances, directions = variances[::-1].clip(0), directions[:, ::-1]  # the largest first
-    if not variances[0] > 1e-12:
-        raise ValueError("the images are all alike to this model: nothing can be learnt from them")
-    added = shrinkage * variances.mean()
-    held = np.cumsum(variances / (variances + added))
-    kept = min(int(np.searchsorted(held, (1 - NEGLIGIBLE) * held[-1])) + 1, len(mean) - 1)
-    kept -= kept % 8 if kept > 64 else 0  # whole vectors of the processor's
-    directions = directions[:, :kept]
-    # Which way a direction points means nothing: always the same, so that equal photos give an equal matrix.
-    signs = np.sign(directions[np.abs(directions).argmax(0), np.arange(kept)])
-    matrix = directions * signs / np.sqrt(variances[:kept] + added)
-    return mean.astype(np.float32), matrix.astype(np.float32)
+    if len(units) < FEWEST:
+        raise ValueError(f"{len(units):,} images are too few to learn a whitening from; give {FEWEST} at least")
+    if len(units) >= _PLENTY * units.shape[1]:
+        return SHRINKAGE
+    order = np.random.default_rng(0).permutation(len(units))
+    halves = [_Spread.of(units[order[start::2]]) for start in (0, 1)]
+    photos = units[order[:_COMPARED]]
+    for shrinkage in STRENGTHS:
+        first, second = (_nearest(unit_rows((photos - half.mean) @ half.matrix(shrinkage))[0]) for half in halves)
+        agreed = (first[:, :, None] == second[:, None]).any(2).mean()
+        if agreed >= AGREEMENT:
+            return shrinkage
+    raise ValueError(
+        f"{len(units):,} images do not teach a whitening: two halves of them agree on {100 * agreed:.0f} % of the "
+        f"nearest neighbours, not {100 * AGREEMENT:.0f} %; give {2 * len(units):,} at least"
+    )
+
+
+def _nearest(units: np.ndarray) -> np.ndarray:
+    """The five others of the largest cosine for each of (N, D): rows (N, 5)."""
+    cosines = units @ units.T
+    np.fill_diagonal(cosines, -2)
+    found: np.ndarray = np.argpartition(-cosines, 5, axis=1)[:, :5]
+    return found

@@ -44,12 +44,12 @@ def test_index_then_again_then_with_changes(run, photos, tiny_dir):
     (photos / "broken.jpg").write_bytes(b"not a photo")
     code, out, _ = run(*args)
     third = json.loads(out)
-    assert code == 3
+    assert code == 0 and run(*args, "--strict")[0] == 3
     assert (third["renamed"], third["missing"], third["failed"], third["embedded"]) == (1, 1, 1, 0)
     counts = ("embedded", "unchanged", "renamed", "copied", "failed")
     assert third["found"] == sum(third[name] for name in counts)
     code, out, _ = run("failures", "my.index", "--json")
-    assert code == 3 and json.loads(out)[0]["path"].endswith("broken.jpg")
+    assert code == 0 and json.loads(out)[0]["path"].endswith("broken.jpg")
     assert "broken.jpg" in run("failures", "my.index")[1]
 
 
@@ -85,9 +85,10 @@ def test_status_and_prune(run, index, photos):
 
 def test_embed_writes_rows_and_names_together(run, photos, tiny_dir):
     (photos / "bad.png").write_bytes(b"x")
+    assert run("embed", photos, "-o", "v.npz", "--model", tiny_dir, "--strict")[0] == 3
     code, out, _ = run("embed", photos, "-o", "v.npz", "--model", tiny_dir, "--json")
     record = json.loads(out)
-    assert code == 3 and record["embedded"] == 6 and "bad.png" in record["failed"][0]["error"]
+    assert code == 0 and record["embedded"] == 6 and "bad.png" in record["failed"][0]["error"]
     with np.load("v.npz") as data:
         assert data["vectors"].shape == (6, 256) and Path(data["paths"][0]).name == "0.jpg"
     import pyarrow.parquet

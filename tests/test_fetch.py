@@ -123,7 +123,9 @@ def test_a_name_works_wherever_a_model_does(bucket, source, photos, tmp_path, mo
     assert Embedder(NAME).fingerprint["model"] == f"{NAME}@step-{STEP}"
     monkeypatch.chdir(tmp_path)
     SimilarityIndex.create("photos.index", model=NAME).sync(photos)
-    assert SimilarityIndex.open("photos.index").search(photo, k=1)[0].score == pytest.approx(1, abs=1e-5)
+    assert SimilarityIndex.open("photos.index").search(photo, k=1, with_self=True)[0].score == pytest.approx(
+        1, abs=1e-5
+    )
 
     def run(*args):
         with pytest.raises(SystemExit) as exit:

@@ -13,6 +13,7 @@ def test_the_table_of_contents_is_frozen():
         "Embedder",
         "Embedding",
         "Failure",
+        "Match",
         "SimCLRBackbone",
         "SimCLRConfig",
         "SimCLRForImageClassification",

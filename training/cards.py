@@ -20,6 +20,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_res
 from simclr_hub._files import write_file
 from simclr_hub.configuration_simclr import SimCLRConfig
 from simclr_hub.errors import PublishError
+from simclr_hub.whitening import Whitening
 
 from .architecture import count, describe
 from .card_check import check_card
@@ -89,6 +90,7 @@ class Card:
         base_model: the id of what it was fine-tuned from.
         task: the pipeline that shows it.
         processor: the image processor's options, if they are not the official ones.
+        whitening: of h, if one comes with the weights.
     """
 
     name: str
@@ -112,6 +114,7 @@ class Card:
     base_model: str | None = None
     task: str = "image-feature-extraction"
     processor: Mapping[str, Any] = field(default_factory=dict)
+    whitening: Whitening | None = None
 
     @property
     def results(self) -> tuple[Result, ...]:

@@ -3,12 +3,14 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from simclr_hub.configuration_simclr import SimCLRConfig
 from simclr_hub.errors import PublishError
+from simclr_hub.loading import load_whitening
 
 from .cards import Card, Result
 
@@ -114,4 +116,5 @@ def default_card() -> Card:
     """The card of the checkpoint inside the package."""
     config = SimCLRConfig.from_pretrained(DEFAULT_DIRECTORY, local_files_only=True)
     record = read_record(DEFAULT_DIRECTORY / "results.json")
-    return trained_card("org/simclr-default", config, 0, record, recipe_text(record["recipe"]))
+    card = trained_card("org/simclr-default", config, 0, record, recipe_text(record["recipe"]))
+    return replace(card, whitening=load_whitening(DEFAULT_DIRECTORY))

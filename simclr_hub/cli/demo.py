@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 
 from ..gallery import Row, write_gallery
-from ._output import print_table
 from .index import open_or_create, print_report, sync
+from .search import print_matches
 
 QUERY = "banana_1.jpg"
 #: One query of each of these is on the page.
@@ -27,13 +27,9 @@ def demo_command(output: Path) -> None:
     with open_or_create(index_path, None) as index:
         print_report(sync(index, photos), index_path)
         click.echo(f"\nPhotos most similar to {QUERY}:")
-        # The first match of a photo that is in the index is itself.
-        print_table(["score", "photo"], [(m.score, Path(m.path).name) for m in index.search(photos / QUERY, k=6)[1:]])
+        print_matches(index.search(photos / QUERY, k=5), name=lambda path: Path(path).name)
         queries = [photos / f"{name}.jpg" for name in SHOWN]
-        rows = [
-            Row(q, [(m.path, m.score) for m in found if Path(m.path).name != q.name][:6])
-            for q, found in zip(queries, index.search(queries, k=7), strict=True)
-        ]
+        rows = [Row([q], found) for q, found in zip(queries, index.search(queries, k=6), strict=True)]
     note = (
         "Sample photos found by one another with the default checkpoint, a small encoder pretrained without labels. "
         "The official checkpoints see far more."

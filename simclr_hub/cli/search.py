@@ -1,6 +1,6 @@
 """`search`: the photos of an index that are most similar to some."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,11 @@ import click
 from ..gallery import Row, write_gallery
 from ..index import Match, SimilarityIndex
 from ..index.search.filters import make_condition
+from ..index.search.match import tell_share
 from ._output import json_option, print_json, print_table, short_path
 
-#: What a table tells of each photo, where it is known of any.
-_COLUMNS = ("taken", "camera", "size")
+#: What a table tells of each photo beside score and name, where it is known of any.
+_COLUMNS = ("closer than", "copies", "taken", "camera", "size")
 
 
 def parse_where(given: Sequence[str]) -> dict[str, Any]:
@@ -37,6 +38,17 @@ def parse_where(given: Sequence[str]) -> dict[str, Any]:
 @click.argument("index", type=click.Path(path_type=Path))
 @click.argument("query", nargs=-1, required=True, type=click.Path())
 @click.option("-k", default=10, show_default=True, type=click.IntRange(min=1), help="How many matches.")
+@click.option(
+    "--together", is_flag=True, help="One search for what is like all of the QUERY photos, not one for each."
+)
+@click.option(
+    "--not", "unlike", multiple=True, metavar="PHOTO", help="What results should not be like; repeatable; --together."
+)
+@click.option(
+    "--not-weight", default=0.5, show_default=True, type=click.FloatRange(min=0), help="How much --not counts."
+)
+@click.option("--with-self", is_flag=True, help="Also find the query's own file.")
+@click.option("--all-copies", is_flag=True, help="Every file as a match, not one for all copies of a picture.")
 @click.option("--path", "pattern", metavar="GLOB", help="Only photos whose path matches, such as 'holiday/**/*.jpg'.")
 @click.option(
     "--where",
@@ -50,56 +62,98 @@ def search_command(
     index: Path,
     query: tuple[str, ...],
     k: int,
+    together: bool,
+    unlike: tuple[str, ...],
+    not_weight: float,
+    with_self: bool,
+    all_copies: bool,
     pattern: str | None,
     where: tuple[str, ...],
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Find the photos in INDEX that are most similar to the image QUERY (or several).
+    """Find the photos in INDEX that are most similar to the image QUERY.
 
-    The score is the cosine of the two feature vectors: 1 is the same picture.
+    Several QUERY photos are several searches, with --together or --not one. The score is the cosine of the two feature
+    vectors: 1 is the same picture; "closer than" is the share of the index's own pairs of photos that are less alike.
     """
     conditions = parse_where(where)
     try:
         make_condition(pattern, conditions)
     except ValueError as e:
         raise click.UsageError(str(e)) from e
+    together = together or bool(unlike)
+    options: dict[str, Any] = {"k": k, "with_self": with_self, "all_copies": all_copies}
     with SimilarityIndex.open(index) as opened:
-        results = opened.search(list(query), k=k, path=pattern, where=conditions)
+        results: list[list[Match]]
+        if together:
+            try:
+                found = opened.search(
+                    query, negative=unlike, negative_weight=not_weight, path=pattern, where=conditions, **options
+                )
+            except ValueError as e:  # they cancel one another
+                raise click.ClickException(str(e)) from e
+            searches, results = [query], [found]
+        else:
+            searches = [(one,) for one in query]
+            results = opened.search(query, path=pattern, where=conditions, **options)
+        reasons = [] if all(results) else opened.explain_empty(path=pattern, where=conditions)
     if html:
-        rows = [Row(q, [(m.path, m.score) for m in found]) for q, found in zip(query, results, strict=True)]
+        rows = [Row(one, found, unlike) for one, found in zip(searches, results, strict=True)]
         write_gallery(html, rows, title="Similar photos", note=f"Found in {index} by cosine similarity.")
+    for reason in reasons:
+        click.echo(f"No photo found: {reason}.", err=True)
     if as_json:
         print_json(
             [
-                {
-                    "query": q,
-                    "matches": [{"path": m.path, "score": m.score, "metadata": m.metadata} for m in found],
-                }
-                for q, found in zip(query, results, strict=True)
+                {"query": list(one) if together else one[0]}
+                | ({"not": list(unlike)} if unlike else {})
+                | {"matches": [_as_json(match) for match in found]}
+                for one, found in zip(searches, results, strict=True)
             ]
         )
         return
-    for q, found in zip(query, results, strict=True):
-        if len(query) > 1:
-            click.echo(f"{short_path(q)}:")
-        _print_matches(found)
+    for one, found in zip(searches, results, strict=True):
+        if len(searches) > 1:
+            click.echo(f"{short_path(one[0])}:")
+        if found:
+            print_matches(found)
+        elif len(searches) > 1:
+            click.echo("none")
     if html:
         click.echo(f"wrote {html}")
 
 
-def _print_matches(found: Sequence[Match]) -> None:
-    told = [_tell(m.metadata) for m in found]
-    columns = [name for name in _COLUMNS if any(one.get(name) for one in told)]
-    rows = [
-        (m.score, short_path(m.path), *(one.get(name, "") for name in columns))
-        for m, one in zip(found, told, strict=True)
+def print_matches(found: Sequence[Match], name: Callable[[str], str] = short_path) -> None:
+    """A table for people."""
+    told = [
+        {"closer than": tell_share(m.closer_than), "copies": f"+{len(m.copies):,}" if m.copies else ""}
+        | _tell(m.metadata)
+        for m in found
     ]
-    print_table(["score", "photo", *columns], rows)
+    columns = [column for column in _COLUMNS if any(one.get(column) for one in told)]
+    cells = [{"score": m.score, "photo": name(m.path)} | one for m, one in zip(found, told, strict=True)]
+    headers = [
+        "score",
+        *(c for c in columns if c == "closer than"),
+        "photo",
+        *(c for c in columns if c != "closer than"),
+    ]
+    print_table(headers, [[one.get(header, "") for header in headers] for one in cells])
+
+
+def _as_json(match: Match) -> dict[str, Any]:
+    return {
+        "path": match.path,
+        "score": match.score,
+        "closer_than": match.closer_than,
+        "copies": match.copies,
+        "metadata": match.metadata,
+    }
 
 
 def _tell(metadata: dict[str, Any]) -> dict[str, str]:
-    told: dict[str, str] = {name: str(metadata[name]) for name in _COLUMNS if name in metadata}
+    told: dict[str, str] = {name: str(metadata[name]) for name in ("taken", "camera") if name in metadata}
     if "width" in metadata and "height" in metadata:
         told["size"] = f"{metadata['width']} x {metadata['height']}"
     return told

@@ -1,7 +1,14 @@
-"""What is searched for, as vectors of length 1: a vector as it is, an image through the model that made the index."""
+"""What is searched for, as vectors of length 1: a vector as it is, an image through the model that made the index.
+
+A query's own file is known by its path or, where that is another spelling, a link or another mount, by its inode; a
+copy of it is another file. In a whitened index a vector may also be the model's, as `embed` gives it: its width tells.
+"""
 
 import hashlib
+import math
 import os
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -9,40 +16,109 @@ import numpy as np
 from ..embedder import Failure
 from ..images import read_source
 from ..web import is_url
+from ..whitening import Whitening
 from .maker import Maker
+from .records import SEPARATOR, Root, is_below
 from .spelling import openable
 from .store import Store
 
+#: A file in the index: its content, root folder's id, and path below it.
+OwnFile = tuple[bytes, int, bytes]
 
-def query_vectors(queries: list[Any], store: Store, maker: Maker) -> np.ndarray:
-    """Vectors (Q, D) of images or vectors; a file whose content is in the index needs no model.
+
+def query_vectors(
+    queries: list[Any], store: Store, maker: Maker, whitening: Whitening | None
+) -> tuple[np.ndarray, list[set[OwnFile]]]:
+    """Vectors (Q, D) of images or vectors, whitened, and which files of the index each of them is.
+
+    A file whose content is in the index needs no model.
 
     Raises:
         ValueError: a vector that cannot be compared with those of the index.
         ImageError: an image that cannot be used.
     """
-    vectors = np.empty((len(queries), store.about.dim), np.float32)
+    dim = whitening.dim if whitening else store.about.dim
+    vectors = np.empty((len(queries), dim), np.float32)
+
+    def put(rows: list[int], features: np.ndarray) -> None:
+        """Vectors of the model, of length 1: (R, the model's width)."""
+        vectors[rows] = whitening.apply(features, normalize=True) if whitening else features
+
     given = [row for row, query in enumerate(queries) if isinstance(query, np.ndarray) and query.ndim == 1]
+    whitened = [row for row in given if whitening and len(queries[row]) == dim]
+    for start in range(0, len(whitened), 1024):
+        rows = whitened[start : start + 1024]
+        vectors[rows] = _unit_vectors([queries[row] for row in rows], dim)
+    given = sorted(set(given) - set(whitened))
     for start in range(0, len(given), 1024):
         rows = given[start : start + 1024]
-        vectors[rows] = _unit_vectors([queries[row] for row in rows], store.about.dim)
+        put(rows, _unit_vectors([queries[row] for row in rows], store.about.dim))
     images = []
+    own: list[set[OwnFile]] = [set() for _ in queries]
+    roots = store.roots()
     for row, query in enumerate(queries):
         if isinstance(query, np.ndarray) and query.ndim == 1:
             continue
         if isinstance(query, (str, os.PathLike)):
-            query = read_source(query if is_url(query) else openable(query))
-            known = store.vector(hashlib.sha256(query.data).digest())
+            name = query if is_url(query) else openable(query)
+            query = read_source(name)
+            content = hashlib.sha256(query.data).digest()
+            if not is_url(name):
+                own[row] = _own_files(name, content, store, roots)
+            known = store.vector(content)
             if known is not None:
-                vectors[row] = known
+                put([row], known[None])
                 continue
         images.append((row, query))
     if images:
         for item in maker.embedder().stream(image for _, image in images):
             if isinstance(item, Failure):
                 raise item.error
-            vectors[images[item.position][0]] = _unit_vectors([item.vector], store.about.dim)[0]
-    return vectors
+            # As the store would keep it: the same photo is found with 1.
+            put([images[item.position][0]], _unit_vectors([item.vector], store.about.dim).astype(np.float32))
+    return vectors, own
+
+
+def combine(like: np.ndarray, unlike: np.ndarray, weight: float) -> np.ndarray:
+    """The direction of the mean of vectors (P, D) less `weight` times that of others (N, D), N may be 0: (1, D).
+
+    As Rocchio's relevance feedback (1971) moves a query.
+
+    Raises:
+        ValueError: the weight is no number from 0, or nothing is left.
+    """
+    if isinstance(weight, bool) or not (math.isfinite(weight) and weight >= 0):
+        raise ValueError(f"negative_weight={weight!r}: give a number from 0 on; 0.5 is the default")
+    wide = like.astype(np.float64).mean(0)
+    if len(unlike):
+        wide -= weight * unlike.astype(np.float64).mean(0)
+    length = np.linalg.norm(wide)
+    if length < 1e-5:  # of float32's noise
+        raise ValueError(
+            "these photos cancel one another out, so no direction is left to search in: "
+            "give other photos, or a smaller negative_weight (--not-weight)"
+        )
+    combined: np.ndarray = (wide / length).astype(np.float32)[None]
+    return combined
+
+
+def _own_files(path: str | os.PathLike[str], content: bytes, store: Store, roots: Mapping[int, Root]) -> set[OwnFile]:
+    """Which photos of the index are this file, whatever content was recorded for it."""
+    found: set[OwnFile] = set()
+    for name in {os.fsencode(os.path.abspath(path)), os.fsencode(os.path.realpath(path))}:
+        for root in roots.values():
+            if is_below(name, root.path):
+                photo = store.photo(root.id, name[len(root.path.rstrip(SEPARATOR)) + 1 :])
+                if photo and photo.content_hash:
+                    found.add((photo.content_hash, root.id, photo.path))
+    with suppress(OSError):
+        own = os.stat(path)
+        if not found or own.st_nlink > 1:
+            for photo in store.photos_with(content):
+                with suppress(OSError):
+                    if os.path.samestat(own, os.stat(store.locate(photo, dict(roots)))):
+                        found.add((content, photo.root_id, photo.path))
+    return found
 
 
 def _unit_vectors(vectors: list[np.ndarray], dim: int) -> np.ndarray:

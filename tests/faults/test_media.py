@@ -27,7 +27,7 @@ def test_a_read_only_mount(tmp_path: Path, photos: Path) -> None:
             index.sync(photos)
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         with SimilarityIndex.open(disk / "i", model=FakeEmbedder()) as index:
-            assert index.search(photos / "a.png", k=1)[0].path == str(photos / "a.png")
+            assert index.search(photos / "a.png", k=1, with_self=True)[0].path == str(photos / "a.png")
             assert index.check(deep=True).photos["same"] == 4
             assert index.export(tmp_path / "out.parquet") == 4
             with pytest.raises(IndexWriteError):

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from simclr_hub.index.duplicates import candidates
-from simclr_hub.index.duplicates.candidates import low_frequencies, neighbours
-from simclr_hub.signature import SIGNATURE_BYTES
+from simclr_hub.index.duplicates.candidates import neighbours
+from simclr_hub.signature import SIGNATURE_BYTES, low_frequencies
 
 
 def unit(count: int, dim: int = 16) -> np.ndarray:

@@ -14,7 +14,7 @@ from PIL import Image
 from simclr_hub.errors import IndexExistsError, IndexNotFoundError, UnreadableImageError
 from simclr_hub.index import Match, SimilarityIndex
 from simclr_hub.index import similarity_index as search_module
-from simclr_hub.index.search import snapshot
+from simclr_hub.index.search import find
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_finds_what_brute_force_finds(filled: SimilarityIndex, k: int) -> None:
     random = np.random.default_rng(0)
     for query in random.normal(size=(20, DIM)):
         expected = brute_force(filled, query)
-        found = filled.search(query, k=k)
+        found = filled.search(query, k=k, all_copies=True)
         assert len(found) == min(k, 40) and len({m.path for m in found}) == len(found)
         np.testing.assert_allclose([m.score for m in found], sorted(expected.values())[::-1][: len(found)], atol=1e-5)
         for match in found:
@@ -45,14 +45,14 @@ def test_finds_what_brute_force_finds(filled: SimilarityIndex, k: int) -> None:
 
 def test_an_image_finds_itself_and_its_copies(filled: SimilarityIndex, tmp_path: Path, embedder: FakeEmbedder) -> None:
     embedder.embedded = 0
-    found = filled.search(str(tmp_path / "photos/3.png"), k=2)
+    found = filled.search(str(tmp_path / "photos/3.png"), k=2, with_self=True, all_copies=True)
     assert [m.path for m in found] == [str(tmp_path / "photos/3.png"), str(tmp_path / "photos/33.png")]
     assert [m.score for m in found] == pytest.approx([1, 1]) and embedder.embedded == 0  # its vector is known
     stat = (tmp_path / "photos/3.png").stat()
     file = {"bytes": stat.st_size, "modified": pytest.approx(stat.st_mtime)}
     assert found[0].metadata == {"format": "PNG", "width": 4, "height": 4} | file
     with Image.open(tmp_path / "photos/3.png") as image:
-        assert {m.path for m in filled.search(image, k=2)} == {m.path for m in found}
+        assert {m.path for m in filled.search(image, k=2, all_copies=True)} == {m.path for m in found}
     assert embedder.embedded == 1
 
 
@@ -102,7 +102,7 @@ def test_k_below_one_is_refused(filled: SimilarityIndex, k: int) -> None:
 )
 def test_any_vector_and_k(filled: SimilarityIndex, vector: np.ndarray, k: int) -> None:
     try:
-        found = filled.search(vector, k=k)
+        found = filled.search(vector, k=k, all_copies=True)
     except ValueError:
         with np.errstate(all="ignore"):
             norm = np.linalg.norm(vector)
@@ -126,16 +126,16 @@ def test_missing_and_failed_photos_are_not_found(filled: SimilarityIndex, tmp_pa
     (tmp_path / "photos/3.png").unlink()
     (tmp_path / "photos/4.png").write_bytes(b"broken")
     filled.sync(tmp_path / "photos")
-    paths = {m.path for m in filled.search(np.ones(DIM), k=100)}
+    paths = {m.path for m in filled.search(np.ones(DIM), k=100, all_copies=True)}
     assert len(paths) == 38 and not paths & {str(tmp_path / "photos" / n) for n in ("3.png", "4.png")}
 
 
 def test_another_process_sees_what_was_committed(filled: SimilarityIndex, tmp_path: Path) -> None:
     with SimilarityIndex.open(filled._store.file.parent, model=FakeEmbedder()) as other:
-        assert len(other.search(np.ones(DIM), k=100)) == 40
+        assert len(other.search(np.ones(DIM), k=100, all_copies=True)) == 40
         new = make_photo(tmp_path / "photos/new.png", 500)
         filled.sync(tmp_path / "photos")
-        assert other.search(new, k=1)[0].path == str(new)
+        assert other.search(new, k=1, with_self=True)[0].path == str(new)
 
 
 def test_searching_while_syncing(index: SimilarityIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,6 +204,7 @@ def test_status(filled: SimilarityIndex, tmp_path: Path) -> None:
         "metric": "cosine",
         "gps": False,
         "roots": [str(tmp_path / "photos")],
+        "whitening": None,
         "made_by": {"model": "fake", "weights": "w1"},
         "layout": 2,
     }
@@ -216,5 +217,5 @@ def test_matches_compare() -> None:
 def test_more_queries_than_are_searched_at_once(filled: SimilarityIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     queries = list(np.random.default_rng(1).normal(size=(7, DIM)))
     one_by_one = [filled.search(query, k=3) for query in queries]
-    monkeypatch.setattr(snapshot, "QUERIES", 3)
+    monkeypatch.setattr(find, "QUERIES", 3)
     assert filled.search(queries, k=3) == one_by_one

@@ -9,9 +9,9 @@ import pytest
 from index_fakes import FakeEmbedder, check_index, make_photo, store_file, tree_state
 
 from simclr_hub import images
+from simclr_hub import scan as scan_module
 from simclr_hub.errors import IndexLockedError, IndexMismatchError, IndexWriteError, RootUnavailableError
 from simclr_hub.index import SimilarityIndex, SyncReport, pipeline
-from simclr_hub.index import scan as scan_module
 from simclr_hub.signature import is_signature
 
 

@@ -10,17 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from ...signature import GREY_CELLS, unpack
 from ..search.faiss_library import faiss
 
 #: Up to so many vectors every one is compared with every other; above, with those of the nearest lists.
 EXACT = 20_000
 #: Lists that are looked through for each vector; vectors to learn each list from.
 _PROBES, _TRAINING_PER_LIST = 16, 50
-#: Queries, and signatures, that are handled at once.
+#: Queries that are handled at once.
 _BLOCK = 4096
-#: Low frequencies a side.
-_FREQUENCIES = 8
 
 
 def neighbours(vectors: np.ndarray, k: int, queries: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, ...]]:
@@ -44,23 +41,6 @@ def neighbours(vectors: np.ndarray, k: int, queries: np.ndarray | None = None) -
         scores, found = index.search(np.ascontiguousarray(vectors[block]), k + 1)
         wanted = (found >= 0) & (found != block[:, None])
         yield np.broadcast_to(block[:, None], found.shape)[wanted], found[wanted], scores[wanted]
-
-
-def low_frequencies(signatures: np.ndarray) -> np.ndarray:
-    """What large shapes a signature shows, (N, 63) float32 of length 1; zero if it shows nothing.
-
-    Args:
-        signatures: uint8 (N, 455), see `signature.as_rows`.
-    """
-    cells = np.arange(GREY_CELLS) + 0.5
-    waves = np.cos(np.pi / GREY_CELLS * np.arange(_FREQUENCIES)[:, None] * cells).astype(np.float32)
-    result = np.empty((len(signatures), _FREQUENCIES**2 - 1), np.float32)
-    for start in range(0, len(signatures), _BLOCK):
-        grey = unpack(signatures[start : start + _BLOCK]).grey
-        some = (waves @ grey @ waves.T).reshape(len(grey), -1)[:, 1:]  # without the mean
-        length = np.linalg.norm(some, axis=1, keepdims=True)
-        result[start : start + _BLOCK] = some * (length > GREY_CELLS) / np.maximum(length, 1e-6)
-    return result
 
 
 def _build(vectors: np.ndarray) -> Any:

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...signature import unpack
+from ...signature import low_frequencies, unpack
 from .calibration import Calibration
-from .candidates import low_frequencies, neighbours
+from .candidates import neighbours
 from .same_picture import compare
 from .stars import Star, stars
 

@@ -81,7 +81,7 @@ class Approximate:
         todo = np.arange(len(queries))
         for setting in self.settings:
             if setting.k >= near.setting.k and len(todo):
-                ranks = k if allowed is None else setting.k + max(1, setting.k // 4)
+                ranks = k if allowed is None else max(k, setting.k) + max(1, setting.k // 4)
                 if setting != near.setting:
                     near = _near(self.index, queries[todo], setting)
                 best = _search(self.index, vectors, queries[todo], ranks, near)

@@ -59,6 +59,11 @@ class Texts:
         self.data.rows(first, last)
         return first, last
 
+    def check_all(self, first: int, last: int) -> None:
+        """Compare those from one number to before another with their checksums."""
+        starts = self.starts.rows(np.array([first]), np.array([last + 1]))
+        self.data.rows(starts[[first]], starts[[last]])
+
     def pieces(self, size: int = 1 << 14) -> Iterator[list[bytes]]:
         """All of them, in lists of at most `size`."""
         for start in range(0, len(self), size):
@@ -114,6 +119,18 @@ class Catalog:
         known = hashes[among(hashes, self.hashes.all())]
         rows: np.ndarray = self.rows.all()[np.searchsorted(self.hashes.all(), known)].astype(np.int64)
         return rows
+
+    @cached_property
+    def _places(self) -> np.ndarray:
+        """Where in `hashes` each row's is."""
+        places = np.empty(len(self), np.uint32)
+        places[self.rows.all()] = np.arange(len(self), dtype=np.uint32)
+        return places
+
+    def hashes_of(self, rows: np.ndarray) -> list[bytes]:
+        """The content hashes of rows (M,)."""
+        data = self.hashes.all()[self._places[rows]].tobytes()
+        return [data[start : start + 32] for start in range(0, len(data), 32)]
 
     def metadata_later(self, rows: np.ndarray, photos: np.ndarray) -> Iterator[Callable[[], dict[str, Any]]]:
         """For each of these photos, of these rows, what gives its metadata; they are compared with checksums now."""

@@ -4,7 +4,7 @@ Unusual: a later segment overrides an earlier one for every content that it tell
 deleting photos makes a small segment beside the large one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import IO, Any
@@ -19,6 +19,8 @@ from .columns import Column, make_columns, read_columns, write_columns
 from .exact import search_exactly
 from .faiss_library import faiss
 from .filters import Condition
+from .folding import SHAPE, make_shapes
+from .pairs import Pairs, sample_pairs
 
 #: Up to so many numbers (vectors x width) beside FAISS's index are all compared, so that what was just added is found.
 _BESIDE_NUMBERS = 1 << 20
@@ -36,6 +38,7 @@ class Segment:
         approximate: FAISS's index over them; None if there are few.
         beside: the vectors in the lists of an earlier segment's index; None if there is none, or few vectors.
         file: where it lies; None for memory.
+        shapes: of the contents' signatures, int8 (N, 63); None in a file of an older version.
     """
 
     catalog: Catalog
@@ -43,6 +46,7 @@ class Segment:
     approximate: Approximate | None = None
     beside: Beside | None = None
     file: ArrayFile | None = None
+    shapes: CheckedArray | None = None
     _passing: dict[object, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
@@ -51,6 +55,13 @@ class Segment:
         if self.file is not None:
             return read_columns(self.file, self.file.about["columns"])
         return make_columns(self.catalog)
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """How near its vectors come to one another."""
+        if self.file is not None and "pairs.ranks" in self.file:
+            return Pairs(self.file.array("pairs.cosines"), self.file.array("pairs.ranks"))
+        return sample_pairs(self.vectors)
 
     def search(
         self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None, near: Near | None = None
@@ -87,18 +98,22 @@ def make_segment(
     """
     builder = _gather(store, contents)
     live = builder.contents()
-    vectors = np.empty((len(live), store.about.dim), np.float32)
-    at = 0
     reader = _Reader(store, contents, live)
+    vectors = np.empty((len(live), reader.width), np.float32)
+    at = 0
     for piece in reader:
         vectors[at : at + len(piece)] = piece
         at += len(piece)
     checked = CheckedArray(vectors)
-    return Segment(reader.catalog(builder), checked, beside=_beside(checked, approximate))
+    return Segment(reader.catalog(builder), checked, beside=_beside(checked, approximate), shapes=reader.shapes())
 
 
 def write_segment(
-    store: Store, file: IO[bytes], contents: Sequence[bytes] | None = None, approximate: Approximate | None = None
+    store: Store,
+    file: IO[bytes],
+    contents: Sequence[bytes] | None = None,
+    approximate: Approximate | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> str:
     """The same into a file, with an index of its own if it is large; the SHA-256 to open it with; inside `writing`.
 
@@ -107,17 +122,21 @@ def write_segment(
     writer = ArrayWriter(file)
     builder = _gather(store, contents)
     live = builder.contents()
-    reader = _Reader(store, contents, live)
-    writer.add("vectors", reader, "<f4", (store.about.dim,))
+    reader = _Reader(store, contents, live, progress)
+    writer.add("vectors", reader, "<f4", (reader.width,))
     writer.add("padding", [np.zeros(BLOCK, np.uint8)], "|u1")  # so that all of the vectors are out
     file.flush()
-    shape = (len(live), store.about.dim)
+    shape = (len(live), reader.width)
     vectors: np.ndarray = np.memmap(file, np.float32, "r", shape=shape) if len(live) else np.empty(shape, np.float32)
     checked = CheckedArray(vectors)
     beside = _beside(checked, approximate)
     if beside:
         writer.add("lists", [beside.lists], "<i4")
     own = build_approximate(checked)
+    pairs = sample_pairs(checked)
+    writer.add("pairs.cosines", [pairs.cosines.all()], "<f4")
+    writer.add("pairs.ranks", [pairs.ranks.all()], "<i8")
+    writer.add("shapes", [reader.shapes().all()], "|i1", (SHAPE,))
     catalog = reader.catalog(builder)
     catalog.write(writer)
     about: dict[str, Any] = {"columns": write_columns(writer, make_columns(catalog)), "settings": []}
@@ -145,7 +164,8 @@ def read_segment(file: ArrayFile, beside: Approximate | None = None) -> Segment:
         approximate = Approximate(index, tuple(Setting(**setting) for setting in file.about["settings"]))
     vectors = file.array("vectors")
     lists = Beside(file.array("lists").all(), beside.index.nlist) if beside and "lists" in file else None
-    return Segment(Catalog.read(file), vectors, approximate, lists, file)
+    shapes = file.array("shapes") if "shapes" in file else None
+    return Segment(Catalog.read(file), vectors, approximate, lists, file, shapes)
 
 
 def _beside(vectors: CheckedArray, approximate: Approximate | None) -> Beside | None:
@@ -167,12 +187,25 @@ def _gather(store: Store, contents: Sequence[bytes] | None) -> CatalogBuilder:
 
 
 class _Reader:
-    """Gives the vectors of live contents (n, D) in pieces, and remembers in which order, and what is known of them."""
+    """Gives the vectors of live contents (n, width) in pieces, whitened where the index is.
 
-    def __init__(self, store: Store, contents: Sequence[bytes] | None, live: np.ndarray):
+    It remembers in which order they came, and what is known of them.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        contents: Sequence[bytes] | None,
+        live: np.ndarray,
+        progress: Callable[[int, int], object] | None = None,
+    ):
+        self._progress = progress
         self._store, self._contents, self._live = store, contents, live
         self._hashes: list[np.ndarray] = []
         self._starts, self._info = [0], bytearray()
+        self._shapes: list[np.ndarray] = []
+        self._whitening = store.whitening()
+        self.width = self._whitening.dim if self._whitening else store.about.dim
 
     def __iter__(self):  # type: ignore[no-untyped-def]
         for page in self._store.content_pages(self._contents):
@@ -180,13 +213,20 @@ class _Reader:
             keep = among(hashes, self._live)
             if keep.any():
                 self._hashes.append(hashes[keep])
-                for row, kept in zip(page, keep.tolist(), strict=True):
-                    if kept:
-                        self._info += row.info.encode()
-                        self._starts.append(len(self._info))
-                yield np.stack([row.vector for row, kept in zip(page, keep.tolist(), strict=True) if kept])
+                rows = [row for row, kept in zip(page, keep.tolist(), strict=True) if kept]
+                for row in rows:
+                    self._info += row.info.encode()
+                    self._starts.append(len(self._info))
+                self._shapes.append(make_shapes([row.signature for row in rows]))
+                vectors = np.stack([row.vector for row in rows])
+                yield self._whitening.apply(vectors, normalize=True) if self._whitening else vectors
+                if self._progress:
+                    self._progress(len(self._starts) - 1, len(self._live))
         if (missing := len(self._live) - len(self._starts) + 1) != 0:
             raise self._store.damaged(f"{missing:,} photos without a vector")
+
+    def shapes(self) -> CheckedArray:
+        return CheckedArray(np.concatenate([*self._shapes, np.empty((0, SHAPE), np.int8)]))
 
     def catalog(self, builder: CatalogBuilder) -> Catalog:
         hashes = np.concatenate([*self._hashes, np.empty(0, HASH)])

@@ -7,23 +7,19 @@ changed and shares the others.
 import itertools
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from ...errors import IndexDamagedError
+from ...whitening import Whitening
 from ..store import Store
 from . import faiss_cache
-from .approximate import Near
 from .arrays import DamagedArraysError
-from .exact import keep_best
-from .filters import Condition
-from .match import Match
+from .pairs import Pairs
 from .segment import Segment, make_segment
-
-#: Queries that are searched for at once.
-QUERIES = 4096
 
 
 @dataclass(frozen=True)
@@ -36,6 +32,7 @@ class Snapshot:
         allowed: for each, which rows are not overridden, bool (N,); None for all.
         roots: the root folders by id, each with a separator at its end.
         damaged: makes the error that says so.
+        whitening: what the vectors were whitened with; None for as the model gave them.
     """
 
     version: tuple[int, int]
@@ -43,74 +40,26 @@ class Snapshot:
     allowed: Sequence[np.ndarray | None]
     roots: Mapping[int, bytes]
     damaged: Callable[[str], IndexDamagedError]
+    whitening: Whitening | None = None
 
-    def search(self, queries: np.ndarray, k: int, condition: Condition | None = None) -> list[list[Match]]:
-        """For each query (Q, D) of length 1, the k photos (or all, if there are fewer) of the highest cosine.
+    @cached_property
+    def pairs(self) -> Pairs:
+        """How near its photos come to one another."""
+        return max(self.segments, key=lambda segment: len(segment.vectors)).pairs
 
-        With a condition exactly those k; without, most of them where `Segment.approximate` is there.
-        """
-        parts = (queries[start : start + QUERIES] for start in range(0, len(queries), QUERIES))
-        return [matches for part in parts for matches in self._search(part, k, condition)]
+    @cached_property
+    def starts(self) -> list[int]:
+        """Where the rows of each segment begin, and the last one's end, if they are counted through all of them."""
+        return [0, *itertools.accumulate(len(segment.catalog) for segment in self.segments)]
 
-    def _search(self, queries: np.ndarray, k: int, condition: Condition | None) -> list[list[Match]]:
-        scores, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-        photos: list[np.ndarray | None] = []
-        near, start = self._near(queries, k) if condition is None else None, 0
-        for segment, allowed in zip(self.segments, self.allowed, strict=True):
-            passing = segment.passing(condition, self.roots) if condition else None
-            photos.append(passing)
-            if passing is not None:
-                met = np.logical_or.reduceat(passing, segment.catalog.first.all()[:-1]) if len(passing) else passing
-                allowed = met if allowed is None else met & allowed
-            most = min(k, len(segment.vectors) if allowed is None else int(np.count_nonzero(allowed)))
-            if most:
-                found = segment.search(queries, most, allowed, near)
-                found_rows = np.where(found[1] >= 0, found[1] + start, -1)
-                scores, rows = np.concatenate([scores, found[0]], 1), np.concatenate([rows, found_rows], 1)
-            start += len(segment.vectors)
-        if rows.shape[1] > k or len(self.segments) > 1:
-            scores, rows = keep_best(scores, rows, min(k, rows.shape[1]))
-        return self._matches(scores, rows, k, photos)
+    def of_segments(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """For each segment its number, which of rows (M,), counted through all, are its, and what they are in it."""
+        for number, (start, end) in enumerate(itertools.pairwise(self.starts)):
+            mine = np.flatnonzero((rows >= start) & (rows < end))
+            yield number, mine, rows[mine] - start
 
-    def _near(self, queries: np.ndarray, k: int) -> Near | None:
-        """Which lists hold the k best; None if the first segment has none, or not so many rows that are left."""
-        first, allowed = self.segments[0], self.allowed[0]
-        left = len(first.vectors) if allowed is None else np.count_nonzero(allowed)
-        return first.approximate.near(queries, k) if first.approximate and k <= left else None
-
-    def _matches(
-        self, scores: np.ndarray, rows: np.ndarray, k: int, photos: Sequence[np.ndarray | None]
-    ) -> list[list[Match]]:
-        """The first k photos of each line of rows (Q, R), which count through all segments; -1 is none."""
-        hits = np.flatnonzero(rows >= 0)  # in rows.ravel()
-        hit_rows, hit_scores = rows.ravel()[hits], np.minimum(scores.ravel()[hits], 1)
-        matches: list[Match] = []
-        places: list[np.ndarray] = []  # of each match, among the hits
-        start = 0
-        for segment, passing in zip(self.segments, photos, strict=True):
-            catalog, size = segment.catalog, len(segment.catalog)
-            mine = np.flatnonzero((hit_rows >= start) & (hit_rows < start + size))
-            own = hit_rows[mine] - start
-            start += size
-            ranges = catalog.first.rows(own, own + 2)
-            first, count = ranges[own], ranges[own + 1] - ranges[own]
-            if passing is None:
-                count = np.minimum(count, k)
-            which = np.repeat(np.arange(len(mine)), count)
-            numbers = np.arange(len(which)) + (first - np.cumsum(count) + count)[which]
-            if passing is not None:
-                which, numbers = which[passing[numbers]], numbers[passing[numbers]]
-            known = catalog.metadata_later(own[which], numbers)
-            matches += map(Match, self._paths(segment, numbers), hit_scores[mine[which]].tolist(), known)
-            places.append(mine[which])
-        place = np.concatenate(places)
-        if len(self.segments) > 1:
-            order = np.argsort(place, kind="stable")
-            matches, place = [matches[i] for i in order.tolist()], place[order]
-        ends = np.searchsorted(hits[place], np.arange(len(rows) + 1) * rows.shape[1]).tolist()
-        return [matches[a : min(b, a + k)] for a, b in itertools.pairwise(ends)]
-
-    def _paths(self, segment: Segment, photos: np.ndarray) -> list[str]:
+    def paths(self, segment: Segment, photos: np.ndarray) -> list[str]:
+        """The absolute paths of these photos of a segment."""
         roots = segment.catalog.roots.rows(photos)[photos].tolist()
         paths = segment.catalog.paths.some(photos)
         encoding, errors = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()  # as os.fsdecode, at once
@@ -128,7 +77,7 @@ class Snapshot:
         for segment, allowed in zip(self.segments, self.allowed, strict=True):
             rows = segment.catalog.row_of_photo()
             photos = np.arange(len(rows)) if allowed is None else np.flatnonzero(allowed[rows])
-            paths += self._paths(segment, photos)
+            paths += self.paths(segment, photos)
             vectors.append((segment.vectors.all(), rows[photos]))
         order = np.array(sorted(range(len(paths)), key=paths.__getitem__), np.int64)
         whole = np.empty((len(paths), vectors[0][0].shape[1]), np.float32)
@@ -183,7 +132,7 @@ def _take(store: Store, previous: Snapshot | None, cached: bool) -> Snapshot:
     if live != store.live():
         raise store.damaged(f"{live} photos are there, {store.live()} were recorded")
     roots = {root.id: os.path.join(root.path, b"") for root in store.roots().values()}
-    return Snapshot(version, segments, allowed, roots, store.damaged)
+    return Snapshot(version, segments, allowed, roots, store.damaged, store.whitening())
 
 
 def _overridden(segments: Sequence[Segment]) -> list[np.ndarray | None]:
