@@ -42,15 +42,15 @@ from simclr_hub._files import write_file
 from simclr_hub.checkpoints.choose import choices
 from simclr_hub.embedder import Failure
 from simclr_hub.images import is_image_name, load_image
+from simclr_hub.loading import load_whitening
 from simclr_hub.progress import progress_bar
-from simclr_hub.training.data import ImageArray, Rows
+from simclr_hub.training.data import ImageArray, open_rows
 from simclr_hub.training.evaluate import knn_predictions, precision_at
 from simclr_hub.training.stage import weights_sha256
 from simclr_hub.training.trained_cards import DEFAULT_DIRECTORY
-from simclr_hub.whitening import WHITENING_NAMES, Whitening
+from simclr_hub.whitening import IMAGES, SHRINKAGE, Whitening
 
 BANK = 25_000
-LEARNT_ON = 10_000  # training images, where a whitening is learnt here
 LABELS, DRAWS = (1, 5, 20), 10  # labelled images a class, and how often they are drawn
 SIDE = 64  # of Tiny ImageNet's images
 ROWS = ("model", "random", "pixels", "thumbnail", "histogram")
@@ -203,17 +203,11 @@ def histogram(images: Iterable[Any], n: int) -> Tensor:
     return torch.stack([one(image) for image in images])
 
 
-def shipped_whitening(name: str | None) -> Whitening | None:
-    """What lies beside a directory's weights, or the default checkpoint's."""
-    path = (Path(name) if name else DEFAULT_DIRECTORY) / WHITENING_NAMES["h"]
-    return Whitening.load(path) if path.is_file() else None
-
-
 def whitened(vectors: Features, whitening: Whitening | None = None) -> Features:
-    """By what a checkpoint brings, else as learnt on LEARNT_ON of the bank, evenly spread over it."""
+    """By what a checkpoint brings, else as learnt on IMAGES of the bank, evenly spread over it."""
     if whitening is None:
-        spread = torch.linspace(0, len(vectors.bank) - 1, min(LEARNT_ON, len(vectors.bank))).long()
-        whitening = Whitening.learn(vectors.bank[spread].numpy(), learnt_from="Tiny ImageNet's training images")
+        spread = torch.linspace(0, len(vectors.bank) - 1, min(IMAGES, len(vectors.bank))).long()
+        whitening = Whitening.learn(vectors.bank[spread].numpy(), shrinkage=SHRINKAGE, learnt_from="the bank")
     return Features(*(torch.from_numpy(whitening.apply(part.numpy())) for part in vectors))
 
 
@@ -310,7 +304,7 @@ def measured(
 
     def of_model() -> Iterator[tuple[Features, Whitening | None]]:
         embedder = Embedder(trained if size else name)  # by its name with its own processor
-        yield network(embedder, data, cache), None if size else shipped_whitening(name)
+        yield network(embedder, data, cache), None if size else load_whitening(name)
 
     def of_random() -> Iterator[tuple[Features, None]]:
         labels = None if data.train.labels is None else data.train.labels[:BANK]
@@ -476,7 +470,7 @@ def main() -> None:
     train, validation = (
         ImageArray.load(options.tiny_imagenet, split, SIDE, options.cache) for split in ("train", "validation")
     )
-    classes = Rows(options.tiny_imagenet, "validation").classes
+    classes = open_rows(options.tiny_imagenet, "validation").classes
     data = Data(train, validation, classes, Photos.load(options.open_photos))
     rows: list[Row] = []
     started = time.monotonic()

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from features import Photos, shipped_whitening
+from features import Photos
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from simclr_hub import embed
 from simclr_hub._files import write_file
+from simclr_hub.loading import load_whitening
 
 QUERIES, MATCHES, COLUMNS = 20, 6, 2
 SIDE, FRAME, TEXT, GAP = 84, 3, 22, 4
@@ -81,7 +82,7 @@ def main() -> None:
     photos = Photos.load(options.open_photos)
     queries = sorted(random.Random(options.seed).sample(range(len(photos.files)), QUERIES))
     h = embed(photos.files, model=options.model)
-    whitening = shipped_whitening(options.model)
+    whitening = load_whitening(options.model)
     if whitening is None:
         parser.error(f"{options.model} has no whitening beside its weights")
     for name, vectors in (("before", h), ("after", whitening.apply(h))):

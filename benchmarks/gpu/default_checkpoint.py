@@ -80,10 +80,9 @@ from simclr_hub.training.evaluate import features, knn_accuracy, precision_at  #
 from simclr_hub.training.optimization import create_optimizer, warmup_cosine  # noqa: E402
 from simclr_hub.training.pretrain import load_recipe  # noqa: E402
 from simclr_hub.training.trainer import WeightAverage  # noqa: E402
-from simclr_hub.whitening import WHITENING_NAMES, Whitening  # noqa: E402
+from simclr_hub.whitening import IMAGES, SHRINKAGE, WHITENING_NAMES, Whitening  # noqa: E402
 
 BANKS = (25_000, 75_000)
-LEARNT_ON = 10_000  # training images, for the whitening
 RESERVE = 60  # seconds kept for writing and measuring
 AHEAD = 2  # batches of views made before they are needed
 
@@ -148,7 +147,8 @@ def pack_all(train: Sequence[str], validation: str, photos: Path, folder: Path, 
     shown = Photos.load(photos)
     for name, source, split in (("train", list(train), "train"), ("validation", [validation], "validation")):
         rows = open_rows(source, split)
-        assert rows.labels is not None
+        if rows.labels is None:
+            raise RecipeError(f"{source}, split {split}: no class folders and no labels")
         for path in pack([encoded(row) for row in rows], rows.labels, folder, name, limit):
             print(path, path.stat().st_size)
     for path in pack(shown.files, shown.labels.tolist(), folder, "photos", limit):
@@ -450,8 +450,8 @@ def write_checkpoint(model: SimCLRModel, train: Images, folder: Path, data: str)
     model.save_pretrained(folder)
     torch.nn.Module.to(model, torch.float32)  # what is measured has the weights that were written
     SimCLRImageProcessor(size=model.config.image_size).save_pretrained(folder)
-    h, _ = features(model, train, LEARNT_ON)
-    whitening = Whitening.learn(h.numpy(), learnt_from=data, weights=weights_hash(model))
+    h, _ = features(model, train, IMAGES)
+    whitening = Whitening.learn(h.numpy(), learnt_from=data, shrinkage=SHRINKAGE, weights=weights_hash(model))
     whitening.save(folder / WHITENING_NAMES["h"])
     return whitening
 

@@ -49,7 +49,7 @@ def packed(tmp_path_factory):
     """48 training images of two folders, 12 for validation and 12 photos, of three colours with noise."""
     root = tmp_path_factory.mktemp("data")
     random = np.random.default_rng(0)
-    for folder, split, n in (("a", "train", 24), ("a", "validation", 12), ("b", "train", 24), ("photos", "", 12)):
+    for folder, split, n in (("a", "train", 24), ("a", "validation", 12), ("b", "", 24), ("photos", "", 12)):
         for i in range(n):
             path = root / folder / split / f"class{i % 3}" / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
