@@ -80,6 +80,7 @@ class Card:
         published: the authors' numbers.
         published_note: which of them belong to this checkpoint.
         measured: numbers measured with this package.
+        limits: where it fails, in sentences.
         proof: how the conversion was checked, for converted weights.
         differences: with it, layer -> largest difference.
         licence: its identifier on the Hub.
@@ -103,6 +104,7 @@ class Card:
     published: tuple[Result, ...] = ()
     published_note: str = ""
     measured: tuple[Result, ...] = ()
+    limits: tuple[str, ...] = ()
     proof: str = ""
     differences: Mapping[str, float] | None = None
     licence: str = "apache-2.0"
