@@ -202,10 +202,12 @@ def compare(options: argparse.Namespace) -> None:
     library = make_library(read_photos(options.open_photos))
     number, total = len(library.classes), len(library.files)
     embedder = Embedder(options.model, runtime="torch")
-    calibration = load_calibration(options.calibration, embedder.fingerprint)
+    whitening = None if options.raw else embedder.checkpoint_whitening()
+    told = {"whitening": whitening.sha256} if whitening else {}
+    calibration = load_calibration(options.calibration, {**embedder.fingerprint, **told})
     if calibration is None:
         raise SystemExit("no thresholds for this model: simclr-hub calibrate, then --calibration INDEX")
-    found, vectors, signatures = embed_all(embedder, library.files)
+    found, vectors, signatures = embed_all(embedder, library.files, whitening=whitening)
     if len(found) != total:
         raise SystemExit(f"{total - len(found)} copies cannot be read")
     started = time.process_time()
@@ -215,7 +217,8 @@ def compare(options: argparse.Namespace) -> None:
         columns[name] = judge(pairs, library)
         print(f"{name}: {1e3 * seconds / total:.2f} ms a file with decoding")
     if options.distractors:
-        _, more, marks = embed_all(embedder, distractors(options.distractors, options.distractor_count))
+        images = distractors(options.distractors, options.distractor_count)
+        _, more, marks = embed_all(embedder, images, whitening=whitening)
         started = time.process_time()
         pairs = our_pairs(np.concatenate([vectors, more]), np.concatenate([signatures, marks]), calibration)
         name, own = f"ours, among {len(more):,} more", (pairs < total).all(1)
@@ -295,6 +298,7 @@ def main() -> None:
     parser.add_argument("--open-photos", type=Path)
     parser.add_argument("--model")
     parser.add_argument("--calibration", type=Path, default=Path("."), help="folder of another model's thresholds")
+    parser.add_argument("--raw", action="store_true", help="without the checkpoint's whitening")
     parser.add_argument("--distractors", type=Path)
     parser.add_argument("--distractor-count", type=int, default=20_000)
     parser.add_argument("--no-peers", action="store_true")

@@ -301,8 +301,13 @@ def main() -> None:
                 race("photos of 12 megapixels, default checkpoint at 64 px", large, default, arguments.repeat)
             share_of_peak(model)
         if arguments.only != "speed":
-            photos = {"12 megapixels": folder_images(large), "small": folder_images(small)[:64]}
-            drift(photos, model)
+            medium = Path(scratch, "medium")
+            medium.mkdir()
+            for path in folder_images(large):
+                photo = Image.open(path).resize((1633, 1225), Image.Resampling.LANCZOS)
+                photo.save(medium / path.name, quality=90)
+            photos = {"12 megapixels": folder_images(large), "2 megapixels": folder_images(medium)}
+            drift(photos | {"small": folder_images(small)[:64]}, model)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def measure(what: str, folder: Path, count: int, cache: bool) -> dict[str, int]:
         embed(paths(count), model=model)
     else:
         if not cache:
-            similarity_index.SimilarityIndex._write_cache = lambda self: None  # type: ignore[method-assign]
+            similarity_index.SimilarityIndex._write_cache = lambda self, progress=None: None  # type: ignore[method-assign]
         with tempfile.TemporaryDirectory() as scratch, SimilarityIndex.create(Path(scratch, "i"), embedder) as index:
             index.sync(folder / "000")
             before = peak()

@@ -47,6 +47,7 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
         projection_layers: layers of g; 0 for none (then z = h). v1 trained 2, v2 3.
         projection_type: `"nonlinear"`, or `"linear"` (then g is one layer).
         projection_dim: width of z.
+        projection_hidden_dim: width of g's layers before the last; None: h's, as in the released checkpoints.
         classifier_layer: what the classifier sits on: 0 = h, j = the output of g's layer j after its ReLU.
             The released 1 % and 10 % fine-tuned v2 checkpoints use 1.
         image_size: side in pixels that the weights were trained for.
@@ -74,6 +75,7 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
     projection_layers: int = 2
     projection_type: str = "nonlinear"
     projection_dim: int = 128
+    projection_hidden_dim: int | None = None
     classifier_layer: int = 0
     image_size: int = 224
     batch_norm_eps: float = 1e-5
@@ -125,6 +127,12 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
         """Width D of h."""
         return self.hidden_sizes[-1]
 
+    @property
+    def projection_sizes(self) -> list[int]:
+        """Width of the output of each of g's layers."""
+        hidden = self.projection_hidden_dim or self.hidden_size
+        return [hidden] * (self.projection_layers - 1) + [self.projection_dim] * min(self.projection_layers, 1)
+
     def validate_blocks(self) -> None:
         """Depths, block type and their combination with selective kernels."""
         if not self.depths or min(self.depths) < 1:
@@ -149,6 +157,8 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in ("num_channels", "projection_dim", "image_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.projection_hidden_dim is not None and self.projection_hidden_dim < 1:
+            raise ValueError(f"projection_hidden_dim={self.projection_hidden_dim} must be at least 1, or null for h's")
 
     def validate_stem(self) -> None:
         """The stem is one of the three."""

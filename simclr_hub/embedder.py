@@ -5,6 +5,7 @@ rows and names cannot fall out of step. Memory is bounded however long the input
 and run the model, one core each: no thread waits for another, and never do more threads run than there are cores.
 """
 
+import copy
 import math
 import os
 import threading
@@ -20,16 +21,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import ImageError, UnsupportedImageError
+from .configuration_simclr import SimCLRConfig
+from .errors import CheckpointError, ImageError, UnsupportedImageError
 from .fast import Layer, fast_copy
 from .image_processing_simclr import SimCLRImageProcessor, normalize_pixels, transform
 from .images import describe, load_image
-from .loading import load, weights_hash
+from .loading import load, load_whitening, weights_hash
 from .modeling_simclr import SimCLRModel
 from .progress import progress_bar
 from .runtimes import Runner, build, check_runtime, is_installed, torch_runner
 from .signature import picture_signature
 from .sources import as_sources
+from .whitening import Whitening, unit_rows
+
+#: h, and stage 3's map averaged, beside each other, each scaled to length 1.
+H_STAGE3 = "h+stage3"
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,8 @@ class Embedder:
     Args:
         model: None (the default checkpoint), an official name ("simclr-v2-r50-sk"), a directory, a Hub id
             ("org/name[@revision]") or a `SimCLRModel`.
-        layer: "h", what downstream use wants; or "g1", "g2", ... and "z" for the layers of the projection head.
+        layer: "h", what downstream use wants; "h+stage3", which has stage 3's averaged map beside it, each of length
+            1, and finds a little more; or "g1", "g2", ... and "z" for the layers of the projection head.
         normalize: scale each vector to length 1.
         batch_size: images a forward pass; None chooses by device and image size.
         device: a torch device; None takes the GPU if there is one.
@@ -93,15 +100,21 @@ class Embedder:
         runtime: what runs the model: "torch"; "onnxruntime" (float32 on the CPU; the extra "fast"); "compile", which
             takes a minute before the first image; None starts with PyTorch and goes on with ONNX Runtime when it is
             installed and enough images come to be worth its start. One that drifts is not used, with a warning.
+        whiten: True whitens with what comes with the checkpoint, a `Whitening` with that; None and False do not. For
+            comparing by cosine; a linear classifier wants h as it is, standardised.
 
     Attributes:
         dim: width of the vectors.
-        fingerprint: what determines them: weights, layer, preprocessing, precision, decoder; and "model", its name.
+        width_of_h: of h alone.
+        whitening: the one that is applied, or None.
+        fingerprint: what determines them: weights, layer, preprocessing, precision, decoder, and the whitening if
+            there is one; and "model", its name.
 
     Raises:
-        CheckpointError: the model cannot be loaded.
-        ValueError: a layer that the model does not have, a batch size or worker count below 1, or a processor with an
-            impossible mean or std, or a runtime that is not for this device and precision.
+        CheckpointError: the model cannot be loaded, or no whitening comes with it.
+        ValueError: a layer that the model does not have, a whitening of another model or layer, a batch size or worker
+            count below 1, or a processor with an impossible mean or std, or a runtime that is not for this device and
+            precision.
         MissingExtraError: the runtime is not installed.
     """
 
@@ -117,13 +130,15 @@ class Embedder:
         exact: bool | None = None,
         workers: int | None = None,
         runtime: str | None = None,
+        whiten: Whitening | bool | None = None,
     ):
+        in_memory = isinstance(model, SimCLRModel)
         if isinstance(model, SimCLRModel):
             processor = SimCLRImageProcessor(size=model.config.image_size)
         else:
             model, processor = load(model)
         self.layer, self.normalize = layer, normalize
-        self._projection = _projection_index(layer, model.config.projection_layers)
+        self._projection = _projection_index(layer, model.config)
         self._size: int = processor.size["height"]
         self._exact = processor.exact if exact is None else exact
         self._crop = processor.crop_proportion
@@ -146,8 +161,11 @@ class Embedder:
         if self._batch_size < 1 or self._workers < 1:
             raise ValueError(f"batch_size={batch_size} and workers={workers} must be at least 1")
         config = model.config
-        self.dim = config.projection_dim if self._projection == config.projection_layers > 0 else config.hidden_size
-        self.fingerprint = {
+        self.width_of_h = config.hidden_size
+        self.dim = [config.hidden_size, *config.projection_sizes][self._projection]
+        if layer == H_STAGE3:
+            self.dim += config.hidden_sizes[2]
+        self.fingerprint: dict[str, Any] = {
             "model": config.name_or_path,
             "weights": weights_hash(model, with_projection=self._projection > 0),
             "layer": layer,
@@ -160,7 +178,8 @@ class Embedder:
         }
         # An image whose crop has twice the input's size loses nothing that the antialiasing would keep.
         self._reduce_to = None if self._exact else math.ceil((2 * self._size + 1) / self._crop)
-        self._model = Layer(fast_copy(model, self._device, self._dtype), self._projection)
+        fast = fast_copy(model, self._device, self._dtype)
+        self._model = Layer(fast, self._projection, stage3=layer == H_STAGE3)
         self._torch = torch_runner(self._model, self._device, self._dtype)
         faster = cpu and self._dtype == torch.float32 and not self._exact and is_installed()
         self._runtime = runtime or ("onnxruntime" if faster else "torch")
@@ -168,6 +187,78 @@ class Embedder:
         self._patience = max(16, 512 * 64**2 // self._size**2) if runtime in (None, "torch") else 0
         self._built: Runner | None = None
         self._building = threading.Lock()
+        self._in_memory = in_memory
+        self.whitening: Whitening | None = None
+        if whiten:
+            self.whitening = self.own_whitening() if whiten is True else whiten
+            self.check_whitening(self.whitening)
+            self.dim = self.whitening.dim
+            self.fingerprint["whitening"] = self.whitening.sha256
+
+    def checkpoint_whitening(self) -> Whitening | None:
+        """The whitening that comes with the checkpoint for this layer; None if none does.
+
+        Raises:
+            CheckpointError: it is damaged, or was learnt with other weights than those beside it.
+        """
+        name = self.fingerprint["model"]
+        if self._in_memory and not name:
+            return None
+        try:
+            found = load_whitening(name, self.layer)
+        except CheckpointError:
+            if self._in_memory:  # its name may be of a place that is gone
+                return None
+            raise
+        if found is None or self._belongs(found):
+            return found
+        if self._in_memory:  # it was trained on
+            return None
+        raise CheckpointError(
+            f"{name}: the whitening beside the weights was learnt with others; learn it again: "
+            f"simclr-hub whiten {name} PHOTOS -o FILE, or do without: --no-whiten, whiten=False"
+        )
+
+    def unwhitened(self) -> "Embedder":
+        """The same without whitening; what is loaded is shared."""
+        if self.whitening is None:
+            return self
+        plain = copy.copy(self)
+        plain.whitening, plain.dim = None, len(self.whitening.mean)
+        plain.fingerprint = {key: value for key, value in self.fingerprint.items() if key != "whitening"}
+        return plain
+
+    def own_whitening(self) -> Whitening:
+        """The same, which must be there.
+
+        Raises:
+            CheckpointError: none comes with the checkpoint for this layer, or it cannot be used.
+        """
+        found = self.checkpoint_whitening()
+        if found is None:
+            name = self.fingerprint["model"]
+            raise CheckpointError(
+                f"{name or 'this model'}: no whitening comes with it for layer {self.layer}; learn one: "
+                f"simclr-hub whiten {name or 'MODEL'} PHOTOS -o FILE, and give it: whiten=Whitening.load(FILE)"
+            )
+        return found
+
+    def _belongs(self, whitening: Whitening) -> bool:
+        of_weights = whitening.weights in ("", self.fingerprint["weights"])
+        return of_weights and whitening.layer == self.layer and len(whitening.mean) == self.dim
+
+    def check_whitening(self, whitening: Whitening) -> None:
+        """Refuse one that was learnt with another model or layer.
+
+        Raises:
+            ValueError: it was.
+        """
+        if not self._belongs(whitening):
+            raise ValueError(
+                f"a whitening of layer {whitening.layer}, {len(whitening.mean)} wide, of weights "
+                f"{whitening.weights[:12] or 'unknown'}, for layer {self.layer}, {self.dim} wide, of weights "
+                f"{self.fingerprint['weights'][:12]}: give the one that was learnt with this model"
+            )
 
     def stream(self, sources: Iterable[Any], *, signatures: bool = False) -> Iterator[Embedding | Failure]:
         """Embed images one after another, reading ahead; results come in the order of the input, one for each.
@@ -252,6 +343,11 @@ class Embedder:
     def _forward(self, pixels: Tensor, run: Runner) -> np.ndarray:
         """(B, 3, size, size) to vectors (B, D)."""
         vectors = run(pixels)
+        if self.layer == H_STAGE3:
+            parts = np.split(vectors, [self.width_of_h], 1)
+            vectors = np.concatenate([unit_rows(part)[0] for part in parts], 1, dtype=np.float32)
+        if self.whitening:
+            vectors = self.whitening.apply(vectors)
         if self.normalize:
             vectors = torch.nn.functional.normalize(torch.from_numpy(vectors)).numpy()
         return vectors
@@ -278,7 +374,7 @@ def embed(
             images in its order: `archives.archive_images`); a data set of the datasets library; an array
             (N, H, W, C) or a tensor (N, C, H, W).
         model: see `Embedder`, as are the other arguments.
-        layer: "h", "g1", ..., "z".
+        layer: "h", "h+stage3", "g1", ..., "z".
         normalize: scale each vector to length 1.
         batch_size: images a forward pass.
         device: a torch device.
@@ -325,9 +421,10 @@ def embed(
     return rows
 
 
-def _projection_index(layer: str, layers: int) -> int:
+def _projection_index(layer: str, config: SimCLRConfig) -> int:
     """0 for h, j for g's layer j."""
-    allowed = ["h", *(f"g{j}" for j in range(1, layers + 1)), *(["z"] if layers else [])]
+    layers, stage3 = config.projection_layers, [H_STAGE3] if len(config.depths) > 3 else []
+    allowed = ["h", *(f"g{j}" for j in range(1, layers + 1)), *(["z"] if layers else []), *stage3]
     if layer not in allowed:
         raise ValueError(f"layer={layer!r} is not one of {', '.join(allowed)}: the layers of this model")
-    return 0 if layer == "h" else layers if layer == "z" else int(layer[1:])
+    return 0 if layer in ("h", H_STAGE3) else layers if layer == "z" else int(layer[1:])

@@ -36,14 +36,19 @@ class Layer(nn.Module):
     Args:
         model: the model.
         projection: 0 for h, j for g's layer j.
+        stage3: h and, beside it, stage 3's map averaged.
     """
 
-    def __init__(self, model: SimCLRModel, projection: int):
+    def __init__(self, model: SimCLRModel, projection: int, *, stage3: bool = False):
         super().__init__()
-        self.model, self.projection = model, projection
+        self.model, self.projection, self.stage3 = model, projection, stage3
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, D)."""
-        output = self.model(pixels, output_projections=self.projection > 0, return_dict=True)
+        output = self.model(
+            pixels, output_projections=self.projection > 0, output_hidden_states=self.stage3, return_dict=True
+        )
+        if self.stage3:
+            return torch.cat([output.pooler_output, output.hidden_states[3].mean((2, 3))], 1)
         vectors: Tensor = output.projections[self.projection - 1] if self.projection else output.pooler_output
         return vectors

@@ -10,6 +10,7 @@ import os
 import re
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -17,13 +18,9 @@ from typing import Any
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .errors import CorruptImageError, ImageTooLargeError, UnsupportedImageError
-from .raw import is_raw, open_raw
+from .headers import is_raw
+from .raw import open_raw
 
-Image.init()  # fills Image.OPEN, which says what this Pillow was built with
-#: Formats that Pillow decodes, by its names; none of their decoders starts another program. JPEG includes MPO.
-FORMATS = tuple(
-    name for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000") if name in Image.OPEN
-)
 #: Formats of the extra "formats": what reads them, as one imports it and as pip calls it.
 READERS = {
     "HEIF": ("pillow_heif", "pillow-heif"),
@@ -45,8 +42,8 @@ _HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", 
 _JXL_BOXES = b"\0\0\0\x0cJXL \r\n\x87\n"
 
 
-def open_image(data: bytes, name: str) -> tuple[Image.Image, dict[str, Any]]:
-    """Open an image file's bytes; its pixels are bounded, and mostly not decoded, when this returns.
+def open_image(data: bytes, name: str) -> tuple[Image.Image, dict[str, Any]] | None:
+    """Open an image file that is none of Pillow's; its pixels are bounded, and mostly not decoded, when this returns.
 
     Args:
         data: the file.
@@ -54,7 +51,7 @@ def open_image(data: bytes, name: str) -> tuple[Image.Image, dict[str, Any]]:
 
     Returns:
         The image, whose EXIF orientation is still to be applied, and what is known of the file beyond what
-        `metadata.read_info` finds in that image: {} but for RAW files.
+        `metadata.read_info` finds in that image: {} but for RAW files. None: see `headers.read_picture`.
 
     Raises:
         UnsupportedImageError: its reader is not installed.
@@ -68,7 +65,7 @@ def open_image(data: bytes, name: str) -> tuple[Image.Image, dict[str, Any]]:
     if _is_heif(data):
         _reader("HEIF", name).register_heif_opener()
         return _open_as("HEIF", data, name), {}
-    return Image.open(io.BytesIO(data), formats=FORMATS), {}
+    return None
 
 
 def max_pixels() -> int:
@@ -121,7 +118,8 @@ def _open_jxl(data: bytes, name: str) -> Image.Image:
     image = _open_as("JXL", data, name)
     # What is not a JPEG inside comes upright, whatever its EXIF says.
     if not getattr(image, "jpeg", False):
-        image.getexif().pop(ExifTags.Base.Orientation, None)
+        with suppress(Exception):  # damaged EXIF is no reason to lose the photo
+            image.getexif().pop(ExifTags.Base.Orientation, None)
     return image
 
 

@@ -10,18 +10,41 @@ Source: google-research/simclr, `data_util.py` (`center_crop`, `preprocess_for_e
 `resize_bicubic_op.cc`.
 """
 
+import base64
 import functools
-from collections.abc import Sequence
+import importlib
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from transformers import BatchFeature
 from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_utils import infer_channel_dimension_format
 from transformers.processing_utils import ImagesKwargs
+
+from .headers import is_raw, read_picture
+from .pixels import loaded_rgb, rgb_of, rgb_of_tensor, tensor_of, to_tensor
+
+#: transformers' options that the official transform leaves no room for: the values that ask for nothing else.
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "do_resize": (None, True),
+    "do_center_crop": (None, True),  # by `crop_proportion`
+    "crop_size": (None,),
+    "resample": (None, Image.Resampling.BICUBIC),
+    "do_convert_rgb": (None, True),
+    "rescale_factor": (None, 1 / 255),
+    "do_pad": (None, False),
+    "pad_size": (None,),
+    "data_format": (None, "channels_first"),
+}
 
 
 class SimCLRImageProcessorKwargs(ImagesKwargs, total=False):
@@ -39,8 +62,10 @@ class SimCLRImageProcessorKwargs(ImagesKwargs, total=False):
 class SimCLRImageProcessor(TorchvisionBackend):
     """Images to `pixel_values` (B, 3, size, size), float32 RGB in [0, 1], by default without mean and std.
 
-    Takes what transformers' image processors take: PIL images (EXIF orientation applied, alpha over white), arrays
-    and tensors (integers are divided by 255, floats must lie in [0, 1]), paths and URLs.
+    Takes what transformers' image processors take, alone or in lists: paths, URLs, `data:` URLs and PIL images (EXIF
+    orientation applied, alpha over white, colour profiles converted to sRGB, 16 bits scaled; a file and the PIL image
+    of it give the same to the last bit), arrays and tensors (uint8, uint16, or float in [0, 1]). HEIC, JPEG XL, camera
+    RAW and URLs are read where the package simclr-hub is installed.
 
     Args:
         size: side in pixels, an int or {"height", "width"}, square.
@@ -52,8 +77,10 @@ class SimCLRImageProcessor(TorchvisionBackend):
         image_std: likewise, above 0.
 
     Raises:
-        ValueError: a size that is not square; with `exact=True` one of at most 32 that is not the image's; float
-            pixels outside [0, 1]; a PIL image of mode I or F; an impossible mean or std.
+        ValueError: a size that is not square; with `exact=True` one of at most 32 that is not the image's; an image
+            that cannot be read; pixels of another type, or floats outside [0, 1]; an impossible mean or std; an option
+            that would change nothing, such as `do_resize=False`: the network's input is always RGB in [0, 1] of one
+            size.
     """
 
     valid_kwargs = SimCLRImageProcessorKwargs
@@ -61,28 +88,48 @@ class SimCLRImageProcessor(TorchvisionBackend):
     size = {"height": 224, "width": 224}
     default_to_square = True
     do_convert_rgb = True
+    do_rescale: bool | None = None  # the official transform; True is the same
     exact = False
     crop_proportion = 0.875
     do_normalize: bool | None = None  # as transformers has it, which writes nothing to the file then
     image_mean: float | Sequence[float] | None = None
     image_std: float | Sequence[float] | None = None
 
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        _refuse_options({name: getattr(self, name, None) for name in self._valid_kwargs_names})
+        if self.do_rescale not in (None, True):
+            raise ValueError(f"do_rescale={self.do_rescale}: the network takes [0, 1]")
+
+    def _validate_preprocess_kwargs(self, *args: Any, **kwargs: Any) -> None:
+        _refuse_options(kwargs)
+
+    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list[Any]:
+        found = list(_flat(images))
+        if not found:
+            raise ValueError("no images were given")
+        return found
+
     def process_image(self, image: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """One image to (3, H, W), uint8 or float."""
-        if isinstance(image, Image.Image):
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I;16"):  # Pillow would clip to white
-                image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
-            elif image.mode in ("I", "F"):
-                raise ValueError(f"a PIL image of mode {image.mode!r} has no known white: scale it to 8 bits first")
-            if image.has_transparency_data:
-                rgba = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-            image = image.convert("RGB")
-        tensor: Tensor = super().process_image(image, *args, **kwargs)
-        if tensor.is_floating_point() and not (tensor.min() >= 0 and tensor.max() <= 1):
-            raise ValueError("float pixels must lie in [0, 1]; divide by 255 first")
-        return tensor
+        """One image to (3, H, W), uint8 or float32 in [0, 1]."""
+        layout, device = kwargs.get("input_data_format"), kwargs.get("device")
+        if isinstance(image, np.ndarray):
+            image = tensor_of(image)
+        if isinstance(image, Tensor):
+            if image.ndim == 2:
+                image = image[None]
+            elif image.ndim == 3:
+                if layout is None and not {1, 3, 4}.isdisjoint((image.shape[0], image.shape[2])):
+                    layout = infer_channel_dimension_format(image, num_channels=(1, 3, 4))  # type: ignore[arg-type]
+                image = image.permute(2, 0, 1) if layout == "channels_last" else image
+            pixels = rgb_of_tensor(image)
+        else:
+            pixels = _decoded(image)
+        if kwargs.get("do_rescale") is False and not pixels.is_floating_point():
+            raise ValueError(
+                "do_rescale=False: the network takes [0, 1]; give floats in [0, 1], which are not rescaled"
+            )
+        return pixels if device is None else pixels.to(device)
 
     def _preprocess(self, images: list[Tensor], **kwargs: Any) -> BatchFeature:  # type: ignore[override]
         size = kwargs["size"]
@@ -100,6 +147,76 @@ class SimCLRImageProcessor(TorchvisionBackend):
             for i, pixels in zip(rows, done, strict=True):
                 pixel_values[i] = pixels
         return BatchFeature({"pixel_values": pixel_values}, tensor_type=kwargs["return_tensors"])
+
+
+def _refuse_options(options: dict[str, Any]) -> None:
+    """Name an option that would have no effect.
+
+    Raises:
+        ValueError: it is there.
+    """
+    for name, values in _ONLY.items():
+        value = options.get(name)
+        if value not in values and not (name == "rescale_factor" and math.isclose(value or 0, 1 / 255)):
+            raise ValueError(f"{name}={value}: the official transform has no such choice; leave it out")
+    if options.get("do_normalize") is None:
+        for name in ("image_mean", "image_std"):
+            if options.get(name) is not None:
+                raise ValueError(f"{name} has no effect without do_normalize=True")
+    elif options["do_normalize"] and None in (options.get("image_mean"), options.get("image_std")):
+        raise ValueError("do_normalize=True needs image_mean and image_std")
+
+
+def _flat(images: Any) -> Iterator[Any]:
+    """The single images of one image, a batch, or lists of them."""
+    if isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4):
+        for image in images:
+            yield from _flat(image)
+    else:
+        yield images
+
+
+def _decoded(source: Any) -> Tensor:
+    """A PIL image, a file's path or bytes, or a URL as (3, H, W) uint8.
+
+    Raises:
+        ValueError: it cannot be read; the text names it.
+        TypeError: it is no image.
+    """
+    name = (
+        "<PIL image>" if isinstance(source, Image.Image) else "<bytes>" if isinstance(source, bytes) else str(source)
+    )
+    if isinstance(source, str) and (embedded := re.match(r"data:image/[\w.+-]+;base64,", source)):
+        source, name = base64.b64decode(source[embedded.end() :]), embedded[0]
+    try:
+        if isinstance(source, Image.Image):
+            return to_tensor(rgb_of(source))
+        if not isinstance(source, (str, os.PathLike, bytes)):
+            raise TypeError(f"{type(source)} is no image: give a path, a URL, a PIL image, an array or a tensor")
+        try:  # by its name as text, since this file also travels without the package
+            load_image = importlib.import_module("simclr_hub.images").load_image
+        except ImportError:
+            return to_tensor(_from_file(source))
+    except TypeError:
+        raise
+    except Exception as e:
+        raise ValueError(f"{name}: {str(e) or type(e).__name__}") from e
+    pixels: Tensor = load_image({"bytes": source, "path": name} if isinstance(source, bytes) else source).pixels
+    return pixels
+
+
+def _from_file(source: str | os.PathLike[str] | bytes) -> Image.Image:
+    """A file as upright RGB, without the package."""
+    wanted = "needs the package simclr-hub (pip install 'simclr-hub[formats]')"
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        raise ValueError(f"reading a URL {wanted}; or download it")
+    data, suffix = (source, ".tif") if isinstance(source, bytes) else (Path(source).read_bytes(), Path(source).suffix)
+    if is_raw(data) or (data.startswith((b"II*\0", b"MM\0*")) and suffix.lower() not in (".tif", ".tiff")):
+        raise ValueError(f"camera RAW {wanted}")
+    try:
+        return read_picture(data, loaded_rgb)
+    except UnidentifiedImageError as e:
+        raise ValueError(f"not an image of a format that Pillow reads; HEIC and JPEG XL {wanted}") from e
 
 
 def transform(x: Tensor, size: int, *, exact: bool = False, crop_proportion: float = 0.875) -> Tensor:

@@ -1,41 +1,31 @@
 """Anything a user calls an image, to its bytes (read once), their hash, and upright RGB.
 
-Unusual: formats are decided by content from an allowlist (an EPS or SVG named .jpg starts no decoder); 16-bit and
-float images are scaled, not clipped to white; transparency lies over white; EXIF orientation and embedded colour
-profiles are applied.
+Unusual: formats are decided by content from an allowlist (an EPS or SVG named .jpg starts no decoder). What becomes of
+the pixels is in `headers` and `pixels`, which the image processor shares.
 """
 
 import hashlib
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from .colour import to_srgb
 from .errors import CorruptImageError, ImageError, ImageTooLargeError, UnreadableImageError, UnsupportedImageError
-from .formats import FORMATS, READERS, SUFFIXES, open_image
+from .formats import READERS, SUFFIXES, open_image
+from .headers import FORMATS, NotReadError, read_picture
 from .metadata import read_info
+from .pixels import loaded_rgb, rgb_of, rgb_of_tensor, tensor_of, to_tensor
 from .web import fetch, is_url, shown_url
 
 #: Larger files are refused unread. Pixels are bounded by Pillow: twice `PIL.Image.MAX_IMAGE_PIXELS`, 179 million.
 MAX_BYTES = 1 << 29
-
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True)
@@ -101,8 +91,10 @@ def load_image(source: Any, *, reduce_to: int | None = None) -> LoadedImage:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return load_bytes(bytes(source), "<bytes>", reduce_to)
     if isinstance(source, Image.Image):
-        info = read_info(source)
-        return _hashed(_pixels(upright_rgb(source, "<PIL image>")), info)
+        info = read_info(source) if source.format != "PNG" else None
+        with _named_errors("<PIL image>"):
+            pixels = to_tensor(rgb_of(source))
+        return _hashed(pixels, read_info(source) if info is None else info)
     if isinstance(source, np.ndarray):
         return _hashed(_from_array(source, channels_last=True))
     if isinstance(source, Tensor):
@@ -139,7 +131,7 @@ def load_bytes(data: bytes, name: str, reduce_to: int | None = None, content_has
         ImageError: see `decode_with_info`.
     """
     image, info = decode_with_info(data, name, reduce_to)
-    return LoadedImage(_pixels(image), content_hash or hashlib.sha256(data).digest(), info)
+    return LoadedImage(to_tensor(image), content_hash or hashlib.sha256(data).digest(), info)
 
 
 def describe(source: Any) -> str:
@@ -216,17 +208,29 @@ def decode_with_info(data: bytes, name: str, reduce_to: int | None = None) -> tu
     """
     if len(data) > MAX_BYTES:
         raise ImageTooLargeError(f"{name}: more than {MAX_BYTES:,} bytes")
-    try:
-        image, info = open_image(data, name)
+
+    def use(image: Image.Image, info: dict[str, Any] | None = None) -> tuple[Image.Image, dict[str, Any]]:
         with image:
             if image.format != "PNG":
                 info = info or read_info(image)
             if reduce_to is not None and image.format in ("JPEG", "MPO"):  # HEIF would give its thumbnail
                 image.draft(None, (reduce_to, reduce_to))
-            image.load()
-            return upright_rgb(image, name), info or read_info(image)
+            return loaded_rgb(image), info or read_info(image)
+
+    with _named_errors(name):
+        opened = open_image(data, name)
+        return use(*opened) if opened else read_picture(data, use)
+
+
+@contextmanager
+def _named_errors(name: str) -> Iterator[None]:
+    """Whatever the readers raise as an `ImageError` that names the image."""
+    try:
+        yield
     except ImageError:
         raise
+    except NotReadError as e:
+        raise UnsupportedImageError(f"{name}: {e}") from e
     except UnidentifiedImageError as e:
         known = ", ".join((*FORMATS, *READERS))
         raise UnsupportedImageError(f"{name}: not an image of a supported format ({known})") from e
@@ -236,74 +240,17 @@ def decode_with_info(data: bytes, name: str, reduce_to: int | None = None) -> tu
         raise CorruptImageError(f"{name}: damaged image: {str(e) or type(e).__name__}") from e
 
 
-def upright_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Any mode as sRGB, rotated as its EXIF says.
-
-    Raises:
-        CorruptImageError: float pixels that are not finite.
-    """
-    try:
-        turn = _TRANSPOSE.get(image.getexif().get(0x0112, 1))
-    except Exception:  # damaged EXIF is no reason to lose the photo
-        turn = None
-    rgb = to_srgb(image, _rgb(image, name))
-    return rgb if turn is None else rgb.transpose(turn)
-
-
-def _rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        return Image.fromarray(_to_uint8(np.asarray(image), name)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    if image.mode == "LAB":
-        convert: Callable[..., Image.Image | None] = ImageCms.profileToProfile
-        srgb = convert(image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB")
-        assert srgb is not None  # None only with inPlace=True
-        return srgb
-    return image.convert("RGB")
-
-
-def _to_uint8(values: np.ndarray, name: str) -> np.ndarray:
-    """Wide grey values to 8 bits: by their range (0..1, 8, 16 or 32 bits), not by clipping."""
-    wide = values.astype(np.float64)
-    if not np.isfinite(wide).all():
-        raise CorruptImageError(f"{name}: pixels that are not finite")
-    top = float(wide.max(initial=0))
-    if values.dtype.kind == "u" and values.dtype.itemsize == 2:  # of either byte order
-        full = 65535.0
-    else:
-        full = next((r for r in (255.0, 65535.0) if top <= r), max(2.0**32 - 1, top))
-        if values.dtype.kind == "f" and top < 2:  # of 0..1, which a lossy encoder may exceed a little
-            full = 1.0
-    return np.rint(wide.clip(0, full) * (255 / full)).astype(np.uint8)
-
-
-def _pixels(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (3, H, W) uint8
-
-
 def _from_array(array: np.ndarray, *, channels_last: bool) -> Tensor:
     name = f"<array of shape {array.shape}, {array.dtype}>"
     if array.ndim == 2:
-        array = array[..., None]
-    elif array.ndim == 3 and not channels_last:
-        array = array.transpose(1, 2, 0)
-    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
+        array = array[None]
+    elif array.ndim == 3 and channels_last:
+        array = array.transpose(2, 0, 1)
+    if array.ndim != 3 or array.shape[0] not in (1, 3, 4) or 0 in array.shape:
         order = "(H, W), (H, W, C)" if channels_last else "(H, W), (C, H, W)"
         raise UnsupportedImageError(f"{name}: an image is {order} with C of 1, 3 or 4")
-    if array.dtype == np.uint16:
-        array = np.rint(array / 257).astype(np.uint8)
-    if array.dtype == np.uint8:
-        return _pixels(_rgb(Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array), name))
-    if array.dtype.kind != "f":
-        raise UnsupportedImageError(f"{name}: pixels must be uint8, uint16, or float in [0, 1]")
-    pixels = torch.from_numpy(array.astype(np.float32)).permute(2, 0, 1)
-    if not (pixels.isfinite().all() and pixels.min() >= 0 and pixels.max() <= 1):
-        raise UnsupportedImageError(f"{name}: float pixels must lie in [0, 1]; divide by 255 first")
-    if len(pixels) == 4:
-        pixels = pixels[:3] * pixels[3:] + (1 - pixels[3:])
-    return pixels.expand(3, -1, -1).contiguous()
+    with _named_errors(name):
+        return rgb_of_tensor(tensor_of(array))
 
 
 def _hashed(pixels: Tensor, info: dict[str, Any] | None = None) -> LoadedImage:

@@ -18,6 +18,7 @@ from .configuration_simclr import SimCLRConfig
 from .errors import CheckpointError
 from .image_processing_simclr import SimCLRImageProcessor
 from .modeling_simclr import SimCLRModel
+from .whitening import WHITENING_NAMES, Whitening
 
 DEFAULT = "default"
 #: What of a Hub repository is downloaded: never code, never a pickle.
@@ -54,6 +55,22 @@ def load(name: str | os.PathLike[str] | None = None) -> tuple[SimCLRModel, SimCL
     return model.eval(), processor
 
 
+def load_whitening(name: str | os.PathLike[str] | None = None, layer: str = "h") -> Whitening | None:
+    """The whitening that comes with a checkpoint; None if none does.
+
+    Args:
+        name: as for `load`.
+        layer: "h" or "h+stage3"; there is none for others.
+
+    Raises:
+        CheckpointError: there is no such model, or its whitening is damaged.
+    """
+    if layer not in WHITENING_NAMES:
+        return None
+    path = _locate(name)[0] / WHITENING_NAMES[layer]
+    return Whitening.load(path) if path.exists() else None
+
+
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Without transformers' own progress bars, for loading and saving, which take a moment."""
@@ -85,6 +102,7 @@ _NOT_IDENTITY = {
     "projection_layers",
     "projection_type",
     "projection_dim",
+    "projection_hidden_dim",
     "classifier_layer",
     "image_size",
 }

@@ -217,14 +217,13 @@ class SimCLRProjectionLayer(nn.Module):
 
 
 class SimCLRProjectionHead(nn.Module):
-    """g: `projection_layers` layers from h's width D through D to `projection_dim`; for training only."""
+    """g: `projection_layers` layers from h's width D to `projection_dim`; for training only."""
 
     def __init__(self, config: SimCLRConfig):
         super().__init__()
-        n, d = config.projection_layers, config.hidden_size
+        n, widths = config.projection_layers, [config.hidden_size, *config.projection_sizes]
         self.layers = nn.ModuleList(
-            SimCLRProjectionLayer(config, d, config.projection_dim if j == n - 1 else d, last=j == n - 1)
-            for j in range(n)
+            SimCLRProjectionLayer(config, widths[j], widths[j + 1], last=j == n - 1) for j in range(n)
         )
 
     def forward(self, h: Tensor) -> tuple[Tensor, ...]:
@@ -357,8 +356,7 @@ class SimCLRForImageClassification(SimCLRPreTrainedModel):
     def __init__(self, config: SimCLRConfig):
         super().__init__(config)
         self.simclr = SimCLRModel(config)
-        n = config.classifier_layer
-        width = config.projection_dim if 0 < n == config.projection_layers else config.hidden_size
+        width = [config.hidden_size, *config.projection_sizes][config.classifier_layer]
         self.classifier = nn.Linear(width, config.num_labels or 0)
         self.post_init()
 

@@ -146,6 +146,10 @@ def _stack(graph: _Graph, out: str, args: list[Any], node: Any) -> None:
     graph.add("Concat", parts, out, axis=axis)
 
 
+def _concatenate(graph: _Graph, out: str, args: list[Any], node: Any) -> None:
+    graph.add("Concat", args[0], out, axis=args[1] if len(args) > 1 else 0)
+
+
 def _select(graph: _Graph, out: str, args: list[Any], node: Any) -> None:
     index = graph.integers(f"{out}_index", [args[2]])
     axes = graph.integers(f"{out}_axes", [args[1]])
@@ -180,6 +184,7 @@ _OPERATORS: dict[str, _Writer] = {
     "aten.chunk.default": _chunk,
     "<built-in function getitem>": _getitem,
     "aten.stack.default": _stack,
+    "aten.cat.default": _concatenate,
     "aten.select.int": _select,
 }
 

@@ -1,4 +1,4 @@
-"""Camera RAW files: told from TIFF files by their content, and made a picture.
+"""Camera RAW files, made a picture.
 
 A camera writes the JPEG that it would have saved into each RAW file. Where that preview is large enough it is the
 picture: it looks as the photo was meant to, as its JPEG twin does, and decoding it is much faster than developing the
@@ -6,7 +6,6 @@ sensor's values. Otherwise these are developed at half size, with the camera's w
 """
 
 import io
-import struct
 from contextlib import suppress
 from types import ModuleType
 from typing import Any
@@ -15,48 +14,13 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from .errors import CorruptImageError, ImageTooLargeError, UnsupportedImageError
+from .headers import is_raw as is_raw
 from .metadata import exif_info
 
 #: A preview is used from this short side on: twice what the networks look at.
 PREVIEW_SIDE = 512
 
-_MAGIC = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FOVb", b"\0MRM", b"II\x1a\0\0\0HEAPCCDR")
-_PHOTOMETRIC, _SUB_IFDS, _DNG_VERSION = 262, 330, 50706
-_SENSOR_VALUES = (32803, 34892)  # photometric interpretation: a colour filter array, or linear RAW
-_MAX_IFDS, _MAX_ENTRIES = 32, 1000
 _ORIENTATIONS = (1, 2, 4, 3, 5, 8, 6, 7)  # EXIF's numbers for LibRaw's flips
-
-
-def is_raw(data: bytes) -> bool:
-    """Whether these bytes are a camera's RAW file; not every camera's can be told by content."""
-    if data.startswith(_MAGIC) or data[4:12] == b"ftypcrx ":
-        return True
-    return data[:4] in (b"II*\0", b"MM\0*") and (data[8:10] == b"CR" or _holds_sensor_values(data))
-
-
-def _holds_sensor_values(tiff: bytes) -> bool:
-    """Whether one of a TIFF's directories, or of those below them, is of RAW values."""
-    order = "<" if tiff[:2] == b"II" else ">"
-    todo, seen = [struct.unpack_from(order + "I", tiff, 4)[0]] if len(tiff) >= 8 else [], set[int]()
-    while todo and len(seen) < _MAX_IFDS:
-        at = todo.pop(0)
-        if at in seen or at == 0:
-            continue
-        seen.add(at)
-        with suppress(struct.error):  # it ends outside the file
-            (count,) = struct.unpack_from(order + "H", tiff, at)
-            for i in range(min(count, _MAX_ENTRIES)):
-                tag, kind, n, value = struct.unpack_from(order + "HHII", tiff, at + 2 + 12 * i)
-                if tag == _DNG_VERSION:
-                    return True
-                (short,) = struct.unpack_from(order + "H", tiff, at + 10 + 12 * i)
-                if tag == _PHOTOMETRIC and short in _SENSOR_VALUES:
-                    return True
-                if tag == _SUB_IFDS and kind in (4, 13):
-                    n = min(n, _MAX_IFDS)
-                    todo += [value] if n == 1 else struct.unpack_from(f"{order}{n}I", tiff, value)
-            todo.append(struct.unpack_from(order + "I", tiff, at + 2 + 12 * count)[0])
-    return False
 
 
 def open_raw(rawpy: ModuleType, data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, dict[str, Any]]:

@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from .archives import archive_images, is_archive
-from .errors import UnreadableImageError
-from .images import FileBytes, UnusableImage, describe, is_image_name
+from .errors import RootUnavailableError, UnreadableImageError
+from .images import FileBytes, UnusableImage, describe
+from .scan import Rules, scan
 from .web import is_url
 
 
@@ -22,6 +23,8 @@ def as_sources(images: Any, chosen: Iterator[bool] | None = None) -> Any:
     Of an archive those that are `chosen`, see `archive_images`; of anything else all.
     """
     if isinstance(images, (str, os.PathLike)):
+        if os.fspath(images).startswith("~"):
+            images = os.path.expanduser(images)
         if os.path.isdir(images):
             return folder_images(images)
         return archive_images(images, chosen) if is_archive(images) and not is_url(images) else [images]
@@ -50,22 +53,24 @@ def every_nth(given: Sequence[str], part: int, parts: int) -> tuple[Iterator[Any
     return chain.from_iterable(each), total
 
 
-def folder_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """Every image file below a folder by its suffix, sorted by path; symbolic links to folders are not followed.
+def folder_images(folder: str | os.PathLike[str], rules: Rules | None = None) -> list[Path]:
+    """Return every photo below a folder that a scan finds, sorted by path; see `simclr_hub.scan`.
 
     Raises:
         UnreadableImageError: the folder, or one below it, cannot be listed, or there is no image in it.
     """
-
-    def refuse(error: OSError) -> None:
-        raise UnreadableImageError(f"{describe(error.filename)}: {error.strerror}") from error
-
-    found = [
-        Path(root, name) for root, _, names in os.walk(folder, onerror=refuse) for name in names if is_image_name(name)
-    ]
-    if not found:
-        raise UnreadableImageError(f"{describe(folder)}: no image files in this folder")
-    return sorted(found)
+    root = os.fsencode(os.path.abspath(folder))
+    try:
+        listing = scan(root, rules=rules)
+    except RootUnavailableError as e:
+        raise UnreadableImageError(f"{describe(folder)}: {e.__cause__}") from e
+    for path, why in sorted(listing.errors.items()):
+        raise UnreadableImageError(f"{describe(os.path.join(folder, os.fsdecode(path)))}: {why}")
+    if not listing.photos:
+        left_out = ", ".join(f"{n:,} {reason}" for reason, n in sorted(listing.skipped.items()))
+        told = f" ({left_out})" if left_out else ""
+        raise UnreadableImageError(f"{describe(folder)}: no image files in this folder{told}")
+    return [Path(folder, os.fsdecode(path)) for path in sorted(listing.photos)]
 
 
 def dataset_images(dataset: Any) -> Iterable[Any]:

@@ -34,6 +34,7 @@ def test_v2_has_three_layers_and_selective_kernels_on_request():
         ({"depths": (3, 0)}, "depths"),
         ({"se_ratio": 2.0}, "se_ratio"),
         ({"projection_dim": 0}, "projection_dim"),
+        ({"projection_hidden_dim": 0}, "projection_hidden_dim=0"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_named(wrong, named):

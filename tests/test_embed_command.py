@@ -21,7 +21,7 @@ def embedded(run, tiny_dir):
     """Run `embed` with the tiny model: (exit code, what it tells, paths, vectors)."""
 
     def embedded(*arguments):
-        code, out, _ = run("embed", *arguments, "-o", "out.npz", "--model", tiny_dir, "--json")
+        code, out, _ = run("embed", *arguments, "-o", "out.npz", "--model", tiny_dir, "--json", "--strict")
         with np.load("out.npz") as saved:
             return code, json.loads(out), saved["paths"].tolist(), saved["vectors"]
 

@@ -122,6 +122,7 @@ with torch.no_grad():
         "pipeline": pipeline("image-feature-extraction", repo, **options)(photo, pool=True)[0],
         "labels": {r["label"]: r["score"] for r in pipeline("image-classification", repo, **options)(photo)},
         "logits": classifier(**pixels).logits[0].tolist(),
+        "path": torch.equal(processor(images=photo, return_tensors="pt")["pixel_values"], pixels["pixel_values"]),
         "modules": sorted({type(x).__module__.partition(".")[0] for x in (model, processor, backbone, classifier)}),
     }
 """
@@ -166,6 +167,7 @@ def test_identical_h_everywhere(empty, ours, model_dir):
     refused = ours.run(bare, repo="org/model", photo=PHOTO, options={"trust_remote_code": False})
     assert "trust_remote_code=True" in refused["message"]
     _run_the_cards_own_lines(empty, ours, exact)
+    assert with_us["path"] and remote["path"]
     for found in (with_us, remote):
         for way in ("AutoModel", "AutoBackbone", "pipeline"):
             np.testing.assert_array_equal(np.float32(found[way]), exact, err_msg=way)

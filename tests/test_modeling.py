@@ -4,6 +4,7 @@ from tiny import randomized, tiny_config
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 from simclr_hub import (
+    Embedder,
     SimCLRBackbone,
     SimCLRConfig,
     SimCLRForImageClassification,
@@ -27,6 +28,20 @@ def test_outputs_have_the_contracts_shapes(tiny_model):
     plain = tiny_model(torch.rand(2, 3, 64, 64))
     assert plain.projections is None and plain.hidden_states is None
     assert isinstance(tiny_model(torch.rand(2, 3, 64, 64), return_dict=False), tuple)
+
+
+def test_the_width_of_g_apart_from_hs(tmp_path):
+    config = tiny_config(projection_layers=3, projection_hidden_dim=24, projection_dim=8, classifier_layer=2)
+    out = SimCLRModel(config).eval()(torch.rand(2, 3, 64, 64), output_projections=True)
+    assert [z.shape[1] for z in out.projections] == config.projection_sizes == [24, 24, 8]
+    classifier = SimCLRForImageClassification(config)
+    assert classifier.classifier.in_features == 24
+    classifier.save_pretrained(tmp_path)
+    loaded = SimCLRModel.from_pretrained(tmp_path)
+    assert loaded.config.projection_hidden_dim == 24
+    assert [Embedder(loaded, layer=layer).dim for layer in ("h", "g1", "z")] == [256, 24, 8]
+    assert tiny_config(projection_layers=3).projection_sizes == [256, 256, 128]
+    assert tiny_config(projection_layers=0).projection_sizes == []
 
 
 def test_training_starts_as_the_official_code_does():

@@ -8,8 +8,11 @@ from simclr_hub.errors import RecipeError
 
 from .optimization import LR_SCALINGS, OPTIMIZERS
 
+LOSSES = ("nt_xent", "dcl")
+
 _ALLOWED = {
     "temperature": "must be positive",
+    "loss": f"is not one of {', '.join(LOSSES)}",
     **dict.fromkeys(("momentum", "ema_decay", "memory_momentum"), "must be within [0, 1)"),
     "optimizer": f"is not one of {', '.join(OPTIMIZERS)}",
     "lr_scaling": f"is not one of {', '.join(LR_SCALINGS)}",
@@ -22,7 +25,8 @@ class SimCLRTrainingArguments(TrainingArguments):
 
     Args:
         batch_size: images in the global batch, shared out among all processes; 0: per_device_train_batch_size counts.
-        temperature: of NT-Xent.
+        loss: "nt_xent", or "dcl": without the positive in the denominator (arXiv 2110.06848).
+        temperature: of the loss.
         optimizer: "lars", "sgd" (Nesterov, as the official momentum optimiser) or "adamw".
         momentum: of LARS and SGD.
         lr_scaling: "none": learning_rate is the peak; "linear": times batch / 256; "sqrt": times the batch's root.
@@ -40,6 +44,7 @@ class SimCLRTrainingArguments(TrainingArguments):
     """
 
     batch_size: int = field(default=0)
+    loss: str = field(default="nt_xent")
     temperature: float = field(default=0.1)
     optimizer: str = field(default="lars")
     momentum: float = field(default=0.9)
@@ -55,6 +60,7 @@ class SimCLRTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         for name, allowed in (
             ("temperature", self.temperature > 0),
+            ("loss", self.loss in LOSSES),
             ("momentum", 0 <= self.momentum < 1),
             ("ema_decay", 0 <= self.ema_decay < 1),
             ("memory_momentum", 0 <= self.memory_momentum < 1),
@@ -90,5 +96,5 @@ class SimCLRTrainingArguments(TrainingArguments):
 
     @property
     def global_batch(self) -> int:
-        """Images in a step, over all processes; its 2N views are what a view is compared with."""
+        """Images in a step, over all processes."""
         return int(self.per_device_train_batch_size * self.world_size)

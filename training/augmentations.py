@@ -11,7 +11,7 @@ Unusual: the parameters of a whole batch are drawn first and its views then made
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ from .transforms import (
     Jitter,
     Resize,
     Sometimes,
+    are_numbers,
     check_probability,
     check_strengths,
 )
@@ -78,6 +79,9 @@ class Views:
 
     Args:
         size: side of a view in pixels.
+        count: views of each image in a batch; every pair of them is positive.
+        sizes: a schedule over the run: {from: share of the steps, size: ..., area: ...}, in order; from there on these
+            take the place of `size` and `area`. Small views first cost less: FixRes, arXiv 1906.06423.
         resample: "bicubic" (TensorFlow 1's, the official one) or "bilinear".
         area: crop's share of the image's area.
         strength: scales the jitter: 1 for ImageNet, 0.5 for CIFAR-10.
@@ -88,7 +92,7 @@ class Views:
         blur_p: probability that a sample is blurred.
         operations: names or {name: {key: value}}, applied in order; the keys above are their defaults.
             Names and keys: `OPERATIONS`. The first of all is crop or resize.
-        shared: operations applied once to an image, before its two views part.
+        shared: operations applied once to an image, before its views part.
         one_branch: only the first view of a pair undergoes `operations`; the second is the image after `shared`.
 
     Raises:
@@ -96,6 +100,8 @@ class Views:
     """
 
     size: int
+    count: int = 2
+    sizes: Sequence[Mapping[str, Any]] = ()
     resample: str = "bicubic"
     area: Sequence[float] = (0.08, 1.0)
     strength: float = 1.0
@@ -109,6 +115,9 @@ class Views:
     one_branch: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.count, int) or self.count < 2:
+            raise ValueError(f"count={self.count!r} must be a whole number of views, 2 or more")
+        self._stages = self._scheduled()
         check_strengths("jitter", self.jitter)
         for name in ("jitter_p", "greyscale_p", "blur_p"):
             check_probability(name, getattr(self, name))
@@ -130,6 +139,8 @@ class Views:
             raise ValueError(
                 "one_branch=True needs shared=[crop] or shared=[resize]: the other branch's whole pipeline"
             )
+        if self.one_branch and self.count != 2:
+            raise ValueError(f"one_branch=True is for two views, not count={self.count}")
         if not isinstance(next(iter([*self._shared, *self._operations]), None), Resize):
             raise ValueError(f"shared={self.shared}, operations={self.operations}: the first must be crop or resize")
 
@@ -137,23 +148,48 @@ class Views:
         """One view of each image of (B, 3, H, W), uint8 or float in [0, 1]: float32 (B, 3, size, size)."""
         return self._views(images, 1)[0]
 
+    def at(self, progress: float) -> "Views":
+        """Return the views to draw after a share `progress` of the run's steps, in [0, 1]."""
+        return next((views for start, views in reversed(self._stages) if start <= progress), self)
+
+    def _scheduled(self) -> list[tuple[float, "Views"]]:
+        """Build what each entry of `sizes` says."""
+        stages: list[tuple[float, Views]] = []
+        if not isinstance(self.sizes, (list, tuple)):
+            raise ValueError(f"sizes={self.sizes!r} must be a list of {{from: ..., size: ..., area: ...}}")
+        for entry in self.sizes:
+            if not isinstance(entry, Mapping) or "from" not in entry or not set(entry) <= {"from", "size", "area"}:
+                raise ValueError(f"sizes: {entry!r} needs from, and size or area or both beside it")
+            start = entry["from"]
+            if not are_numbers(start) or not (stages[-1][0] if stages else 0) < start < 1:
+                raise ValueError(f"sizes: from={start!r} must lie between 0 and 1, each above the one before")
+            changed = {key: entry[key] for key in ("size", "area") if key in entry}
+            stages.append((float(start), replace(stages[-1][1] if stages else self, sizes=(), **changed)))
+        return stages
+
+    def batch(self, images: Tensor) -> Tensor:
+        """From (B, 3, H, W), uint8 or float in [0, 1], `count` views of each, float32 (count, B, 3, size, size)."""
+        return torch.stack(self._views(images, self.count))
+
     def pair(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """From (B, 3, H, W), uint8 or float in [0, 1], two views of each, float32 (B, 3, size, size)."""
         a, b = self._views(images, 2)
         return a, b
 
     def of_image(self, image: Tensor) -> Tensor:
-        """The two views (2, 3, size, size) of a decoded photo of any size (3, H, W), uint8.
+        """The views (count, 3, size, size) of a decoded photo of any size (3, H, W), uint8.
 
         For data-loader workers: torch seeds each worker's generator. The blur's sigma is each image's own.
         """
-        return torch.cat(self.pair(image[None]))
+        return self.batch(image[None])[:, 0]
 
     def describe(self) -> str:
         """One line for people: size, operations in order, and the probability of each that is below 1."""
         shared = f"shared {_listed(self._shared)}; " if self._shared else ""
         branches = "view a alone" if self.one_branch else "each view"
-        return f"{self.size} px {self.resample}; {shared}{branches} {_listed(self._operations)}"
+        sizes = "".join(f", from {start:.0%} of the run {views.size} px" for start, views in self._stages)
+        count = f"; {self.count} views" if self.count > 2 else ""
+        return f"{self.size} px {self.resample}{sizes}{count}; {shared}{branches} {_listed(self._operations)}"
 
     @torch.no_grad()
     def _views(self, images: Tensor, count: int) -> list[Tensor]:

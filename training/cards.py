@@ -20,6 +20,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_res
 from simclr_hub._files import write_file
 from simclr_hub.configuration_simclr import SimCLRConfig
 from simclr_hub.errors import PublishError
+from simclr_hub.whitening import Whitening
 
 from .architecture import count, describe
 from .card_check import check_card
@@ -79,6 +80,7 @@ class Card:
         published: the authors' numbers.
         published_note: which of them belong to this checkpoint.
         measured: numbers measured with this package.
+        limits: where it fails, in sentences.
         proof: how the conversion was checked, for converted weights.
         differences: with it, layer -> largest difference.
         licence: its identifier on the Hub.
@@ -88,6 +90,7 @@ class Card:
         base_model: the id of what it was fine-tuned from.
         task: the pipeline that shows it.
         processor: the image processor's options, if they are not the official ones.
+        whitening: of h, if one comes with the weights.
     """
 
     name: str
@@ -101,6 +104,7 @@ class Card:
     published: tuple[Result, ...] = ()
     published_note: str = ""
     measured: tuple[Result, ...] = ()
+    limits: tuple[str, ...] = ()
     proof: str = ""
     differences: Mapping[str, float] | None = None
     licence: str = "apache-2.0"
@@ -110,6 +114,7 @@ class Card:
     base_model: str | None = None
     task: str = "image-feature-extraction"
     processor: Mapping[str, Any] = field(default_factory=dict)
+    whitening: Whitening | None = None
 
     @property
     def results(self) -> tuple[Result, ...]:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .losses import nt_xent_loss, nt_xent_loss_to_keys
+from .losses import multi_view_loss, multi_view_loss_to_keys
 
 
 def world_size() -> int:
@@ -33,13 +33,13 @@ def gather(x: Tensor) -> Tensor:
     return _Gather.apply(x) if world_size() > 1 else x
 
 
-def gather_views(z_a: Tensor, z_b: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Both views of all processes, each (W x N, d), with gradient, and where this process's rows begin in them."""
+def gather_views(z: Tensor) -> tuple[Tensor, int]:
+    """Gather views (k, N, d) to (k, W x N, d), with gradient; also return where this process's images begin."""
     if world_size() == 1:
-        return z_a, z_b, 0
-    n, d = z_a.shape
-    views = gather(torch.stack([z_a, z_b])).view(-1, 2, n, d)  # (W, 2, N, d), in one collective
-    return views[:, 0].reshape(-1, d), views[:, 1].reshape(-1, d), n * dist.get_rank()
+        return z, 0
+    k, n, d = z.shape
+    views = gather(z).view(-1, k, n, d)  # (W, k, N, d), in one collective
+    return views.transpose(0, 1).reshape(k, -1, d), n * dist.get_rank()
 
 
 def global_nt_xent_loss(
@@ -50,30 +50,41 @@ def global_nt_xent_loss(
     negatives: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """`nt_xent_loss` of this process's rows against the embeddings of all processes.
+    """`nt_xent_loss` of this process's rows against the embeddings of all; see `global_multi_view_loss`."""
+    z = torch.stack([z_a, z_b])
+    return global_multi_view_loss(z, temperature, negatives=negatives, chunk_size=chunk_size)
+
+
+def global_multi_view_loss(
+    z: Tensor,
+    temperature: float = 0.1,
+    *,
+    decoupled: bool = False,
+    negatives: Tensor | None = None,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """`multi_view_loss` of this process's rows against the embeddings of all processes.
 
     Args:
-        z_a: (N, d), this process's first views; N must be the same on all.
-        z_b: (N, d), its second views.
+        z: (k, N, d), this process's views; k and N must be the same on all.
         temperature: divides the cosine similarities; > 0.
+        decoupled: leave an image's other views out of the denominator.
         negatives: (M, d), further negatives, the same on every process.
         chunk_size: as in `nt_xent_loss`.
 
     Returns:
-        Scalar, the mean over this process's 2N rows. The mean over processes is the loss of the global batch, and
+        Scalar, the mean over this process's kN rows. The mean over processes is the loss of the global batch, and
         DDP's mean of the gradients is its gradient: do not scale it by the number of processes.
 
     Raises:
         ValueError: as `nt_xent_loss`.
     """
+    settings: Any = {"decoupled": decoupled, "negatives": negatives, "chunk_size": chunk_size}
     if world_size() == 1:
-        return nt_xent_loss(z_a, z_b, temperature, negatives=negatives, chunk_size=chunk_size)
-    precise = torch.promote_types(z_a.dtype, torch.float32)  # gradients are summed over processes in it
-    z_a, z_b = z_a.to(precise), z_b.to(precise)
-    keys_a, keys_b, offset = gather_views(z_a, z_b)
-    return nt_xent_loss_to_keys(
-        z_a, z_b, keys_a, keys_b, temperature, offset=offset, negatives=negatives, chunk_size=chunk_size
-    )
+        return multi_view_loss(z, temperature, **settings)
+    z = z.to(torch.promote_types(z.dtype, torch.float32))  # gradients are summed over processes in it
+    keys, offset = gather_views(z)
+    return multi_view_loss_to_keys(z, keys, temperature, offset=offset, **settings)
 
 
 class _Gather(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""How good features are: the accuracy of the nearest neighbours, without training anything."""
+"""How good features are: the accuracy and the precision of the nearest neighbours, without training anything."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -32,30 +32,64 @@ def similarities(queries: Tensor, bank: Tensor, rows: int = 500) -> Iterator[Ten
         yield chunk @ bank.T
 
 
+def knn_predictions(
+    queries: Tensor, bank: Tensor, bank_labels: Tensor, sizes: Sequence[int] = (), neighbours: int = NEIGHBOURS
+) -> Tensor:
+    """The class of each query by a majority vote of the nearest by cosine, (S, Q); nearer neighbours break ties.
+
+    Args:
+        queries: (Q, D).
+        bank: (M, D), what votes.
+        bank_labels: (M,), its classes.
+        sizes: S of them, one row for each: only the first so many of the bank vote; all of it if empty.
+        neighbours: that vote.
+    """
+    sizes = sizes or [len(bank)]
+    classes = int(bank_labels.max()) + 1
+    # Earlier neighbours weigh more by less than a vote together: they decide ties and nothing else.
+    weights = 1 + torch.linspace(1e-3, 0, neighbours)
+    chunks = []
+    for chunk in similarities(queries, bank):
+        votes = torch.zeros(len(sizes), len(chunk), classes)
+        for of_size, size in zip(votes, sizes, strict=True):
+            k = min(neighbours, size, len(bank))
+            nearest = bank_labels[chunk[:, :size].topk(k).indices]  # (rows, k), nearest first
+            of_size.scatter_add_(1, nearest, weights[:k].expand(len(chunk), k))
+        chunks.append(votes.argmax(2))
+    return torch.cat(chunks, 1)
+
+
 def knn_accuracy(
     queries: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, sizes: Sequence[int] = ()
 ) -> list[float]:
-    """Top-1 accuracy in percent of a majority vote of the 20 nearest by cosine; nearer neighbours break ties.
+    """Top-1 accuracy in percent of `knn_predictions` by 20 neighbours, one for each of `sizes`.
 
     Args:
         queries: (Q, D).
         labels: (Q,), their classes.
         bank: (M, D), what votes.
         bank_labels: (M,).
-        sizes: one accuracy for each: only the first so many of the bank vote; all of it if empty.
+        sizes: as there.
     """
-    sizes = sizes or [len(bank)]
-    right = [0] * len(sizes)
-    classes = int(bank_labels.max()) + 1
-    # Earlier neighbours weigh more by less than a vote together: they decide ties and nothing else.
-    weights = 1 + torch.linspace(1e-3, 0, NEIGHBOURS)
-    for chunk, truth in zip(similarities(queries, bank), labels.split(500), strict=True):
-        for i, size in enumerate(sizes):
-            k = min(NEIGHBOURS, size, len(bank))
-            nearest = bank_labels[chunk[:, :size].topk(k).indices]  # (rows, k), nearest first
-            votes = torch.zeros(len(chunk), classes).scatter_add_(1, nearest, weights[:k].expand(len(chunk), k))
-            right[i] += int((votes.argmax(1) == truth).sum())
-    return [100 * n / len(queries) for n in right]
+    right = (knn_predictions(queries, bank, bank_labels, sizes) == labels).sum(1)
+    return [100 * n / len(queries) for n in right.tolist()]
+
+
+def precision_at(vectors: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Of each image's k nearest others by cosine, the share of its own class, (N,) in [0, 1].
+
+    Args:
+        vectors: (N, D).
+        labels: (N,), their classes.
+        k: below N.
+    """
+    shares = []
+    for start, chunk in enumerate(similarities(vectors, vectors)):
+        own = torch.arange(len(chunk))
+        chunk[own, own + 500 * start] = -2  # below every cosine
+        nearest = labels[chunk.topk(k).indices]  # (rows, k)
+        shares.append((nearest == labels[500 * start :][: len(chunk), None]).float().mean(1))
+    return torch.cat(shares)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""NT-Xent, SimCLR's contrastive loss (arXiv 2002.05709, equation 1; official `objective.py`).
+"""NT-Xent, SimCLR's contrastive loss (arXiv 2002.05709, equation 1; official `objective.py`); DCL; several views.
 
 Unusual:
 - the similarities are never held at once: they are computed in square tiles, and again in the backward pass, so that
@@ -8,6 +8,7 @@ Unusual:
   paper's mean over 2N rows, half of what the official code logs.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,18 +46,72 @@ def nt_xent_loss(
         >>> nt_xent_loss(torch.eye(4), torch.eye(4), temperature=0.5)
         tensor(0.5944)
     """
-    tile = _check(z_a, z_b, 2, temperature, negatives, chunk_size)
-    with torch.autocast(z_a.device.type, enabled=False):
-        z = _unit(torch.cat([z_a, z_b]))  # (2N, d)
+    return multi_view_loss(_pair(z_a, z_b, "z"), temperature, negatives=negatives, chunk_size=chunk_size)
+
+
+def dcl_loss(
+    z_a: Tensor,
+    z_b: Tensor,
+    temperature: float = 0.1,
+    *,
+    negatives: Tensor | None = None,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Decoupled contrastive loss (arXiv 2110.06848): `nt_xent_loss` without the positive in the denominator.
+
+    Arguments, result and errors are those of `nt_xent_loss`. The value may be negative.
+
+    Example:
+        >>> dcl_loss(torch.eye(4), torch.eye(4), temperature=0.5)
+        tensor(-0.2082)
+    """
+    return multi_view_loss(
+        _pair(z_a, z_b, "z"), temperature, decoupled=True, negatives=negatives, chunk_size=chunk_size
+    )
+
+
+def multi_view_loss(
+    z: Tensor,
+    temperature: float = 0.1,
+    *,
+    decoupled: bool = False,
+    negatives: Tensor | None = None,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Contrast several views of each image: every pair of them is positive; two views give `nt_xent_loss`.
+
+    Row i with its positives P(i), the other views of its image, adds the mean over p in P(i) of
+    -log(exp(z_i . z_p / temperature) / sum over a of exp(z_i . z_a / temperature)), where a are all rows but i
+    (L_out of arXiv 2004.11362, equation 2), or `decoupled` all rows of other images (arXiv 2110.06848).
+
+    Args:
+        z: (k, N, d), projections of k >= 2 views of N images, any norm.
+        temperature: divides the cosine similarities; > 0.
+        decoupled: leave an image's other views out of the denominator.
+        negatives: (M, d), further negatives for every row.
+        chunk_size: as in `nt_xent_loss`.
+
+    Returns:
+        Scalar, the mean over the kN rows; of `nt_xent_loss`'s precision.
+
+    Raises:
+        ValueError: as `nt_xent_loss`.
+    """
+    tile = _check(z, 2, temperature, negatives, chunk_size)
+    k, n, _ = z.shape
+    with torch.autocast(z.device.type, enabled=False):
+        z = _unit(z)
+        rows = z.flatten(0, 1)  # (kN, d)
+        left_out = _left_out(n, k, decoupled)
         # Half of the tiles suffice as long as exp(-2 / temperature) is a normal float32.
         if temperature >= 0.025:
-            lse = _SelfLogSumExp.apply(z, temperature, tile)  # (2N,)
+            lse = _SelfLogSumExp.apply(rows, temperature, left_out, tile)  # (kN,)
         else:
-            lse = _LogSumExp.apply(z, z, temperature, 0, tile)
+            lse = _LogSumExp.apply(rows, rows, temperature, left_out, tile)
         if negatives is not None:
-            lse = torch.logaddexp(lse, _LogSumExp.apply(z, _unit(negatives), temperature, None, tile))
-        a, b = z.chunk(2)
-        return lse.mean() - (a * b).sum(1).mean() / temperature
+            lse = torch.logaddexp(lse, _LogSumExp.apply(rows, _unit(negatives), temperature, (), tile))
+        pairs = [(z[u] * z[v]).sum(1).mean() for u, v in itertools.combinations(range(k), 2)]
+        return lse.mean() - torch.stack(pairs).mean() / temperature
 
 
 def nt_xent_loss_to_keys(
@@ -70,72 +125,97 @@ def nt_xent_loss_to_keys(
     negatives: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """NT-Xent against keys that are other tensors: the batch of all processes, or a momentum copy's output.
+    """`multi_view_loss_to_keys` of two views: z_a and z_b (N, d), keys_a and keys_b (M, d)."""
+    return multi_view_loss_to_keys(
+        _pair(z_a, z_b, "z"),
+        _pair(keys_a, keys_b, "keys"),
+        temperature,
+        offset=offset,
+        negatives=negatives,
+        chunk_size=chunk_size,
+    )
 
-    Row i of `z_a` has its positive at `keys_b[offset + i]`; `keys_a[offset + i]`, the same view of the same image, is
-    left out; every other key is a negative. With the rows themselves as keys this is `nt_xent_loss`.
+
+def multi_view_loss_to_keys(
+    z: Tensor,
+    keys: Tensor,
+    temperature: float = 0.1,
+    *,
+    decoupled: bool = False,
+    offset: int = 0,
+    negatives: Tensor | None = None,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """`multi_view_loss` against keys that are other tensors: the batch of all processes, or a momentum copy's output.
+
+    Row z[v, i] has its positives at `keys[u, offset + i]`, u != v; `keys[v, offset + i]`, the same view of the same
+    image, is left out; every other key is a negative. With the rows themselves as keys this is `multi_view_loss`.
 
     Args:
-        z_a: (N, d), projections of the first views, any norm.
-        z_b: (N, d), projections of the second views, in the same order.
-        keys_a: (M, d), M >= N, keys of the first views; may require a gradient.
-        keys_b: (M, d), keys of the second views, in the same order.
+        z: (k, N, d), projections of k >= 2 views of N images, any norm.
+        keys: (k, M, d), M >= N, keys of the same views; may require a gradient.
         temperature: divides the cosine similarities; > 0.
+        decoupled: leave an image's other views out of the denominator.
         offset: where the keys of this batch's images begin.
         negatives: (K, d), further negatives for every row, such as a queue's.
         chunk_size: as in `nt_xent_loss`.
 
     Returns:
-        Scalar, the mean over the 2N rows; of `nt_xent_loss`'s precision.
+        Scalar, the mean over the kN rows; of `nt_xent_loss`'s precision.
 
     Raises:
         ValueError: shapes or an offset that do not fit, fewer than 2 images among the keys, or a temperature or
             chunk size that is not positive.
     """
-    tile = _check(z_a, z_b, 1, temperature, negatives, chunk_size)
-    n, m = len(z_a), len(keys_a)
-    if keys_a.ndim != 2 or keys_a.shape != keys_b.shape or keys_a.shape[1] != z_a.shape[1] or m < 2:
-        raise ValueError(
-            f"keys_a and keys_b must be (M, {z_a.shape[1]}) alike with M >= 2, "
-            f"got {tuple(keys_a.shape)}, {tuple(keys_b.shape)}"
-        )
+    tile = _check(z, 1, temperature, negatives, chunk_size)
+    k, n, d = z.shape
+    if keys.ndim != 3 or (len(keys), keys.shape[2]) != (k, d) or keys.shape[1] < 2:
+        raise ValueError(f"keys must be ({k}, M, {d}) with M >= 2, got {tuple(keys.shape)}")
+    m = keys.shape[1]
     if not 0 <= offset <= m - n:
         raise ValueError(f"offset={offset} must be within [0, {m - n}]: {n} rows, {m} keys")
-    with torch.autocast(z_a.device.type, enabled=False):
-        a, b = _unit(z_a), _unit(z_b)
-        keys = _unit(torch.cat([keys_a, keys_b] if negatives is None else [keys_a, keys_b, negatives]))  # (2M + K, d)
-        lse = torch.cat(
-            [
-                _LogSumExp.apply(a, keys, temperature, offset, tile),
-                _LogSumExp.apply(b, keys, temperature, m + offset, tile),
-            ]
-        )
-        of_a, of_b = keys[offset : offset + n], keys[m + offset : m + offset + n]
-        return lse.mean() - ((a * of_b).sum(1).mean() + (b * of_a).sum(1).mean()) / (2 * temperature)
+    with torch.autocast(z.device.type, enabled=False):
+        z, keys = _unit(z), _unit(keys)
+        flat = keys.flatten(0, 1) if negatives is None else torch.cat([keys.flatten(0, 1), _unit(negatives)])
+        own = keys[:, offset : offset + n]  # (k, N, d)
+        lse = []
+        for v in range(k):
+            left_out = tuple(u * m + offset for u in (range(k) if decoupled else [v]))
+            lse.append(_LogSumExp.apply(z[v], flat, temperature, left_out, tile))
+        pairs = [(z[v] * own[u]).sum(1).mean() for v, u in itertools.permutations(range(k), 2)]
+        return torch.cat(lse).mean() - torch.stack(pairs).mean() / temperature
 
 
-def _check(
-    z_a: Tensor, z_b: Tensor, least: int, temperature: float, negatives: Tensor | None, chunk_size: int | None
-) -> int:
-    """Refuse what does not fit; the side of a tile."""
-    if z_a.ndim != 2 or z_a.shape != z_b.shape or len(z_a) < least:
-        raise ValueError(
-            f"z_a and z_b must be (N, d) alike with N >= {least}, got {tuple(z_a.shape)}, {tuple(z_b.shape)}"
-        )
-    if negatives is not None and (negatives.ndim != 2 or negatives.shape[1] != z_a.shape[1]):
-        raise ValueError(f"negatives must be (M, {z_a.shape[1]}), got {tuple(negatives.shape)}")
+def _pair(a: Tensor, b: Tensor, name: str) -> Tensor:
+    """Stack two views' vectors to (2, N, d)."""
+    if a.ndim != 2 or a.shape != b.shape:
+        raise ValueError(f"{name}_a and {name}_b must be (N, d) alike, got {tuple(a.shape)}, {tuple(b.shape)}")
+    return torch.stack([a, b])
+
+
+def _check(z: Tensor, least: int, temperature: float, negatives: Tensor | None, chunk_size: int | None) -> int:
+    """Refuse what does not fit; return the side of a tile."""
+    if z.ndim != 3 or len(z) < 2 or z.shape[1] < least:
+        raise ValueError(f"z must be (views, N, d), at least 2 views and N >= {least}, got {tuple(z.shape)}")
+    if negatives is not None and (negatives.ndim != 2 or negatives.shape[1] != z.shape[2]):
+        raise ValueError(f"negatives must be (M, {z.shape[2]}), got {tuple(negatives.shape)}")
     if not temperature > 0:
         raise ValueError(f"temperature={temperature} must be positive")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} must be at least 1")
     if chunk_size is not None:
         return chunk_size
-    return 4096 if z_a.device.type != "cpu" else 512 if torch.get_num_threads() == 1 else 2048
+    return 4096 if z.device.type != "cpu" else 512 if torch.get_num_threads() == 1 else 2048
+
+
+def _left_out(n: int, views: int, decoupled: bool) -> tuple[int, ...]:
+    """Return the diagonals of the (kN, kN) similarities that no denominator has: a row itself, or its whole image."""
+    return tuple(n * shift for shift in range(1 - views, views)) if decoupled else (0,)
 
 
 def _unit(z: Tensor) -> Tensor:
     z = z.to(torch.promote_types(z.dtype, torch.float32))
-    return z * z.square().sum(1, keepdim=True).clamp_min(1e-12).rsqrt()
+    return z * z.square().sum(-1, keepdim=True).clamp_min(1e-12).rsqrt()
 
 
 def _blocks(n: int, size: int) -> Iterator[slice]:
@@ -145,30 +225,32 @@ def _blocks(n: int, size: int) -> Iterator[slice]:
 class _LogSumExp(torch.autograd.Function):
     """Log of the sum over keys of exp(row . key / temperature), for rows (R, d) and keys (K, d) of norm <= 1: (R,).
 
-    `own` leaves out key own + i for row i; None leaves out none.
+    `left_out` leaves out key diagonal + i for row i, for each of its diagonals.
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, keys: Tensor, temperature: float, own: int | None, tile: int) -> Tensor:
+    def forward(
+        ctx: Any, rows: Tensor, keys: Tensor, temperature: float, left_out: tuple[int, ...], tile: int
+    ) -> Tensor:
         # No cosine is below -1: a first maximum that is finite also where a tile holds nothing but left-out keys.
         peak = rows.new_full((len(rows),), -1 / temperature)
         total, zero = torch.zeros_like(peak), peak.new_zeros(())
         for r in _blocks(len(rows), tile):
             for k in _blocks(len(keys), tile):
-                logits = _logits(rows[r], keys[k], temperature, _own(own, r, k), zero)  # (tile, tile)
+                logits = _logits(rows[r], keys[k], temperature, _shifted(left_out, r, k), zero)  # (tile, tile)
                 new = torch.maximum(peak[r], logits.amax(1))
                 total[r] = total[r] * (peak[r] - new).exp() + logits.sub_(new[:, None]).exp_().sum(1)
                 peak[r] = new
         lse = peak + total.log()
         ctx.save_for_backward(rows, keys, lse)
-        ctx.settings = temperature, own, tile
+        ctx.settings = temperature, left_out, tile
         return lse
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, keys, lse = ctx.saved_tensors
-        temperature, own, tile = ctx.settings
+        temperature, left_out, tile = ctx.settings
         scale = (grad / temperature)[:, None]
         scaled = rows * scale
         d_rows = torch.zeros_like(rows) if ctx.needs_input_grad[0] else None
@@ -176,7 +258,9 @@ class _LogSumExp(torch.autograd.Function):
         with torch.autocast(rows.device.type, enabled=False):  # backward may be called under autocast
             for r in _blocks(len(rows), tile):
                 for k in _blocks(len(keys), tile):
-                    p = _logits(rows[r], keys[k], temperature, _own(own, r, k), -lse[r, None]).exp_()  # softmax
+                    p = _logits(
+                        rows[r], keys[k], temperature, _shifted(left_out, r, k), -lse[r, None]
+                    ).exp_()  # softmax
                     if d_rows is not None:
                         d_rows[r].addmm_(p, keys[k])
                     if d_keys is not None:
@@ -185,39 +269,39 @@ class _LogSumExp(torch.autograd.Function):
 
 
 class _SelfLogSumExp(torch.autograd.Function):
-    """`_LogSumExp` of z (R, d) with itself, each row's own key left out, in half of the products.
+    """`_LogSumExp` of z (R, d) with itself, in half of the products; `left_out` is symmetric.
 
     With one shift for all, 1 / temperature, exp(z_i . z_j / temperature - shift) is symmetric: a tile above the
     diagonal gives its columns' sums too, and in the backward pass serves both gradients.
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, temperature: float, tile: int) -> Tensor:
+    def forward(ctx: Any, z: Tensor, temperature: float, left_out: tuple[int, ...], tile: int) -> Tensor:
         total = z.new_zeros(len(z))
         for r, k in _upper_blocks(len(z), tile):
-            e = _logits(z[r], z[k], temperature, _own(0, r, k), z.new_tensor(-1 / temperature)).exp_()
+            e = _logits(z[r], z[k], temperature, _shifted(left_out, r, k), z.new_tensor(-1 / temperature)).exp_()
             total[r] += e.sum(1)
             if r != k:
                 total[k] += e.sum(0)
         ctx.save_for_backward(z, total)
-        ctx.settings = temperature, tile
+        ctx.settings = temperature, left_out, tile
         return total.log() + 1 / temperature
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         z, total = ctx.saved_tensors
-        temperature, tile = ctx.settings
+        temperature, left_out, tile = ctx.settings
         scale = grad / total / temperature
         d_z = torch.zeros_like(z)
         with torch.autocast(z.device.type, enabled=False):  # backward may be called under autocast
             for r, k in _upper_blocks(len(z), tile):
-                e = _logits(z[r], z[k], temperature, _own(0, r, k), z.new_tensor(-1 / temperature)).exp_()
+                e = _logits(z[r], z[k], temperature, _shifted(left_out, r, k), z.new_tensor(-1 / temperature)).exp_()
                 e *= scale[r, None] + scale[k]  # as row i of the loss, and as a key in row j's
                 d_z[r].addmm_(e, z[k])
                 if r != k:
                     d_z[k].addmm_(e.T, z[r])
-        return d_z, None, None
+        return d_z, None, None, None
 
 
 def _upper_blocks(n: int, size: int) -> Iterator[tuple[slice, slice]]:
@@ -225,14 +309,15 @@ def _upper_blocks(n: int, size: int) -> Iterator[tuple[slice, slice]]:
     return ((r, k) for i, r in enumerate(blocks) for k in blocks[i:])
 
 
-def _own(own: int | None, rows: slice, keys: slice) -> int | None:
-    """Of which diagonal of a tile the left-out keys are."""
-    return None if own is None else own + rows.start - keys.start
+def _shifted(left_out: tuple[int, ...], rows: slice, keys: slice) -> list[int]:
+    """Return the diagonals of a tile's own that hold the left-out keys."""
+    return [diagonal + rows.start - keys.start for diagonal in left_out]
 
 
-def _logits(rows: Tensor, keys: Tensor, temperature: float, own: int | None, shift: Tensor) -> Tensor:
-    """A tile (R, K) of rows . keys / temperature + shift, -inf on the diagonal `own`."""
+def _logits(rows: Tensor, keys: Tensor, temperature: float, left_out: list[int], shift: Tensor) -> Tensor:
+    """Return a tile (R, K) of rows . keys / temperature + shift, -inf on the diagonals `left_out`."""
     logits = torch.addmm(shift, rows, keys.T, alpha=1 / temperature)
-    if own is not None and -len(rows) < own < len(keys):
-        logits.diagonal(own).fill_(float("-inf"))
+    for diagonal in left_out:
+        if -len(rows) < diagonal < len(keys):
+            logits.diagonal(diagonal).fill_(float("-inf"))
     return logits

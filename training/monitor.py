@@ -75,8 +75,8 @@ class Monitor:
         yield
         self._waited += time.monotonic() - started
 
-    def add(self, step: int, loss: Tensor, z: Tensor, values: dict[str, Tensor]) -> None:
-        """Record one forward pass of z (2N, d): its loss, and further scalars to average."""
+    def add(self, step: int, loss: Tensor, z: Tensor, values: dict[str, Tensor], views: int = 2) -> None:
+        """Record one forward pass of z (kN, d), k `views` an image: its loss, and further scalars to average."""
         # The first step with a non-finite loss stays on the device until someone asks.
         bad = torch.where(loss.isfinite(), -1, step)
         self._bad_step = bad if self._bad_step is None else torch.where(self._bad_step >= 0, self._bad_step, bad)
@@ -86,7 +86,7 @@ class Monitor:
         for name, value in {"loss": loss, "z_spread": spread, **values}.items():
             self._sums[name] = self._sums.get(name, 0) + value.detach().float()
         self._steps += 1
-        self._images += len(z) // 2
+        self._images += len(z) // views
 
     def check_finite(self) -> None:
         """Raise if any loss so far was not finite.
@@ -101,7 +101,7 @@ class Monitor:
             )
 
     def means(self, rows: int) -> dict[str, float]:
-        """Means since the last call; `rows` is 2N, the views that a row of the loss is compared with, itself included.
+        """Means since the last call; `rows` is kN, the views that a row of the loss is compared with, itself included.
 
         Warns where all z are alike, or the loss is that of guessing.
         """

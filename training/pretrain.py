@@ -8,18 +8,23 @@ What stands below `gpu` replaces the rest where there is a CUDA GPU.
 Many GPUs: `torchrun --nproc-per-node=8 -m simclr_hub.training.pretrain RECIPE key=value ...`.
 """
 
+import math
 import re
 import shutil
 import sys
+import time
 from contextlib import nullcontext
+from datetime import timedelta
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import click
 import filelock
 import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
+from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint, set_seed
 from transformers.utils import logging
 
@@ -27,8 +32,10 @@ from simclr_hub._files import new_directory
 from simclr_hub.configuration_simclr import SimCLRConfig
 from simclr_hub.errors import CheckpointError, RecipeError
 from simclr_hub.image_processing_simclr import SimCLRImageProcessor
+from simclr_hub.images import describe
 from simclr_hub.loading import load
 from simclr_hub.modeling_simclr import SimCLRModel
+from simclr_hub.scan import Rules
 
 from .arguments import SimCLRTrainingArguments
 from .augmentations import Views
@@ -41,9 +48,11 @@ logger = logging.get_logger(__name__)
 
 SECTIONS = ("model", "views", "training")
 TOP = (
-    "data",  # a folder or a dataset's id on the Hub
+    "data",  # a folder or a dataset's id on the Hub, or a list of them, which are joined
     "split",
     "eval_split",  # labelled images whose neighbours among those of `split` are looked up at each evaluation
+    "exclude",  # patterns of files and folders to leave out of a folder
+    "include_hidden",  # whether hidden files and folders are read
     "side",  # images are kept decoded at side x side; null: decoded from the originals at every epoch, by workers
     "init_from",  # a model's name, directory or Hub id to start from
 )
@@ -159,26 +168,77 @@ def _data(
     recipe: dict[str, Any], views: Views, args: SimCLRTrainingArguments, output: Path
 ) -> tuple[ImageArray | ImageViews, ImageArray | ImageViews | None]:
     """What to train on, and what to evaluate with if the recipe says so and it has labels."""
-    source, split, side = str(recipe["data"]), str(recipe.get("split") or "train"), recipe.get("side")
+    source, split, side = _sources(recipe["data"]), str(recipe.get("split") or "train"), recipe.get("side")
+    try:
+        rules = Rules(_listed(recipe.get("exclude")), bool(recipe.get("include_hidden")))
+    except ValueError as e:
+        raise RecipeError(str(e)) from e
     log = output / "unreadable.txt"
     train: ImageArray | ImageViews
     if side is None:
-        train = ImageViews(source, split, views, args.seed, log)
+        train = ImageViews(source, split, views, args.seed, log, rules)
     else:
-        train = ImageArray.load(source, split, side, output / "cache")
+        train = ImageArray.load(source, split, side, output / "cache", rules)
         if args.process_index == 0:
             log.write_text("".join(f"{line}\n" for line in train.unreadable), encoding="utf-8")
             _tell_unreadable(log)
     if len(train) < args.train_batch_size * args.world_size:  # the last, smaller batch is dropped: none would train
         raise RecipeError(
-            f"data={source}: {len(train)} images are fewer than a batch; set batch_size={len(train)} or less"
+            f"data={recipe['data']}: {len(train)} images are fewer than a batch; set batch_size={len(train)} or less"
         )
     eval_split = recipe.get("eval_split")
     if not eval_split or train.labels is None:
         return train, None
+    first = source if isinstance(source, str) else source[0]  # whose classes come first among the joined ones
     if side is None:
-        return train, ImageViews(source, str(eval_split), views, args.seed, log)
-    return train, ImageArray.load(source, str(eval_split), side, output / "cache")
+        return train, ImageViews(first, str(eval_split), views, args.seed, log, rules)
+    return train, ImageArray.load(first, str(eval_split), side, output / "cache", rules)
+
+
+def _sources(data: Any) -> str | list[str]:
+    """Return what a recipe's `data` names: one source of images, or several."""
+    return [str(source) for source in data] if isinstance(data, list) else str(data)
+
+
+def _tell(train: ImageArray | ImageViews, args: SimCLRTrainingArguments, views: Views, output: Path) -> None:
+    """Say on stderr what is trained on and how long."""
+    unreadable = len(train.unreadable) if isinstance(train, ImageArray) else 0
+    listed = f" ({output / 'unreadable.txt'} lists them)" if unreadable else ""
+    later = "" if isinstance(train, ImageArray) else "; read at every epoch, the unreadable are told at the end"
+    classes = f"{len(set(map(int, train.labels))):,} classes" if train.labels is not None else "no labels"
+    for note in train.notes:
+        _say(note)
+    found = f"{len(train) + unreadable:,} images found, {len(train):,} used, {unreadable:,} unreadable"
+    _say(f"{found}{listed}{later}; {classes}")
+    an_epoch = len(train) // (args.global_batch * args.gradient_accumulation_steps)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * an_epoch)
+    epochs = f"{steps / max(an_epoch, 1):.3g} epochs"
+    _say(f"{steps:,} steps of {args.global_batch:,} images in {views.count} views, {epochs}")
+
+
+class Pace(TrainerCallback):
+    """Says how long the run will take, after its first steps."""
+
+    MEASURED = 3  # steps, after one to warm up
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the time."""
+        self.steps = getattr(self, "steps", -1) + 1
+        if self.steps == 0:
+            self.started = time.monotonic()
+        elif self.steps == self.MEASURED and state.max_steps > state.global_step:
+            each = (time.monotonic() - self.started) / self.steps
+            left = timedelta(seconds=round(each * (state.max_steps - state.global_step)))
+            _say(f"{each:.2g} s a step: about {left} for the {state.max_steps - state.global_step:,} that are left")
+
+
+def _say(line: str) -> None:
+    click.echo(describe(line), err=True)
+
+
+def _listed(value: Any) -> tuple[str, ...]:
+    """Return one text, or a list of them, as a tuple."""
+    return tuple(map(str, value)) if isinstance(value, list) else () if value is None else (str(value),)
 
 
 def _tell_unreadable(log: Path) -> None:
@@ -224,6 +284,9 @@ def _train(
     if evaluation is None:
         args.eval_strategy = IntervalStrategy.NO
     trainer = SimCLRTrainer(model, args, views, train_dataset=train, eval_dataset=evaluation)
+    if args.process_index == 0:
+        _tell(train, args, views, output)
+        trainer.add_callback(Pace())
     set_seed(args.seed + args.process_index)  # each process draws its own views
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output)))
     trainer.check_finite()
@@ -238,7 +301,8 @@ def _train(
             trainer.result.save_pretrained(partial)
             SimCLRImageProcessor(size=model.config.image_size).save_pretrained(partial)
             state, average = trainer.state, f", weights averaged with a decay of {args.ema_decay}"
-            trained = f"{state.global_step:,} steps of {args.global_batch} images, {state.epoch:.3g} epochs"
+            of = f"{args.global_batch} images" + (f" in {views.count} views" if views.count > 2 else "")
+            trained = f"{state.global_step:,} steps of {of}, {state.epoch:.3g} epochs"
             trained += average if args.ema_decay else ""
             write_record(partial, output.name, recipe, trained, len(train), knn)
     return final

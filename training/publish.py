@@ -17,6 +17,7 @@ from simclr_hub.checkpoints.catalog import entries
 from simclr_hub.checkpoints.fetch import find, official
 from simclr_hub.errors import PublishError
 from simclr_hub.loading import DEFAULT
+from simclr_hub.whitening import WHITENING_NAMES
 
 from .cards import Card, eval_results, render
 from .official_cards import official_card
@@ -109,6 +110,7 @@ def stage_model(
         classes = (model.config.num_labels or 0) if model.classifier else 0
         text = recipe_text(chosen) if chosen else ""
         card = trained_card(repo_id, model.config, classes, record, text, licence, model.processor)
+    card = replace(card, whitening=model.whitenings.get(WHITENING_NAMES["h"]))
     stage(model, out, render(card), extra=extra | _eval_results(card), licence=card.licence, link=link)
 
 

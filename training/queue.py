@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .distributed import gather_views
-from .losses import nt_xent_loss_to_keys
+from .losses import multi_view_loss_to_keys
 
 
 class MomentumMemory(nn.Module):
@@ -45,7 +45,7 @@ class MomentumMemory(nn.Module):
         self.momentum = momentum
         self.enqueued = 0  # z since the run began; the next one goes to this, modulo the size
         config: Any = model.config
-        width = config.projection_dim if config.projection_layers else config.hidden_size
+        width = [config.hidden_size, *config.projection_sizes][-1]
         device = next(model.parameters()).device
         self.register_buffer("queue", torch.zeros(size, width, device=device))  # (size, d)
 
@@ -56,40 +56,50 @@ class MomentumMemory(nn.Module):
 
     @torch.no_grad()
     def embed(self, pixel_values: Tensor) -> Tensor:
-        """Views (2N, 3, H, W) to the momentum encoder's z (2N, d), without graph."""
+        """Views (B, 3, H, W) to the momentum encoder's z (B, d), without graph."""
         outputs = self.encoder(pixel_values, output_projections=True)
         z: Tensor = outputs.projections[-1] if outputs.projections else outputs.pooler_output
         return z
 
-    def loss(self, z: Tensor, keys: Tensor, temperature: float = 0.1, *, chunk_size: int | None = None) -> Tensor:
-        """NT-Xent of the encoder's z against all processes' keys and the queue, which in training then takes the keys.
+    def loss(
+        self,
+        z: Tensor,
+        keys: Tensor,
+        temperature: float = 0.1,
+        *,
+        views: int = 2,
+        decoupled: bool = False,
+        chunk_size: int | None = None,
+    ) -> Tensor:
+        """Contrast the encoder's z with all processes' keys and the queue, which in training then takes the keys.
 
         Args:
-            z: (2N, d), the encoder's: this process's first views, then their second views.
-            keys: (2N, d), `embed`'s, in the same order.
+            z: (kN, d), the encoder's: this process's first views, then their second views, and so on.
+            keys: (kN, d), `embed`'s, in the same order.
             temperature: divides the cosine similarities; > 0.
+            views: k.
+            decoupled: leave an image's other views out of the denominator.
             chunk_size: as in `nt_xent_loss`.
 
         Returns:
-            Scalar float32, the mean over this process's 2N rows. Gradients reach z only.
+            Scalar float32, the mean over this process's kN rows. Gradients reach z only.
 
         Raises:
-            ValueError: as `nt_xent_loss_to_keys`.
+            ValueError: as `multi_view_loss_to_keys`.
         """
-        keys_a, keys_b, offset = gather_views(*keys.detach().chunk(2))
-        z_a, z_b = z.chunk(2)
-        loss = nt_xent_loss_to_keys(
-            z_a,
-            z_b,
-            keys_a,
-            keys_b,
+        shape = (views, -1, z.shape[1])
+        gathered, offset = gather_views(keys.detach().view(shape))
+        loss = multi_view_loss_to_keys(
+            z.view(shape),
+            gathered,
             temperature,
+            decoupled=decoupled,
             offset=offset,
             negatives=self.negatives if self.enqueued else None,
             chunk_size=chunk_size,
         )
         if self.training:
-            self._enqueue(torch.cat([keys_a, keys_b]))
+            self._enqueue(gathered.flatten(0, 1))
         return loss
 
     def _enqueue(self, keys: Tensor) -> None:

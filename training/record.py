@@ -33,7 +33,10 @@ def write_record(
         knn: accuracy of the nearest neighbours on the recipe's `eval_split`, in percent; None if there is none.
     """
     training = {key: value for key, value in recipe["training"].items() if key != "output_dir"}
-    kept = {**recipe, "data": _last_part(recipe["data"]), "training": training}
+    data = recipe["data"]
+    kept = {**recipe, "data": [_last_part(d) for d in data] if isinstance(data, list) else _last_part(data)}
+    kept["training"] = training
+    named = " and ".join(kept["data"]) if isinstance(data, list) else kept["data"]
     if kept.get("init_from"):
         kept["init_from"] = _last_part(kept["init_from"])
     (directory / "recipe.yaml").write_text(yaml.safe_dump(kept, sort_keys=False), encoding="utf-8")
@@ -43,12 +46,12 @@ def write_record(
             {
                 "value": round(knn, 2),
                 "measure": "accuracy of nearest neighbours (%), among the images it was trained on",
-                "dataset": f"{kept['data']}, split {recipe['eval_split']}",
+                "dataset": f"{named}, split {recipe['eval_split']}",
                 "command": "simclr-hub pretrain recipe.yaml",
             }
         )
     record = {
-        "data": f"{kept['data']}, split {recipe.get('split') or 'train'}: {images:,} images",
+        "data": f"{named}, split {recipe.get('split') or 'train'}: {images:,} images",
         "trained": trained,
         "weights": weights_sha256(directory),
         "results": results,

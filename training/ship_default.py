@@ -1,40 +1,102 @@
-"""Make the package's default checkpoint: `python -m simclr_hub.training.ship_default RUN/final SIZE`.
+"""Make the package's default checkpoint.
 
-Half precision on disk (half the download), float32 when loaded; with the vector that `simclr-hub doctor` compares.
+In one go, in three minutes of one core:
+
+    python -m simclr_hub.training.ship_default RUN/final SIZE --data FOLDER --photos FOLDER
+
+Written into the package are the weights (in half precision, half the download; float32 when loaded), the whitenings,
+learnt on 10,000 images of --data without their labels, the vectors that `simclr-hub doctor` compares, and the
+thresholds of duplicates, for raw and for whitened vectors, measured on --photos, a folder of class folders. After that
+benchmarks/features.py measures the numbers of results.json, and `python -m simclr_hub.training.cards` writes the card.
+Without RUN/final and SIZE all but the weights is made again for those that are there.
 """
 
+import argparse
 import json
-import sys
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
+from typing import IO
+
+import numpy as np
 
 from simclr_hub._files import write_file
-from simclr_hub.embedder import embed
+from simclr_hub.embedder import Embedder, embed
 from simclr_hub.image_processing_simclr import SimCLRImageProcessor
+from simclr_hub.index.duplicates.calibration import DEFAULT, DEFAULT_WHITENED
+from simclr_hub.index.duplicates.default_calibration import calibrate_default
 from simclr_hub.modeling_simclr import SimCLRModel
+from simclr_hub.whitening import IMAGES, WHITENING_NAMES, Whitening
+
+from .data import Rows
+
+_ASSETS = Path(str(files("simclr_hub") / "assets"))
+_TARGET = _ASSETS / "default"
 
 
-def ship_default(source: Path, image_size: int) -> None:
+def write_weights(source: Path, image_size: int) -> None:
     """Write `simclr_hub/assets/default` from a `SimCLRModel` directory.
 
     Args:
         source: the model, such as RUN/final or RUN/checkpoint-1000/ema.
         image_size: side in pixels that the processor gives it.
     """
-    assets = Path(str(files("simclr_hub") / "assets"))
-    target = assets / "default"
     model = SimCLRModel.from_pretrained(source).half()
     model.config.image_size = image_size
-    model.save_pretrained(target)
-    config = json.loads((target / "config.json").read_text())
+    model.save_pretrained(_TARGET)
+    config = json.loads((_TARGET / "config.json").read_text())
     config["dtype"] = "float32"
     config.pop("use_cache", None)
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    write_file(target / "config.json", lambda f: f.write(text.encode()))
-    SimCLRImageProcessor(size=image_size).save_pretrained(target)
-    known = json.dumps([round(float(v), 6) for v in embed(assets / "sample-photos" / "cat_1.jpg")[0]])
-    write_file(target / "known_vector.json", lambda f: f.write(known.encode()))
+    write_file(_TARGET / "config.json", lambda f: f.write(text.encode()))
+    SimCLRImageProcessor(size=image_size).save_pretrained(_TARGET)
+
+
+def write_whitenings(data: str, target: Path = _TARGET) -> None:
+    """Learn them on training images, evenly spread, and write them beside the weights in `target`.
+
+    Args:
+        data: a folder or data set as for `pretrain`.
+        target: a model directory.
+    """
+    rows = Rows(data, "train")
+    chosen = np.linspace(0, len(rows) - 1, min(IMAGES, len(rows))).astype(int).tolist()
+    embedder = Embedder(target, layer="h+stage3")
+    both = embed([rows[i] for i in chosen], target, layer="h+stage3")
+    for layer, features in (("h", both[:, : embedder.width_of_h]), ("h+stage3", both)):
+        whitening = Whitening.learn(
+            features,
+            learnt_from=f"training images of {Path(data).name}",
+            layer=layer,
+            weights=embedder.fingerprint["weights"],
+        )
+        whitening.save(target / WHITENING_NAMES[layer])
+
+
+def write_known_vectors() -> None:
+    """Write what `simclr-hub doctor` compares: a photo's h, and the same whitened."""
+    h = embed(_ASSETS / "sample-photos" / "cat_1.jpg")
+    for name, vector in (("vector", h[0]), ("whitened", Whitening.load(_TARGET / WHITENING_NAMES["h"]).apply(h)[0])):
+        data = json.dumps([round(float(v), 6) for v in vector]).encode()
+        write_file(_TARGET / f"known_{name}.json", partial(_write, data))
+
+
+def _write(data: bytes, file: IO[bytes]) -> None:
+    file.write(data)
 
 
 if __name__ == "__main__":
-    ship_default(Path(sys.argv[1]), int(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, nargs="?")
+    parser.add_argument("size", type=int, nargs="?")
+    parser.add_argument("--data", required=True, help="for the whitening: a folder or data set as for pretraining")
+    parser.add_argument("--photos", required=True, type=Path, help="for duplicates: a folder of class folders")
+    options = parser.parse_args()
+    if options.source:
+        if options.size is None:
+            parser.error("give SIZE, the side of the images in pixels")
+        write_weights(options.source, options.size)
+    write_whitenings(options.data)
+    write_known_vectors()
+    for output, whiten in ((DEFAULT, False), (DEFAULT_WHITENED, True)):
+        calibrate_default(options.photos, output, whiten=whiten)

@@ -20,15 +20,24 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import torch
 from safetensors import SafetensorError, safe_open
 
 from simclr_hub.configuration_simclr import SimCLRConfig
 from simclr_hub.errors import CheckpointError, PublishError
 from simclr_hub.image_processing_simclr import SimCLRImageProcessor
-from simclr_hub.loading import quiet_transformers
+from simclr_hub.loading import quiet_transformers, weights_hash
 from simclr_hub.modeling_simclr import SimCLRForImageClassification, SimCLRModel
+from simclr_hub.whitening import WHITENING_NAMES, Whitening
 
-CODE = ("configuration_simclr.py", "modeling_simclr.py", "image_processing_simclr.py")
+CODE = (
+    "configuration_simclr.py",
+    "modeling_simclr.py",
+    "image_processing_simclr.py",
+    "pixels.py",
+    "headers.py",
+    "colour.py",
+)
 #: The library's classes by the Auto class that finds them in a repository.
 AUTO_MAP = {
     "AutoConfig": "configuration_simclr.SimCLRConfig",
@@ -40,6 +49,8 @@ CLASSIFIER = {"AutoModelForImageClassification": "modeling_simclr.SimCLRForImage
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+#: Whitenings, which may be there.
+WHITENINGS = tuple(WHITENING_NAMES.values())
 _TEXT = re.compile(
     r"README\.md|LICENSE|config\.json|preprocessor_config\.json|source\.json|\.eval_results/[\w.-]+\.yaml|"
     + "|".join(map(re.escape, (INDEX, *CODE)))
@@ -67,6 +78,7 @@ class Source:
         classifier: whether it has one.
         weights: its safetensors files and, with more than one, their index.
         processor: its preprocessor_config.json, without the class.
+        whitenings: by file name.
     """
 
     directory: Path
@@ -74,13 +86,14 @@ class Source:
     classifier: bool
     weights: tuple[str, ...]
     processor: dict[str, Any]
+    whitenings: dict[str, Whitening]
 
     @classmethod
     def open(cls, directory: Path) -> "Source":
         """Load the model to be sure that its weights are complete, finite and belong to its config.
 
         Raises:
-            CheckpointError: they are not, or there are none in safetensors.
+            CheckpointError: they are not, or there are none in safetensors; or a whitening is damaged or of others.
             PublishError: its image processor is not this package's.
         """
         if not (directory / "config.json").is_file():
@@ -90,12 +103,17 @@ class Source:
             config: SimCLRConfig = SimCLRConfig.from_pretrained(directory, local_files_only=True)
             classifier = any(name.startswith("classifier.") for name in _tensor_names(directory, weights))
             with quiet_transformers():
-                (SimCLRForImageClassification if classifier else SimCLRModel).from_pretrained(
-                    directory, local_files_only=True
+                model = (SimCLRForImageClassification if classifier else SimCLRModel).from_pretrained(
+                    directory, local_files_only=True, dtype=torch.float32
                 )
         except Exception as e:  # transformers and safetensors raise OSError, ValueError, RuntimeError, ...
             raise CheckpointError(f"{directory}: {e}") from e
-        return cls(directory, config, classifier, weights, _processor(directory, config))
+        encoder = model.simclr if classifier else model
+        whitenings = {name: Whitening.load(directory / name) for name in WHITENINGS if (directory / name).is_file()}
+        for name, whitening in whitenings.items():
+            if whitening.weights not in ("", weights_hash(encoder)) or WHITENING_NAMES[whitening.layer] != name:
+                raise CheckpointError(f"{directory / name}: learnt with other weights; learn it again or remove it")
+        return cls(directory, config, classifier, weights, _processor(directory, config), whitenings)
 
 
 def _weights(directory: Path) -> tuple[str, ...]:
@@ -193,7 +211,7 @@ def stage(
     for name, content in text.items():
         (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_text(content, encoding="utf-8", newline="\n")
-    for name in source.weights:
+    for name in (*source.weights, *source.whitenings):
         _place((source.directory / name).resolve(), out / name, link)
     check_staged(out)
 
@@ -238,7 +256,7 @@ def check_staged(folder: Path) -> None:
         if path.is_dir():
             continue
         name = path.relative_to(folder).as_posix()
-        if WEIGHTS.fullmatch(name):
+        if WEIGHTS.fullmatch(name) or name in WHITENINGS:
             content = _safetensors_text(path, name)
         elif _TEXT.fullmatch(name):
             try:

@@ -3,18 +3,20 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from simclr_hub.configuration_simclr import SimCLRConfig
 from simclr_hub.errors import PublishError
+from simclr_hub.loading import load_whitening
 
 from .cards import Card, Result
 
 DEFAULT_DIRECTORY = Path(str(files("simclr_hub") / "assets" / "default"))
 _RECIPES = Path(str(files(__package__) / "recipes"))
-_RECORD = ("about", "data", "datasets", "recipe", "trained", "weights", "licence_name", "results")
+_RECORD = ("about", "data", "datasets", "recipe", "trained", "weights", "licence_name", "results", "limits")
 
 
 def trained_card(
@@ -33,7 +35,7 @@ def trained_card(
         config: its architecture.
         classes: of its classifier; 0 for none.
         record: what results.json holds: `about`, `data`, `trained`, `datasets` (ids on the Hub), `licence_name`, and
-            `results`, a list of `Result`'s fields.
+            `results`, a list of `Result`'s fields; and `limits`, where it fails, in sentences of Markdown.
         recipe: YAML, as `simclr-hub pretrain` reads it.
         licence: an identifier of the Hub's list.
         processor: preprocessor_config.json.
@@ -57,6 +59,7 @@ def trained_card(
         datasets=tuple(record.get("datasets", ())),
         recipe=recipe.strip(),
         measured=measured(record),
+        limits=tuple(record.get("limits", ())),
         licence=licence,
         licence_name=record.get("licence_name"),
         processor=processor or {},
@@ -67,10 +70,12 @@ def measured(record: Mapping[str, Any]) -> tuple[Result, ...]:
     """The numbers of a record, as `trained_card` takes it.
 
     Raises:
-        PublishError: unknown keys, or a number without a source or command.
+        PublishError: unknown keys, limits that are no sentences, or a number without a source or command.
     """
     if unknown := record.keys() - _RECORD:
         raise PublishError(f"results: unknown key {', '.join(sorted(unknown))}; there are {', '.join(_RECORD)}")
+    if not (isinstance(limits := record.get("limits", []), list) and all(isinstance(line, str) for line in limits)):
+        raise PublishError(f"results: limits must be a list of sentences, not {limits!r}")
     try:
         return tuple(Result(**fields) for fields in record.get("results", ()))
     except TypeError as e:  # a field that there is not, or one that is missing
@@ -111,4 +116,5 @@ def default_card() -> Card:
     """The card of the checkpoint inside the package."""
     config = SimCLRConfig.from_pretrained(DEFAULT_DIRECTORY, local_files_only=True)
     record = read_record(DEFAULT_DIRECTORY / "results.json")
-    return trained_card("org/simclr-default", config, 0, record, recipe_text(record["recipe"]))
+    card = trained_card("org/simclr-default", config, 0, record, recipe_text(record["recipe"]))
+    return replace(card, whitening=load_whitening(DEFAULT_DIRECTORY))

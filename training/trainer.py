@@ -28,7 +28,7 @@ from simclr_hub.errors import RecipeError, TrainingError
 
 from .arguments import SimCLRTrainingArguments
 from .augmentations import Views
-from .distributed import global_nt_xent_loss, synchronize_batch_norm, use_biased_moving_variance
+from .distributed import global_multi_view_loss, synchronize_batch_norm, use_biased_moving_variance
 from .evaluate import features, knn_accuracy
 from .gradient_cache import cached_backward
 from .monitor import Monitor, OnlineProbe, contrastive_top1
@@ -57,14 +57,16 @@ class WeightAverage(TrainerCallback):
 
 
 class Epochs(TrainerCallback):
-    """Tells a data set that draws views which epoch it is; accelerate's data loaders do not in a distributed run."""
+    """Tells a data set that draws views how far the run is; accelerate's data loaders do not in a distributed run."""
 
-    def __init__(self, dataset: Any):
+    def __init__(self, dataset: Any, args: SimCLRTrainingArguments):
         self.dataset = dataset
+        self.steps = len(dataset) // (args.global_batch * args.gradient_accumulation_steps)  # of an epoch
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Before the data loader's workers start."""
-        self.dataset.set_epoch(int(state.epoch or 0))
+        epoch = int(state.epoch or 0)
+        self.dataset.set_epoch(epoch, epoch * self.steps / max(state.max_steps, 1))
 
 
 class Memory(TrainerCallback):
@@ -79,9 +81,9 @@ class Memory(TrainerCallback):
 
 
 class SimCLRTrainer(Trainer):
-    """Pretrains a `SimCLRModel`; `views` draws the two views of each batch, unless the data loader's workers did.
+    """Pretrains a `SimCLRModel`; `views` draws the k views of each image, unless the data loader's workers did.
 
-    Batches hold "images", uint8 (N, 3, side, side), or "views", (N, 2, 3, size, size); and perhaps "labels", (N,).
+    Batches hold "images", uint8 (N, 3, side, side), or "views", (N, k, 3, size, size); and perhaps "labels", (N,).
     """
 
     args: SimCLRTrainingArguments
@@ -100,7 +102,7 @@ class SimCLRTrainer(Trainer):
         self._partial: str | None = None  # where a checkpoint is being written
         self.average = WeightAverage(model, args.ema_decay) if args.ema_decay > 0 else None
         self.memory = Memory(model, args) if args.memory else None
-        epochs = Epochs(self.train_dataset) if hasattr(self.train_dataset, "set_epoch") else None
+        epochs = Epochs(self.train_dataset, args) if hasattr(self.train_dataset, "set_epoch") else None
         for callback in (self.average, self.memory, epochs):
             if callback is not None:
                 self.add_callback(callback)
@@ -159,7 +161,7 @@ class SimCLRTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """NT-Xent between two views of each image, through one pass, so that BatchNorm sees both."""
+        """The loss between the views of each image, through one pass, so that BatchNorm sees all."""
         pixels = self._pixels(inputs)
         h, z = _embed(model, pixels)
         loss = self._loss(z, (pixels,))
@@ -167,24 +169,29 @@ class SimCLRTrainer(Trainer):
         return (loss, {"h": h, "z": z}) if return_outputs else loss
 
     def _pixels(self, inputs: dict[str, Tensor]) -> Tensor:
-        """All first views, then all second ones, (2N, 3, size, size)."""
-        pair = inputs["views"].unbind(1) if "views" in inputs else self.views.pair(inputs["images"])
-        return torch.cat(tuple(pair)).contiguous(memory_format=torch.channels_last)
+        """All first views, then all second ones, and so on: (kN, 3, size, size)."""
+        if "views" in inputs:
+            views = inputs["views"].transpose(0, 1)
+        else:
+            views = self.views.at(self.state.global_step / max(self.state.max_steps, 1)).batch(inputs["images"])
+        return views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
     def _loss(self, z: Tensor, pieces: Sequence[Tensor]) -> Tensor:
-        """NT-Xent of z (2N, d) against all processes' z, or against the memory's of the same views."""
+        """The loss of z (kN, d) against all processes' z, or against the memory's of the same views."""
+        count, decoupled = self.views.count, self.args.loss == "dcl"
         if self.memory is None:
-            z_a, z_b = z.chunk(2)
-            return global_nt_xent_loss(z_a, z_b, self.args.temperature)
+            views = z.view(count, -1, z.shape[1])
+            return global_multi_view_loss(views, self.args.temperature, decoupled=decoupled)
         with self.accelerator.autocast():
-            keys = torch.cat([self.memory.module.embed(piece) for piece in pieces])  # (2N, d)
-        return self.memory.module.loss(z, keys, self.args.temperature)
+            keys = torch.cat([self.memory.module.embed(piece) for piece in pieces])  # (kN, d)
+        return self.memory.module.loss(z, keys, self.args.temperature, views=count, decoupled=decoupled)
 
     def _watch(self, loss: Tensor, z: Tensor, h: Tensor, labels: Tensor | None) -> None:
-        values = {"contrastive_top1": contrastive_top1(*z.chunk(2))}
+        first, second, *_ = z.chunk(self.views.count)
+        values = {"contrastive_top1": contrastive_top1(first, second)}
         if self.probe is not None and labels is not None:
-            values["probe_top1"] = self.probe.step(h, labels.repeat(2))
-        self.monitor.add(self.state.global_step + 1, loss.detach(), z, values)
+            values["probe_top1"] = self.probe.step(h, labels.repeat(self.views.count))
+        self.monitor.add(self.state.global_step + 1, loss.detach(), z, values, self.views.count)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, with the time that it takes."""
@@ -194,7 +201,7 @@ class SimCLRTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what the monitor saw since the last log."""
         if "loss" in logs:  # of training
-            logs.update(self.monitor.means(2 * self.args.global_batch))
+            logs.update(self.monitor.means(self.views.count * self.args.global_batch))
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from simclr_hub.errors import PublishError
 
-from .stage import INDEX, WEIGHTS
+from .stage import INDEX, WEIGHTS, WHITENINGS
 
 ATTEMPTS = 3
 #: The base of what huggingface_hub and its HTTP client raise: httpx's before version 2, httpx2's since.
@@ -84,7 +84,7 @@ def _upload(api: HfApi, folder: Path, repo_id: str, private: bool, revision: str
     before = api.model_info(repo_id, revision=revision)
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     there = {sibling.rfilename for sibling in before.siblings or ()}
-    stale = sorted(name for name in there - names if WEIGHTS.fullmatch(name) or name == INDEX)
+    stale = sorted(name for name in there - names if WEIGHTS.fullmatch(name) or name in (INDEX, *WHITENINGS))
     commit = api.create_commit(
         repo_id,
         [

@@ -15,7 +15,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -163,6 +162,8 @@ def _read_small(path: Path) -> bytes:
 
 def _masked_crc(data: bytes) -> int:
     """crc32c, rotated and shifted as LevelDB stores it."""
+    import google_crc32c  # needed for TensorFlow's files only: training machines do without
+
     crc = int(google_crc32c.value(data))
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "duplicates": "duplicates",
     "calibrate": "duplicates",
     "check": "check",
+    "whiten": "whiten",
     "export": "export",
     "import": "export",
     "embed": "embed",

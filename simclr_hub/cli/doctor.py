@@ -21,6 +21,8 @@ from ._output import json_option, print_json, print_table
 #: Largest difference from the known vector, relative to its largest value, at which a precision is right: half
 #: precisions round, and JPEG decoders may differ by a grey level. A wrong layer differs by far more.
 TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
+#: The same for the whitened vector in float32: what hardly varies is made larger, also in the noise.
+WHITENED = 1e-2
 
 
 @click.command("doctor")
@@ -38,6 +40,7 @@ def doctor_command(distributed: bool, as_json: bool) -> int:
     runtimes = [_known_photo(device, precision) for device in devices for precision in TOLERANCE]
     if find_spec("onnxruntime"):
         runtimes.append(_known_photo("cpu", "float32", "onnxruntime"))
+    runtimes.append(_known_photo("cpu", "float32", whiten=True))
     healthy = all(runtime["verdict"] != "WRONG" for runtime in runtimes)
     if as_json:
         parts = {"versions": versions, "devices": devices, "cache": cache, "runtimes": runtimes}
@@ -45,7 +48,14 @@ def doctor_command(distributed: bool, as_json: bool) -> int:
     else:
         print_table(["what", "found"], [*versions.items(), *devices.items(), *cache.items()])
         click.echo()
-        rows = [[f"{r['device']}, {r['precision']}, {r['runtime']}", r["verdict"], r["detail"]] for r in runtimes]
+        rows = [
+            [
+                f"{r['device']}, {r['precision']}, {r['runtime']}{', whitened' * r['whitened']}",
+                r["verdict"],
+                r["detail"],
+            ]
+            for r in runtimes
+        ]
         print_table(["known photo on", "vector", ""], rows)
     return 0 if healthy else 1
 
@@ -96,24 +106,28 @@ def _cache() -> dict[str, str]:
     return {"model cache": f"{path}, {shutil.disk_usage(there).free / 2**30:.1f} GiB free{writable}", "hub": hub}
 
 
-def _known_photo(device: str, precision: str, runtime: str = "torch") -> dict[str, Any]:
+def _known_photo(device: str, precision: str, runtime: str = "torch", *, whiten: bool = False) -> dict[str, Any]:
     """Embed a photo whose vector was recorded when the default checkpoint was made, and compare."""
     import torch
 
     from ..embedder import embed
+    from ..loading import load_whitening
 
     assets = Path(str(files("simclr_hub") / "assets"))
-    known = np.array(json.loads((assets / "default" / "known_vector.json").read_text()))
-    result: dict[str, Any] = {"device": device, "precision": precision, "runtime": runtime}
+    file, tolerance = ("known_whitened.json", WHITENED) if whiten else ("known_vector.json", TOLERANCE[precision])
+    known = np.array(json.loads((assets / "default" / file).read_text()))
+    result: dict[str, Any] = {"device": device, "precision": precision, "runtime": runtime, "whitened": whiten}
     try:
         photo, dtype = assets / "sample-photos" / "cat_1.jpg", getattr(torch, precision)
-        vector = embed(photo, device=device, dtype=dtype, runtime=runtime)[0]
+        vectors = embed(photo, device=device, dtype=dtype, runtime=runtime)
+        whitening = load_whitening() if whiten else None
+        vector = (whitening.apply(vectors) if whitening else vectors)[0]
     except (SimCLRHubError, RuntimeError, TypeError) as e:  # what torch raises for what a device cannot do
         return result | {"verdict": "unavailable", "detail": " ".join(str(e).split())[:100]}
     difference = float(np.abs(vector - known).max() / np.abs(known).max())
     cosine = float(vector @ known / np.linalg.norm(vector) / np.linalg.norm(known))
     return result | {
-        "verdict": "right" if difference < TOLERANCE[precision] else "WRONG",
+        "verdict": "right" if difference < tolerance else "WRONG",
         "difference": difference,
         "detail": f"largest difference {difference:.1e}, cosine {cosine:.6f}",
     }

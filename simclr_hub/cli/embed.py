@@ -44,6 +44,7 @@ def parse_shard(_: click.Context, __: click.Parameter, text: str) -> tuple[int, 
     callback=parse_shard,
     help="Only the I-th of N parts, for N machines: every N-th image of all IMAGES, in their order, from the I-th on.",
 )
+@click.option("--strict", is_flag=True, help="Exit with 3 if images could not be read; they are told in any case.")
 @json_option
 def embed_command(
     images: tuple[str, ...],
@@ -54,6 +55,7 @@ def embed_command(
     batch_size: int | None,
     device: str | None,
     shard: tuple[int, int],
+    strict: bool,
     as_json: bool,
 ) -> int:
     """Write the features of IMAGES (files, folders, zip and tar files, URLs) to a file.
@@ -88,7 +90,7 @@ def embed_command(
         for _, error in failures:
             click.echo(f"left out: {error}", err=True)
         click.echo(f"{len(paths):,} vectors of {embedder.dim} to {describe(output)}")
-    return 3 if failures else 0
+    return 3 if strict and failures else 0
 
 
 def _name(source: Any) -> str:

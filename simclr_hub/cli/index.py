@@ -3,10 +3,11 @@
 import dataclasses
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 
-from ..errors import ImageError
+from ..errors import ImageError, SimCLRHubError
 from ..images import describe
 from ..index import SimilarityIndex, SyncReport
 from ..progress import progress_bar
@@ -27,19 +28,51 @@ _index_argument = click.argument("index", type=click.Path(path_type=Path))
     type=click.Path(path_type=Path),
     help="Where PHOTOS were when they were indexed: nothing is embedded again.",
 )
+@click.option(
+    "--exclude",
+    metavar="PATTERN",
+    multiple=True,
+    help="Leave out files and folders of this name, or path with a slash: 'Screenshots', '*.gif', 'raw/**'. May be "
+    "given several times; the index remembers it. '' forgets what it remembers.",
+)
+@click.option(
+    "--include-hidden/--no-include-hidden",
+    default=None,
+    help="Also read files and folders whose names begin with a dot; the index remembers it.",
+)
+@click.option(
+    "--strict", is_flag=True, help="Exit with 3 if photos or folders could not be read; they are told in any case."
+)
 @click.option("--gps", is_flag=True, help="A new index also records where photos were taken, if they tell.")
+@click.option("--no-whiten", is_flag=True, help="A new index compares the model's features as they are.")
+@click.option(
+    "--layer",
+    type=click.Choice(["h", "h+stage3"]),
+    help="Of a new index: h, or h with stage 3 beside it, which finds a little more and takes more room.",
+)
 @json_option
 def index_command(
-    photos: Path, output: Path, model: str | None, moved_from: Path | None, gps: bool, as_json: bool
+    photos: Path,
+    output: Path,
+    model: str | None,
+    moved_from: Path | None,
+    exclude: tuple[str, ...],
+    include_hidden: bool | None,
+    strict: bool,
+    gps: bool,
+    no_whiten: bool,
+    layer: str | None,
+    as_json: bool,
 ) -> int:
     """Create an index of the folder PHOTOS, or bring it up to date.
 
     New and changed photos are embedded, renamed ones recognised, vanished ones marked missing. It may be stopped at
     any moment and run again. Nothing is written below PHOTOS.
     """
-    with open_or_create(output, model, gps=gps) as index:
+    with open_or_create(output, model, gps=gps, no_whiten=no_whiten, layer=layer) as index:
         try:
-            report = sync(index, photos, moved_from)
+            patterns = [pattern for pattern in exclude if pattern] if exclude else None
+            report = sync(index, photos, moved_from, exclude=patterns, include_hidden=include_hidden)
         except KeyboardInterrupt:
             again = shlex.join(["simclr-hub", "index", describe(photos), "-o", describe(output)])
             click.echo(f"stopped; {len(index):,} photos are in the index. Go on with: {again}", err=True)
@@ -48,22 +81,40 @@ def index_command(
         print_json(dataclasses.asdict(report))
     else:
         print_report(report, output)
-    return 3 if report.failed else 0
+    tell_unlisted(report)
+    return 3 if strict and (report.failed or report.listing_errors) else 0
 
 
-def open_or_create(path: Path, model: str | None, *, gps: bool = False) -> SimilarityIndex:
+def open_or_create(
+    path: Path, model: str | None, *, gps: bool = False, no_whiten: bool = False, layer: str | None = None
+) -> SimilarityIndex:
     """The index at `path`, made if there is none."""
     if not path.exists():
-        return SimilarityIndex.create(path, model=model, gps=gps)
+        try:
+            return SimilarityIndex.create(
+                path, model=model, gps=gps, whiten=False if no_whiten else None, layer=layer or "h"
+            )
+        except SimCLRHubError:
+            raise
+        except ValueError as e:  # a layer that the model does not have
+            raise click.UsageError(str(e)) from e
     index = SimilarityIndex.open(path, model=model)
-    if gps and not index.status()["gps"]:
+    status, name = index.status(), describe(path)
+    wrong = ""
+    if gps and not status["gps"]:
+        wrong = f"--gps: {name} was made without places; make another index for them"
+    elif no_whiten and status["whitening"]:
+        wrong = f"--no-whiten: {name} is whitened; `simclr-hub whiten {name} --off` undoes it"
+    elif layer and layer != status["made_by"].get("layer"):
+        wrong = f"--layer: {name} was made of {status['made_by'].get('layer')}; make another index for {layer}"
+    if wrong:
         index.close()
-        raise click.UsageError(f"--gps: {describe(path)} was made without places; make another index for them")
+        raise click.UsageError(wrong)
     return index
 
 
-def sync(index: SimilarityIndex, photos: Path, moved_from: Path | None = None) -> SyncReport:
-    """Synchronise with a progress bar that also counts the failures."""
+def sync(index: SimilarityIndex, photos: Path, moved_from: Path | None = None, **settings: Any) -> SyncReport:
+    """Synchronise with a progress bar that also counts the failures; `settings` as of `SimilarityIndex.sync`."""
     done = failed = 0
     with progress_bar("indexing", None) as advance:
 
@@ -76,7 +127,10 @@ def sync(index: SimilarityIndex, photos: Path, moved_from: Path | None = None) -
             nonlocal failed
             failed += 1
 
-        return index.sync(photos, moved_from=moved_from, progress=progress, on_failure=on_failure)
+        try:
+            return index.sync(photos, moved_from=moved_from, progress=progress, on_failure=on_failure, **settings)
+        except ValueError as e:  # a pattern
+            raise click.UsageError(str(e)) from e
 
 
 def print_report(report: SyncReport, index: Path) -> None:
@@ -93,8 +147,12 @@ def print_report(report: SyncReport, index: Path) -> None:
         click.echo(f"  {report.missing:,} missing, kept: `simclr-hub prune {index}` forgets them")
     if report.failed:
         click.echo(f"  {report.failed:,} could not be read: `simclr-hub failures {index}` says why")
+
+
+def tell_unlisted(report: SyncReport) -> None:
+    """Name the folders that could not be listed, on stderr."""
     for folder in report.listing_errors:
-        click.echo(f"  could not be listed, its photos kept as they were: {folder}")
+        click.echo(f"could not be listed, what the index knows below it is kept: {folder}", err=True)
 
 
 @click.command("status")
@@ -107,7 +165,10 @@ def status_command(index: Path, as_json: bool) -> None:
     if as_json:
         print_json(status)
     else:
+        none = f"none; `simclr-hub whiten {describe(index)}` gives better matches and reads no photo"
         for key, value in status.items():
+            if key == "whitening" and value is None:
+                value = none
             text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
             text = ", ".join(map(str, text)) if isinstance(text, list) else text
             click.echo(f"{key:12} {text}")
@@ -116,7 +177,7 @@ def status_command(index: Path, as_json: bool) -> None:
 @click.command("failures")
 @_index_argument
 @json_option
-def failures_command(index: Path, as_json: bool) -> int:
+def failures_command(index: Path, as_json: bool) -> None:
     """The photos that could not be read, and why."""
     with SimilarityIndex.open(index) as opened:
         failures = opened.failures()
@@ -125,7 +186,6 @@ def failures_command(index: Path, as_json: bool) -> int:
     else:
         reasons = [error.removeprefix(f"{describe(path)}: ") for path, error in failures]
         print_table(["photo", "error"], [(short_path(f[0]), why) for f, why in zip(failures, reasons, strict=True)])
-    return 3 if failures else 0
 
 
 @click.command("prune")

@@ -9,11 +9,12 @@ import torch
 
 from ..embedder import Embedder, Embedding, Failure
 from ..errors import IndexMismatchError, SimCLRHubError
+from ..whitening import Whitening
 from .store import Store
 
 
 class EmbedderLike(Protocol):
-    """What the index needs of `simclr_hub.Embedder`."""
+    """What the index needs of `simclr_hub.Embedder`; one that whitens also needs its `unwhitened`."""
 
     @property
     def dim(self) -> int: ...  # noqa: D102
@@ -69,9 +70,9 @@ class Maker:
             return self._embedder
 
     def _checked(self, embedder: EmbedderLike) -> EmbedderLike:
-        """The embedder, if its vectors are those of the index; the model's name alone does not matter."""
+        """The embedder, if its vectors are those of the index; neither the model's name nor the whitening matters."""
         made_by, given = self._about.fingerprint, dict(embedder.fingerprint)
-        keys = (made_by.keys() | given.keys()) - {"model"}
+        keys = (made_by.keys() | given.keys()) - {"model", "whitening"}
         different = sorted(key for key in keys if made_by.get(key) != given.get(key))
         if different or embedder.dim != self._about.dim:
             raise IndexMismatchError(
@@ -87,7 +88,7 @@ def is_embedder(model: Any) -> bool:
 
 
 def as_embedder(model: Any, **settings: Any) -> EmbedderLike:
-    """An embedder as it is, or one made of a model.
+    """An embedder as it is but without whitening, which is the index's part; or one made of a model.
 
     Raises:
         TypeError: settings for an embedder that has its own.
@@ -96,8 +97,32 @@ def as_embedder(model: Any, **settings: Any) -> EmbedderLike:
         return Embedder(model, **settings)
     if settings:
         raise TypeError(f"{', '.join(settings)}: an embedder was given, which has its settings already")
-    embedder: EmbedderLike = model
+    embedder: EmbedderLike = model.unwhitened() if "whitening" in model.fingerprint else model
     return embedder
+
+
+def choose_whitening(model: Any, embedder: EmbedderLike, whiten: Whitening | bool | None) -> Whitening | None:
+    """What an index is whitened with.
+
+    Args:
+        model: as it was given; an embedder that whitens says with what.
+        embedder: made of it by `as_embedder`.
+        whiten: None for what comes with the checkpoint, if anything does; True for that; or with what.
+
+    Raises:
+        CheckpointError: nothing comes with it, but `whiten` is True; or what does is damaged.
+        ValueError: a whitening of another model or layer.
+    """
+    given = getattr(model, "whitening", None) if whiten is None or whiten is True else whiten
+    if isinstance(given, Whitening):
+        if isinstance(embedder, Embedder):
+            embedder.check_whitening(given)
+        elif len(given.mean) != embedder.dim:
+            raise ValueError(f"a whitening of vectors of {len(given.mean)}, for an embedder of {embedder.dim}")
+        return given
+    if whiten is False or not isinstance(embedder, Embedder):
+        return None
+    return embedder.own_whitening() if whiten else embedder.checkpoint_whitening()
 
 
 def _settings(fingerprint: Mapping[str, Any]) -> dict[str, Any]:

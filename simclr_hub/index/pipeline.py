@@ -19,12 +19,12 @@ import numpy as np
 from ..embedder import Embedding, Failure
 from ..errors import CorruptImageError, ImageError, IndexError_, UnreadableImageError
 from ..images import FileBytes, describe, read_file
+from ..scan import Listing
 from .isolated import find_guilty
 from .maker import EmbedderLike, unit_vector
 from .plan import Plan
 from .records import Photo, Root, Stamp, file_metadata, is_below
 from .report import SyncReport
-from .scan import Listing
 from .spelling import letters
 from .store import Store
 
@@ -105,6 +105,9 @@ class Pipeline:
                 self._report.unchanged += 1
             else:
                 self._report.failed += 1
+        for photo in plan.unchanged:
+            if photo.stamp != self._recorded[photo.path].stamp:  # the file system numbers its files anew
+                self._put(photo)
         for photo in plan.came_back:
             self._put(replace(photo, state="live" if photo.content_hash else "failed"))
         for photo in plan.missing:

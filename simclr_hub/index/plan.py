@@ -4,10 +4,13 @@ Unusual: a photo that is not there is marked, never dropped; and only what the l
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from .records import SEPARATOR, Photo, Root, is_below
-from .scan import Listing
+from ..scan import Listing
+from .records import SEPARATOR, Photo, Root, Stamp, is_below
+
+#: Share of a root's photos that have new inodes where its file system numbers them anew; of so many at least.
+RENUMBERED, FEWEST_RENUMBERED = 0.9, 10
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,7 @@ class Plan:
     """Every observed photo is in one of the first four, a recorded one that was not observed in the last or nowhere.
 
     Attributes:
-        unchanged: same stamp, and the stamp is trusted.
+        unchanged: same stamp, and the stamp is trusted; with the inode that it has now, see `_has_new_inodes`.
         came_back: the same, of photos that were missing.
         rehash: recorded, but the stamp differs or is too young to be trusted: read, and embed only other content.
         new: not recorded under this path: read; the content may be known.
@@ -38,8 +41,11 @@ def make_plan(listing: Listing, recorded: Mapping[bytes, Photo], folder: bytes =
         folder: what was scanned, relative to the root; photos outside are not judged.
     """
     plan = Plan([], [], [], [], [])
+    has_new_inodes = _has_new_inodes(listing, recorded)
     for path, stamp in sorted(listing.photos.items()):
         photo = recorded.get(path)
+        if has_new_inodes and photo and photo.settled and photo.stamp != stamp and _same_file(photo.stamp, stamp):
+            photo = replace(photo, stamp=stamp)
         if photo is None:
             plan.new.append(path)
         elif photo.stamp != stamp or not photo.settled:
@@ -53,6 +59,21 @@ def make_plan(listing: Listing, recorded: Mapping[bytes, Photo], folder: bytes =
         if judged and photo.state != "missing" and path not in listing.photos:
             plan.missing.append(photo)
     return plan
+
+
+def _has_new_inodes(listing: Listing, recorded: Mapping[bytes, Photo]) -> bool:
+    """Return whether nearly all files of unchanged size and times have other inodes than they had.
+
+    One such file was replaced by another of the same size and time, and is to be read. That all were is not to be
+    believed: exFAT, sshfs and others number their files anew at each mount.
+    """
+    pairs = [(photo.stamp, listing.photos[path]) for path, photo in recorded.items() if path in listing.photos]
+    same = [old.inode == new.inode for old, new in pairs if _same_file(old, new)]
+    return len(same) >= FEWEST_RENUMBERED and same.count(False) >= RENUMBERED * len(same)
+
+
+def _same_file(old: Stamp, new: Stamp) -> bool:
+    return old._replace(inode=0) == new._replace(inode=0)
 
 
 def _unknown(path: bytes, errors: Mapping[bytes, str]) -> bool:

@@ -1,7 +1,7 @@
 """What is searched for, as vectors of length 1: a vector as it is, an image through the model that made the index.
 
-Unusual: a query's own file is known by its path or, where that is another spelling, a link or another mount, by its
-inode; a copy of it is another file.
+A query's own file is known by its path or, where that is another spelling, a link or another mount, by its inode; a
+copy of it is another file. In a whitened index a vector may also be the model's, as `embed` gives it: its width tells.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import numpy as np
 from ..embedder import Failure
 from ..images import read_source
 from ..web import is_url
+from ..whitening import Whitening
 from .maker import Maker
 from .records import SEPARATOR, Root, is_below
 from .spelling import openable
@@ -25,8 +26,10 @@ from .store import Store
 OwnFile = tuple[bytes, int, bytes]
 
 
-def query_vectors(queries: list[Any], store: Store, maker: Maker) -> tuple[np.ndarray, list[set[OwnFile]]]:
-    """Vectors (Q, D) of images or vectors, and which files of the index each of them is.
+def query_vectors(
+    queries: list[Any], store: Store, maker: Maker, whitening: Whitening | None
+) -> tuple[np.ndarray, list[set[OwnFile]]]:
+    """Vectors (Q, D) of images or vectors, whitened, and which files of the index each of them is.
 
     A file whose content is in the index needs no model.
 
@@ -34,11 +37,22 @@ def query_vectors(queries: list[Any], store: Store, maker: Maker) -> tuple[np.nd
         ValueError: a vector that cannot be compared with those of the index.
         ImageError: an image that cannot be used.
     """
-    vectors = np.empty((len(queries), store.about.dim), np.float32)
+    dim = whitening.dim if whitening else store.about.dim
+    vectors = np.empty((len(queries), dim), np.float32)
+
+    def put(rows: list[int], features: np.ndarray) -> None:
+        """Vectors of the model, of length 1: (R, the model's width)."""
+        vectors[rows] = whitening.apply(features, normalize=True) if whitening else features
+
     given = [row for row, query in enumerate(queries) if isinstance(query, np.ndarray) and query.ndim == 1]
+    whitened = [row for row in given if whitening and len(queries[row]) == dim]
+    for start in range(0, len(whitened), 1024):
+        rows = whitened[start : start + 1024]
+        vectors[rows] = _unit_vectors([queries[row] for row in rows], dim)
+    given = sorted(set(given) - set(whitened))
     for start in range(0, len(given), 1024):
         rows = given[start : start + 1024]
-        vectors[rows] = _unit_vectors([queries[row] for row in rows], store.about.dim)
+        put(rows, _unit_vectors([queries[row] for row in rows], store.about.dim))
     images = []
     own: list[set[OwnFile]] = [set() for _ in queries]
     roots = store.roots()
@@ -53,14 +67,15 @@ def query_vectors(queries: list[Any], store: Store, maker: Maker) -> tuple[np.nd
                 own[row] = _own_files(name, content, store, roots)
             known = store.vector(content)
             if known is not None:
-                vectors[row] = known
+                put([row], known[None])
                 continue
         images.append((row, query))
     if images:
         for item in maker.embedder().stream(image for _, image in images):
             if isinstance(item, Failure):
                 raise item.error
-            vectors[images[item.position][0]] = _unit_vectors([item.vector], store.about.dim)[0]
+            # As the store would keep it: the same photo is found with 1.
+            put([images[item.position][0]], _unit_vectors([item.vector], store.about.dim).astype(np.float32))
     return vectors, own
 
 

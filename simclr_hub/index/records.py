@@ -8,34 +8,15 @@ import json
 import os
 import zlib
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
-SEPARATOR = os.fsencode(os.sep)
-#: Times of files and clocks are trusted no finer than this (FAT stores even seconds).
-GRANULARITY_NS = 2 * 10**9
+from ..scan import GRANULARITY_NS as GRANULARITY_NS
+from ..scan import SEPARATOR as SEPARATOR
+from ..scan import Stamp as Stamp
 
 State = Literal["live", "missing", "failed"]
 #: How the last listing of a whole root went: "failed" below some folder, "unavailable" altogether.
 ListingState = Literal["ok", "failed", "unavailable"]
-
-
-class Stamp(NamedTuple):
-    """What changes when a file does; compared for equality only, since clocks and copied times run backwards."""
-
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    inode: int
-
-    @classmethod
-    def of(cls, stat: os.stat_result) -> "Stamp":
-        """The stamp in a stat."""
-        ctime_ns = 0 if os.name == "nt" else stat.st_ctime_ns  # there it is the time of creation
-        return cls(stat.st_size, stat.st_mtime_ns, ctime_ns, stat.st_ino)
-
-    def settled(self, scan_time_ns: int) -> bool:
-        """Whether a change after this scan must change the stamp; a file just written may change within one tick."""
-        return max(self.mtime_ns, self.ctime_ns) + GRANULARITY_NS < scan_time_ns
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ Unusual: an index knows what made it and refuses anything made otherwise; a phot
 import operator
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -15,8 +15,17 @@ from typing import Any, TypeVar, overload
 import numpy as np
 
 from .. import _files
-from ..errors import ImageError, IndexExistsError, IndexLockedError, IndexNotFoundError, IndexWriteError
+from ..errors import (
+    ImageError,
+    IndexExistsError,
+    IndexLockedError,
+    IndexMismatchError,
+    IndexNotFoundError,
+    IndexWriteError,
+)
 from ..images import describe
+from ..scan import Rules
+from ..whitening import Whitening
 from .copies import SamePicture
 from .duplicates.calibration import Calibration
 from .duplicates.distinct import record_distinct
@@ -27,7 +36,7 @@ from .maintenance.export import export_index
 from .maintenance.import_export import import_index
 from .maintenance.prune import forget_missing
 from .maintenance.rebase import move_roots
-from .maker import Maker, as_embedder
+from .maker import Maker, as_embedder, choose_whitening
 from .queries import combine, query_vectors
 from .records import Photo, State
 from .report import CheckReport, SyncReport
@@ -41,6 +50,7 @@ from .search.snapshot import Snapshot, take_snapshot
 from .spelling import as_recorded, on_disk
 from .store import SCHEMA_VERSION, STORE_NAME, About, Store
 from .sync import sync_folder
+from .whitened import whiten_store
 
 _T = TypeVar("_T")
 
@@ -67,7 +77,13 @@ class SimilarityIndex:
 
     @classmethod
     def create(
-        cls, path: str | os.PathLike[str], model: Any = None, *, gps: bool = False, **embedder_kwargs: Any
+        cls,
+        path: str | os.PathLike[str],
+        model: Any = None,
+        *,
+        gps: bool = False,
+        whiten: Whitening | bool | None = None,
+        **embedder_kwargs: Any,
     ) -> "SimilarityIndex":
         """Make an empty index.
 
@@ -75,18 +91,23 @@ class SimilarityIndex:
             path: a directory, which must not exist or must be empty.
             model: as `Embedder` takes it, or an embedder.
             gps: also record where photos were taken, if they tell.
+            whiten: None whitens if a whitening comes with the checkpoint, or the given embedder whitens; True demands
+                it, False does not; or a `Whitening`. `SimilarityIndex.whiten` changes it later.
             **embedder_kwargs: for `Embedder`: layer, device, dtype, ...
 
         Raises:
             IndexExistsError: there is something at `path`.
-            CheckpointError: the model cannot be loaded.
+            CheckpointError: the model, or the whitening that comes with it, cannot be loaded.
+            ValueError: a whitening of another model or layer.
         """
         directory = Path(path)
         _refuse_existing(directory)
         embedder = as_embedder(model, **embedder_kwargs)
+        whitening = choose_whitening(model, embedder, whiten)
         try:
             with _files.new_directory(directory) as partial:
-                Store.create(partial / STORE_NAME, About(dict(embedder.fingerprint), embedder.dim, gps=gps))
+                about = About(dict(embedder.fingerprint), embedder.dim, gps=gps)
+                Store.create(partial / STORE_NAME, about, whitening)
         except FileExistsError as e:
             raise IndexExistsError(str(e)) from e
         return cls(Store(directory / STORE_NAME), embedder)
@@ -138,6 +159,8 @@ class SimilarityIndex:
         folder: str | os.PathLike[str],
         *,
         moved_from: str | os.PathLike[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
+        include_hidden: bool | None = None,
         progress: Callable[[int, int], object] | None = None,
         on_failure: Callable[[ImageError], object] | None = None,
     ) -> SyncReport:
@@ -152,17 +175,24 @@ class SimilarityIndex:
             moved_from: where the photos were when they were recorded, if the whole folder was moved or its disk has
                 another mount point or drive letter now: nothing is embedded, and no file is read whose stamp (size,
                 times, inode) is as before.
+            exclude: patterns of files and folders to leave out, as "Screenshots", "*.gif" or "2019/**/raw"; remembered
+                by the index, in place of those before; None: those that it remembers. What was recorded and is left
+                out now is marked missing.
+            include_hidden: whether files and folders whose names begin with a dot are read; remembered likewise.
+                Trash, thumbnails and what systems keep in folders of their own are left out in any case.
             progress: called with (done, total) of the photos that had to be read.
             on_failure: called with why a photo cannot be used, as it is found.
 
         Raises:
             RootUnavailableError: the folder is not there or cannot be listed; nothing was changed.
+            ValueError: a pattern in `exclude` that is none; nothing was changed.
             IndexLockedError: another process writes to the index.
             IndexWriteError: the index could not be written; what was committed before is safe.
         """
         with self._store.writing():
             self._syncing = True
             try:
+                self._remember(exclude, include_hidden)
                 path = as_recorded(on_disk(folder), self._store.roots().values())
                 if moved_from is not None:
                     move_roots(self._store, moved_from, path)
@@ -257,13 +287,22 @@ class SimilarityIndex:
             if together:
                 raise ValueError("no photo that results should be like: give at least one beside the negatives")
             return []
-        vectors, own = query_vectors([*queries, *unlike], self._store, self._maker)  # (Q, D)
+        whitening = self._use(lambda snapshot: snapshot.whitening)
+        vectors, own = query_vectors([*queries, *unlike], self._store, self._maker, whitening)  # (Q, D)
         if together:
             vectors = combine(vectors[: len(queries)], vectors[len(queries) :], negative_weight)
             own = [set().union(*own)]
         left_out = [] if with_self or not any(own) else own
         same = None if all_copies else SamePicture(self._store)
-        found = self._use(lambda snapshot: Search(snapshot, number, condition, same).run(vectors, left_out))
+
+        def find(snapshot: Snapshot) -> list[list[Match]]:
+            if snapshot.whitening != whitening:
+                raise IndexMismatchError(
+                    f"{self._store.file.parent}: it was whitened otherwise meanwhile; search again"
+                )
+            return Search(snapshot, number, condition, same).run(vectors, left_out)
+
+        found = self._use(find)
         if together and len(queries) + len(unlike) > 1:
             for match in found[0]:
                 match.closer_than = None  # which is of pairs of photos
@@ -282,13 +321,17 @@ class SimilarityIndex:
         return self._use(lambda snapshot: explain_empty(snapshot, condition, missing))
 
     def vectors(self) -> tuple[list[str], np.ndarray]:
-        """The paths of the live photos, sorted, and their vectors of length 1: float32 (N, D)."""
+        """The paths of the live photos, sorted, and what a search compares: float32 (N, D) of length 1.
+
+        They are whitened if the index is; `whiten(False)` makes them h again, as does `embed`.
+        """
         return self._use(Snapshot.vectors)
 
     def status(self) -> dict[str, Any]:
         """What the index holds and what made it; plain values, ready for JSON."""
         with self._store.reading():
             counts = self._store.counts()
+            whitening = self._store.whitening()
             return {
                 "path": os.fspath(self._store.file.parent.absolute()),
                 "photos": counts["live"],
@@ -298,10 +341,45 @@ class SimilarityIndex:
                 "dim": self._store.about.dim,
                 "metric": self._store.about.metric,
                 "gps": self._store.about.gps,
+                "exclude": list(self._store.about.exclude),
+                "include_hidden": self._store.about.include_hidden,
                 "roots": [os.fsdecode(root.path) for root in self._store.roots().values()],
+                "whitening": whitening
+                and {
+                    "learnt_from": whitening.learnt_from,
+                    "images": whitening.images,
+                    "shrinkage": whitening.shrinkage,
+                    "dim": whitening.dim,
+                },
                 "made_by": self._store.about.fingerprint,
                 "layout": SCHEMA_VERSION,
             }
+
+    def whiten(
+        self, whiten: Whitening | bool | None = None, *, progress: Callable[[int, int], object] | None = None
+    ) -> Whitening | None:
+        """Whiten an index that exists, with another whitening than before, or not any more; no photo is read.
+
+        The change is one short transaction; then the search cache is made anew. It may be stopped at any moment and
+        called again.
+
+        Args:
+            whiten: None for what comes with the checkpoint, or else one learnt on the index's own photos; a
+                `Whitening`; True for the checkpoint's alone; False for none.
+            progress: called with (done, total) vectors of the new cache.
+
+        Returns:
+            What the index is whitened with now.
+
+        Raises:
+            ValueError: a whitening of another model or layer; or the index has too few photos to learn one.
+            CheckpointError: what comes with the checkpoint is damaged, or nothing does, but `whiten` is True.
+            IndexLockedError: another process writes to the index.
+        """
+        with self._store.writing():
+            whitening = whiten_store(self._store, self._maker, whiten)
+            self._write_cache(progress)
+        return whitening
 
     def failures(self) -> list[tuple[str, str]]:
         """The photos that could not be used, as (path, why)."""
@@ -441,6 +519,18 @@ class SimilarityIndex:
         import_index(path, directory, progress=progress)
         return cls.open(directory, model)
 
+    def _remember(self, exclude: str | Sequence[str] | None, include_hidden: bool | None) -> None:
+        """Record what syncs leave out, if it is told."""
+        old = self._store.about.rules
+        exclude = [exclude] if isinstance(exclude, str) else exclude
+        rules = Rules(
+            old.exclude if exclude is None else tuple(exclude),
+            old.include_hidden if include_hidden is None else include_hidden,
+        )
+        if rules != old:
+            with self._store.transaction():
+                self._store.put_rules(rules)
+
     def _in_state(self, state: State) -> list[tuple[str, Photo]]:
         with self._store.reading():
             roots, photos = self._store.roots(), self._store.photos(state=state)
@@ -466,10 +556,10 @@ class SimilarityIndex:
                 self._snapshot = snapshot = take_snapshot(self._store, cached=False)
             return work(snapshot)
 
-    def _write_cache(self) -> None:
+    def _write_cache(self, progress: Callable[[int, int], object] | None = None) -> None:
         """Bring the cache up to date; inside `Store.writing`: a search never writes."""
         with suppress(OSError, IndexWriteError, IndexLockedError):  # the store is what counts
-            faiss_cache.update(self._store)
+            faiss_cache.update(self._store, progress)
 
 
 def _count(k: Any) -> int:

@@ -14,7 +14,7 @@ from .records import Root
 
 def on_disk(path: str | os.PathLike[str]) -> bytes:
     """The real absolute path, each name spelled as its folder lists it; what is nowhere stays as it was given."""
-    real = os.path.realpath(path)
+    real = os.path.realpath(os.path.expanduser(path))
     drive, rest = os.path.splitdrive(real)
     spelled = os.fsencode(drive + os.sep)
     for name in os.fsencode(rest).split(os.fsencode(os.sep)):

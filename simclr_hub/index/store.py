@@ -1,13 +1,15 @@
 """The store: photos, their vectors and details, root folders, and what made the index; the truth.
 
-Unusual: every row carries a checksum, since SQLite does not notice a flipped bit; and the store itself counts its
-photos and raises its generation, so that no caller can forget to.
+Unusual: every row carries a checksum, since SQLite does not notice a flipped bit; the store itself counts its photos
+and raises its generation, so that no caller can forget to; and vectors are kept as the model gave them, a whitening
+beside them, so that it can be changed without reading a photo.
 """
 
 import itertools
 import json
 import operator
 import sqlite3
+from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..scan import Rules
+from ..whitening import Whitening
 from .database import Database, create_file
 from .records import ListingState, Photo, Root, State, checksum
 
@@ -50,16 +54,25 @@ class About:
     """What an index is made of.
 
     Attributes:
-        fingerprint: the embedder's.
-        dim: width of its vectors.
+        fingerprint: the embedder's, and "whitening", the SHA-256 of what vectors are whitened with, if they are.
+        dim: width of the model's vectors, before whitening.
         metric: how they are compared.
         gps: whether the places in photos are recorded.
+        exclude: patterns of what is left out of the folders, see `scan.Rules`.
+        include_hidden: whether hidden files and folders are read.
     """
 
     fingerprint: dict[str, Any]
     dim: int
     metric: str = "cosine"
     gps: bool = False
+    exclude: Sequence[str] = ()
+    include_hidden: bool = False
+
+    @property
+    def rules(self) -> Rules:
+        """What of a folder is left out."""
+        return Rules(tuple(self.exclude), self.include_hidden)
 
 
 class Details(NamedTuple):
@@ -105,6 +118,7 @@ class Store(Database):
         # What the open transaction did.
         self._visible, self._added, self._lived = False, 0, 0
         self._changed: set[bytes] = set()
+        self._whitening: Whitening | None = None
         try:
             self.about = About(**self._meta("about"))
         except BaseException:
@@ -112,10 +126,15 @@ class Store(Database):
             raise
 
     @staticmethod
-    def create(file: Path, about: About) -> None:
-        """Make an empty store at `file`, which must not exist."""
+    def create(file: Path, about: About, whitening: Whitening | None = None) -> None:
+        """Make an empty store at `file`, which must not exist; its vectors are whitened with `whitening`."""
+        fingerprint = {k: v for k, v in about.fingerprint.items() if k != "whitening"}
+        if whitening:
+            fingerprint["whitening"] = whitening.sha256
         with closing(create_file(file, _SCHEMA, application_id=_APPLICATION_ID, version=SCHEMA_VERSION)) as db:
-            _put_meta(db, "about", vars(about))
+            _put_meta(db, "about", vars(about) | {"fingerprint": fingerprint})
+            if whitening:
+                _put_whitening(db, whitening)
             _put_meta(db, "state", {"generation": 0, "photos": 0, "live": 0, "changes": 0})
             _put_meta(db, "cache", {"generation": -1, "files": []})
             db.execute("COMMIT")
@@ -139,6 +158,28 @@ class Store(Database):
         """How many photos a search can find, as was counted when they were put."""
         live = self._meta("state").get("live")
         return self.counts()["live"] if live is None else int(live)  # an older layout did not count
+
+    def whitening(self) -> Whitening | None:
+        """What the vectors are to be whitened with before they are compared; None for as they are.
+
+        Read from the file, since another process may have changed it; so is `about` then.
+
+        Raises:
+            IndexDamagedError: it is not there, or not the one that the fingerprint tells of.
+        """
+        with self.reading():
+            self.about = About(**self._meta("about"))
+            sha256 = self.about.fingerprint.get("whitening")
+            if sha256 is None:
+                self._whitening = None
+            elif self._whitening is None or self._whitening.sha256 != sha256:
+                try:
+                    self._whitening = Whitening.from_bytes(b64decode(self._meta("whitening")["safetensors"]))
+                except (KeyError, TypeError, ValueError) as e:
+                    raise self.damaged(f"its whitening cannot be read: {e}") from e
+                if self._whitening.sha256 != sha256 or len(self._whitening.mean) != self.about.dim:
+                    raise self.damaged("its whitening is not the one that it tells of")
+            return self._whitening
 
     def photos(self, root_id: int | None = None, state: State | None = None) -> list[Photo]:
         """All photos by root and path, or those of a root or in a state.
@@ -222,10 +263,11 @@ class Store(Database):
         rows = self._rows("SELECT content_hash, vector, crc FROM vectors WHERE content_hash = ?", content_hash)
         return self._vector(rows[0]) if rows else None
 
-    def vectors(self) -> Iterator[tuple[bytes, np.ndarray]]:
-        """Every content hash with its vector (D,), in the order of the file; inside `reading`."""
-        for row in self._connection().execute("SELECT content_hash, vector, crc FROM vectors"):
-            yield row[0], self._vector(row)
+    def vector_pages(self, size: int = 1024) -> Iterator[tuple[list[bytes], np.ndarray]]:
+        """All content hashes with the model's vectors (N, D), in the order of the file, in parts; inside `reading`."""
+        cursor = self._connection().execute("SELECT content_hash, vector, crc FROM vectors")
+        while rows := cursor.fetchmany(size):
+            yield [row[0] for row in rows], np.stack([self._vector(row) for row in rows])
 
     def content_pages(self, contents: Sequence[bytes] | None = None, size: int = 1024) -> Iterator[list[Content]]:
         """All contents in the order of the file, or those of these that are there, in parts; as `photo_pages`."""
@@ -297,6 +339,25 @@ class Store(Database):
         return record["generation"], record.get("files", [])
 
     # Adding and dropping.
+
+    def put_rules(self, rules: Rules) -> None:
+        """Record what syncs leave out from now on."""
+        about = self._meta("about") | {"exclude": list(rules.exclude), "include_hidden": rules.include_hidden}
+        _put_meta(self._connection(), "about", about)
+        self.about = About(**about)
+
+    def put_whitening(self, whitening: Whitening | None) -> None:
+        """Whiten with another, or not any more: no vector changes, and all that searches made of them is void."""
+        db = self._connection()
+        fingerprint = {k: v for k, v in self._meta("about")["fingerprint"].items() if k != "whitening"}
+        if whitening is None:
+            self._execute("DELETE FROM meta WHERE key = 'whitening'")
+        else:
+            fingerprint["whitening"] = whitening.sha256
+            _put_whitening(db, whitening)
+        _put_meta(db, "about", self._meta("about") | {"fingerprint": fingerprint})
+        self.put_cache(self.generation() + 1, [])  # the one that this transaction makes
+        self._visible = True
 
     def put(self, photo: Photo) -> None:
         """Add or replace a photo; its vector must be there at the end of the transaction."""
@@ -435,6 +496,10 @@ class Store(Database):
             raise self.damaged(f"its {key} record does not match its checksum")
         value: dict[str, Any] = json.loads(rows[0][0])
         return value
+
+
+def _put_whitening(db: sqlite3.Connection, whitening: Whitening) -> None:
+    _put_meta(db, "whitening", {"safetensors": b64encode(whitening.to_bytes()).decode()})
 
 
 def _put_meta(db: sqlite3.Connection, key: str, value: dict[str, Any]) -> None:

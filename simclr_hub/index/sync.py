@@ -12,12 +12,12 @@ from dataclasses import replace
 from ..errors import ImageError, RootUnavailableError
 from ..formats import reader_has_come
 from ..images import describe
+from ..scan import scan
 from .maker import EmbedderLike
 from .pipeline import Pipeline
 from .plan import make_plan, place
 from .records import Root, is_below
 from .report import SyncReport
-from .scan import scan
 from .store import Store
 
 
@@ -47,7 +47,7 @@ def sync_folder(
     where = place(folder, store.roots().values())
     path = where.root.path if where.root else folder
     try:
-        listing = scan(path, where.folder, exclude=exclude)
+        listing = scan(path, where.folder, rules=store.about.rules, exclude=exclude)
     except RootUnavailableError:
         if where.root and not where.folder:
             with store.transaction():

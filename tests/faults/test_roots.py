@@ -70,7 +70,7 @@ def test_a_root_that_cannot_be_listed(
                 raise PermissionError(13, "Permission denied", path)
             return real(path)
 
-        monkeypatch.setattr("simclr_hub.index.scan.os.scandir", scandir)
+        monkeypatch.setattr("simclr_hub.scan.os.scandir", scandir)
     with pytest.raises(RootUnavailableError, match="nothing was changed"):
         index.sync(photos)
     assert index._store.photos() == before and len(index) == 4

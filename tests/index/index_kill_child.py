@@ -1,7 +1,8 @@
-"""A process that syncs, reports each commit, and kills itself where it is told; started by test_kill.py."""
+"""Processes that sync or whiten, and kill themselves where they are told; for test_kill.py and test_whitened.py."""
 
 import os
 import signal
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -12,20 +13,14 @@ from simclr_hub.index import SimilarityIndex, pipeline
 from simclr_hub.index.records import Photo
 from simclr_hub.index.search import faiss_cache
 from simclr_hub.index.store import Store
+from simclr_hub.whitening import Whitening
 
 
 def sync(directory: Path, photos: Path, pipe: Connection, step: str, n: int) -> None:
     """Sync; `step` is what to die at, the n-th time; acknowledged photos go through the pipe after each commit."""
     pipeline.BATCH_PHOTOS = 8
     pipeline.find_guilty = lambda paths: {}  # test_isolated.py tries those
-    calls = 0
-
-    def die_at(here: str) -> None:
-        nonlocal calls
-        calls += here == step
-        if here == step and calls == n:
-            os.kill(os.getpid(), signal.SIGKILL)
-
+    die_at = killer(step, n)
     put: list[Photo] = []
     real_put, real_transaction = Store.put, Store.transaction
 
@@ -50,6 +45,38 @@ def sync(directory: Path, photos: Path, pipe: Connection, step: str, n: int) -> 
 
     Store.put = remember  # type: ignore[method-assign]
     Store.transaction = lambda store: Acknowledging(store)  # type: ignore[method-assign, assignment, misc]
+    with SimilarityIndex.open(directory, model=FakeEmbedder()) as index:
+        watch(index, die_at)
+        die_at("start")
+        index.sync(photos)
+    pipe.send("done")
+
+
+def whiten(directory: Path, file: Path, pipe: Connection, step: str, n: int) -> None:
+    """Whiten an index with a whitening in a file; `step` is what to die at, the n-th time."""
+    die_at = killer(step, n)
+    with SimilarityIndex.open(directory, model=FakeEmbedder()) as index:
+        watch(index, die_at)
+        die_at("start")
+        index.whiten(Whitening.load(file))
+    pipe.send("done")
+
+
+def killer(step: str, n: int) -> Callable[[str], None]:
+    """What kills this process when it is told `step` for the n-th time."""
+    calls = 0
+
+    def die_at(here: str) -> None:
+        nonlocal calls
+        calls += here == step
+        if here == step and calls == n:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return die_at
+
+
+def watch(index: SimilarityIndex, die_at: Callable[[str], None]) -> None:
+    """Tell of SQL statements by their first word, and of what is done with the cache's file."""
     real_replace, real_write = os.replace, faiss_cache.write_file
 
     def replace(*args: str) -> None:
@@ -64,13 +91,9 @@ def sync(directory: Path, photos: Path, pipe: Connection, step: str, n: int) -> 
 
     _files.os.replace = replace  # type: ignore[assignment]
     faiss_cache.write_file = write  # type: ignore[assignment]
-    with SimilarityIndex.open(directory, model=FakeEmbedder()) as index:
 
-        def trace(statement: str) -> None:
-            die_at("statement")
-            die_at(statement.partition(" ")[0])
+    def trace(statement: str) -> None:
+        die_at("statement")
+        die_at(statement.partition(" ")[0])
 
-        index._store._connection().set_trace_callback(trace)
-        die_at("start")
-        index.sync(photos)
-    pipe.send("done")
+    index._store._connection().set_trace_callback(trace)

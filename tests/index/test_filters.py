@@ -12,7 +12,8 @@ from index_fakes import DIM, FakeEmbedder, make_photo, put_vectors
 
 from simclr_hub.index import Match, SimilarityIndex
 from simclr_hub.index.search import approximate
-from simclr_hub.index.search.filters import make_condition, translate
+from simclr_hub.index.search.filters import make_condition
+from simclr_hub.patterns import translate
 
 NUMBER = 400
 

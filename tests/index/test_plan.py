@@ -1,9 +1,10 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from simclr_hub.index.plan import make_plan, place
 from simclr_hub.index.records import GRANULARITY_NS, Photo, Root, Stamp, is_below
-from simclr_hub.index.scan import Listing
+from simclr_hub.scan import Listing
 
 OLD, NEW = Stamp(1, 1, 1, 1), Stamp(1, 1, 2, 1)
 
@@ -36,6 +37,22 @@ def test_each_case_once() -> None:
     assert plan.rehash == [b"back edited", b"edited", b"young"]
     assert plan.new == [b"new"]
     assert [p.path for p in plan.missing] == [b"gone"]
+
+
+@pytest.mark.parametrize(
+    ("renumbered", "of", "believed"), [(20, 20, True), (18, 20, True), (17, 20, False), (9, 9, False)]
+)
+def test_new_inodes_of_nearly_all_are_the_file_systems(renumbered: int, of: int, believed: bool) -> None:
+    recorded = {b"%02d" % i: photo(b"%02d" % i) for i in range(of)}
+    observed = dict.fromkeys(recorded, OLD)
+    observed |= {path: OLD._replace(inode=100 + i) for i, path in enumerate(list(recorded)[:renumbered])}
+    observed |= {b"edited": NEW, b"other size": OLD._replace(size=2, inode=7)}
+    recorded |= {path: photo(path) for path in (b"edited", b"other size")}
+    plan = make_plan(listing(observed), recorded)
+    changed = [b"edited", b"other size"]
+    assert plan.rehash == (changed if believed else sorted(recorded)[:renumbered] + changed)
+    if believed:  # with the stamps of now
+        assert all(p.stamp == observed[p.path] for p in plan.unchanged) and len(plan.unchanged) == of
 
 
 def test_what_could_not_be_listed_is_not_judged() -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from index_fakes import FakeEmbedder, check_index, make_photo, tree_state
 
+from simclr_hub import scan as scan_module
 from simclr_hub.errors import PruneRefusedError, RootUnavailableError
 from simclr_hub.index import SimilarityIndex
-from simclr_hub.index import scan as scan_module
 
 
 @pytest.fixture

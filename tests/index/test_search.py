@@ -203,7 +203,10 @@ def test_status(filled: SimilarityIndex, tmp_path: Path) -> None:
         "dim": DIM,
         "metric": "cosine",
         "gps": False,
+        "exclude": [],
+        "include_hidden": False,
         "roots": [str(tmp_path / "photos")],
+        "whitening": None,
         "made_by": {"model": "fake", "weights": "w1"},
         "layout": 2,
     }

@@ -9,9 +9,9 @@ import pytest
 from index_fakes import FakeEmbedder, check_index, make_photo, store_file, tree_state
 
 from simclr_hub import images
+from simclr_hub import scan as scan_module
 from simclr_hub.errors import IndexLockedError, IndexMismatchError, IndexWriteError, RootUnavailableError
 from simclr_hub.index import SimilarityIndex, SyncReport, pipeline
-from simclr_hub.index import scan as scan_module
 from simclr_hub.signature import is_signature
 
 
@@ -92,7 +92,7 @@ def test_copies_in_one_sync_are_embedded_once(index: SimilarityIndex, tmp_path: 
         make_photo(tmp_path / f"copies/{i}.png", i % 3)
     assert counts(index.sync(tmp_path / "copies")) == {"embedded": 3, "copied": 197}
     assert embedder.embedded == 3 and index.status()["vectors"] == 3
-    assert len(index.search(tmp_path / "copies/0.png", k=1000)) == 200
+    assert len(index.search(tmp_path / "copies/0.png", k=1000, all_copies=True, with_self=True)) == 200
 
 
 def test_a_photo_renamed_over_another(index: SimilarityIndex, photos: Path, embedder: FakeEmbedder) -> None:
@@ -399,8 +399,8 @@ def test_read_only_index(
     real = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and real(path, mode))
     with SimilarityIndex.open(tmp_path / "i", model=embedder) as index:
-        assert len(index.search(photos / "a.png")) == 4
-        assert index.search(photos / "a.png")[0].path == str(photos / "a.png")
+        assert len(index.search(photos / "a.png")) == 3
+        assert index.search(photos / "a.png", with_self=True)[0].path == str(photos / "a.png")
         for call in (lambda: index.sync(photos), index.prune):
             with pytest.raises(IndexWriteError, match="read-only here"):
                 call()

@@ -14,6 +14,7 @@ from simclr_hub import SimCLRConfig, SimCLRModel
 from simclr_hub.training.distributed import (
     GlobalBatchNorm,
     gather,
+    global_multi_view_loss,
     global_nt_xent_loss,
     synchronize_batch_norm,
     use_biased_moving_variance,
@@ -80,6 +81,19 @@ def trained(rank: int, world: int) -> dict[str, object]:
     return {"losses": losses, "trained": network.state_dict(), "h": network(views(9, 1)[0]).pooler_output.detach()}
 
 
+def several(rank: int) -> dict[str, object]:
+    """Four views of each image, decoupled: this process's loss, and the gradient of its z."""
+    z = several_views()[:, rank * IMAGES : (rank + 1) * IMAGES].clone().requires_grad_()
+    loss = global_multi_view_loss(z, 0.3, decoupled=True)
+    loss.backward()
+    return {"several_loss": loss.item(), "several": z.grad}
+
+
+def several_views() -> Tensor:
+    """The z of 12 images in 4 views, (4, 12, 5)."""
+    return torch.randn(4, 12, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
 def cached(rank: int, world: int) -> dict[str, object]:
     """The gradient of one batch in pieces of 5 views, BatchNorm frozen; and how often DDP averaged."""
     network = model().eval()
@@ -140,6 +154,7 @@ def run(rank: int, world: int, folder: Path) -> None:
         "equality": check_equality(),
         **gathered(rank),
         **trained(rank, world),
+        **several(rank),
         **cached(rank, world),
         **remembered(rank, world),
     }

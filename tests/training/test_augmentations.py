@@ -218,6 +218,29 @@ def test_resample_chooses_the_kernel() -> None:
     torch.testing.assert_close(bilinear, resize(images, boxes, 8, "bilinear"), rtol=0, atol=0)
 
 
+def test_several_views_are_drawn_as_two_are() -> None:
+    images = random_images(3, 40, 30)
+    torch.manual_seed(0)
+    several = Views(16, count=4).batch(images)
+    assert several.shape == (4, 3, 3, 16, 16)
+    assert len({view.numpy().tobytes() for view in several.flatten(0, 1)}) == 12
+    torch.manual_seed(0)
+    pair = Views(16).pair(images)
+    torch.manual_seed(0)
+    assert torch.equal(Views(16).batch(images), torch.stack(pair))
+
+
+def test_a_schedule_changes_size_and_area_over_the_run() -> None:
+    views = Views(16, sizes=[{"from": 0.5, "size": 24}, {"from": 0.8, "area": [0.5, 1.0]}])
+    found = [(views.at(p).size, tuple(views.at(p).area)) for p in (0, 0.49, 0.5, 0.79, 0.8, 1.0)]
+    assert found == [(16, (0.08, 1.0))] * 2 + [(24, (0.08, 1.0))] * 2 + [(24, (0.5, 1.0))] * 2
+    torch.manual_seed(0)
+    later = views.at(0.9).batch(random_images(2, 40, 30))
+    torch.manual_seed(0)
+    assert torch.equal(later, Views(24, area=(0.5, 1.0)).batch(random_images(2, 40, 30)))
+    assert views.describe().startswith("16 px bicubic, from 50% of the run 24 px, from 80% of the run 24 px")
+
+
 def test_one_branch_leaves_the_other_as_it_was_cropped() -> None:
     """A cell of the v1 paper's figure 5: both views share a crop, one of them goes on."""
     images = random_images(32, 20, 20)
@@ -294,6 +317,10 @@ def test_views_without_anything_but_crop_keep_the_colours() -> None:
         {"jitter": 0.4},
         {"jitter_p": "often"},
         {"strength": None},
+        {"count": 1},
+        {"count": 2.5},
+        {"sizes": "large"},
+        {"sizes": 3},
     ],
 )
 def test_views_refuse_values_out_of_range(wrong: dict[str, Any]) -> None:
@@ -301,6 +328,22 @@ def test_views_refuse_values_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError) as e:
         Views(**{"size": 8, **wrong})
     assert f"{name}={value!r}" in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "named"),
+    [
+        ([{"size": 24}], r"\{'size': 24\} needs from"),
+        ([{"from": 0.5, "side": 24}], "'side': 24"),
+        ([{"from": 0, "size": 24}], "from=0 must lie between"),
+        ([{"from": "0.5", "size": 24}], "from='0.5' must lie between"),
+        ([{"from": 0.5, "size": 24}, {"from": 0.5, "size": 32}], "each above the one before"),
+        ([{"from": 0.5, "size": 0}], "size=0"),
+    ],
+)
+def test_a_schedule_that_is_none_is_named(sizes: list[Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        Views(8, sizes=sizes)
 
 
 @pytest.mark.parametrize(
@@ -342,13 +385,15 @@ def test_the_views_of_every_recipe_can_be_drawn(recipe: Path) -> None:
     views = Views(**yaml.safe_load(recipe.read_text())["views"])
     torch.manual_seed(0)
     out = views.of_image(random_images(1, 80, 70)[0])
-    assert out.shape == (2, 3, views.size, views.size)
+    assert out.shape == (views.count, 3, views.size, views.size)
 
 
 def test_the_default_recipe_leaves_hue_and_blur_out() -> None:
     path = files("simclr_hub.training") / "recipes" / "tiny_imagenet_default.yaml"
     views = Views(**yaml.safe_load(path.read_text())["views"])
-    assert views.describe() == "32 px bilinear; each view crop, flip (p 0.5), jitter (p 0.8)"
+    assert views.describe() == (
+        "32 px bilinear, from 70% of the run 48 px; 4 views; each view crop, flip (p 0.5), jitter (p 0.8)"
+    )
     assert views._operations[2] == Jitter(strengths=[0.4, 0.4, 0.4], p=0.8)
 
 

@@ -73,7 +73,7 @@ def test_each_is_valid(name):
     # Every section has something in it, nothing is left to fill in, and no path of a machine is in it.
     assert not re.search(r"^## [^\n]+\n+(?=## )|\bNone\b(?! were)|\{\{|TODO|/home/|/Users/|nan", text, re.M)
     sections = re.findall(r"^## (.+)$", text, re.M)
-    proof = ["Proof of conversion"] if name != "default" else []
+    proof = ["Proof of conversion"] if name != "default" else ["Where it fails"]
     assert sections == [
         "What it is for", "Use", "Architecture", "Training", "Results", *proof, "Which layer for what",
         "Preprocessing", "Limits", "Licence", "Citation",
@@ -104,7 +104,7 @@ def test_every_number_in_a_results_table_has_a_source_or_a_command():
         for row in re.findall(r"^\| .+ \| [\d.]+ \| .+ \| (.+) \|$", results[: results.index("\n## ")], re.M):
             assert re.fullmatch(r"\[.+\]\(https://\S+\)|`.+`", row)
             rows += 1
-    assert rows == 16 + 13 + 3
+    assert rows == 16 + 13 + 8
 
 
 @pytest.mark.parametrize("name", entries())
@@ -153,6 +153,19 @@ def test_the_default_cards_numbers_were_measured_on_what_is_shipped():
     for result in record["results"]:
         assert f"{result['value']}" in measured and f"| {result['value']} |" in CHECKED_IN["default"]
         assert result["command"] in measured
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(record["limits"]) >= 4
+    for limit in record["limits"]:
+        assert f"\n- {limit}\n" in readme and f"\n- {limit}\n" in CHECKED_IN["default"]
+
+
+def test_a_trained_models_card_says_where_it_fails():
+    told = {"limits": ["**Fog.** It sees nothing in it."]}
+    text = render(trained_card("org/mine", tiny_config(), 0, told))
+    assert "## Where it fails\n\n- **Fog.** It sees nothing in it.\n\n## Which layer" in text
+    assert "Where it fails" not in render(trained_card("org/mine", tiny_config(), 0, {}))
+    with pytest.raises(PublishError, match="limits must be a list of sentences, not 'In fog'"):
+        trained_card("org/mine", tiny_config(), 0, {"limits": "In fog"})
 
 
 def by_hand(blocks, width):

@@ -20,7 +20,7 @@ from simclr_hub.training.distributed import (
     use_biased_moving_variance,
 )
 from simclr_hub.training.equality import EqualityReport, check_equality
-from simclr_hub.training.losses import nt_xent_loss
+from simclr_hub.training.losses import multi_view_loss, nt_xent_loss
 from simclr_hub.training.queue import MomentumMemory
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -86,6 +86,15 @@ def test_three_steps_on_two_processes_are_those_of_one(ranks: list[dict[str, Any
         torch.testing.assert_close(rank["h"], h, rtol=1e-9, atol=1e-12)
 
 
+def test_several_views_on_two_processes_are_those_of_one(ranks: list[dict[str, Any]]) -> None:
+    z = worker.several_views().requires_grad_()
+    loss = multi_view_loss(z, 0.3, decoupled=True)
+    loss.backward()
+    assert sum(rank["several_loss"] for rank in ranks) / WORLD == pytest.approx(loss.item(), rel=1e-12)
+    assert z.grad is not None
+    torch.testing.assert_close(torch.cat([rank["several"] for rank in ranks], 1) / WORLD, z.grad)
+
+
 def test_a_gradient_cache_on_two_processes_gives_the_gradient_of_one(ranks: list[dict[str, Any]]) -> None:
     model = worker.model().eval()
     loss = nt_xent_loss(*worker.embed(model, whole_batch(0)).chunk(2), 0.5)
@@ -114,8 +123,9 @@ def test_the_memory_of_two_processes_is_that_of_one(ranks: list[dict[str, Any]])
 def test_one_process_needs_no_torch_distributed() -> None:
     z_a, z_b = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)).unbind()
     assert gather(z_a) is z_a
-    keys_a, keys_b, offset = gather_views(z_a, z_b)
-    assert keys_a is z_a and keys_b is z_b and offset == 0
+    z = torch.stack([z_a, z_b])
+    keys, offset = gather_views(z)
+    assert keys is z and offset == 0
     assert torch.equal(global_nt_xent_loss(z_a, z_b, 0.2), nt_xent_loss(z_a, z_b, 0.2))
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     x = torch.rand(2, 3, 4, 4)

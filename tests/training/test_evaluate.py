@@ -4,7 +4,7 @@ import torch
 
 from simclr_hub import SimCLRConfig, SimCLRImageProcessor, SimCLRModel
 from simclr_hub.training.data import ImageArray
-from simclr_hub.training.evaluate import features, knn_accuracy
+from simclr_hub.training.evaluate import features, knn_accuracy, precision_at
 
 
 def test_accuracy_equals_a_vote_counted_by_hand() -> None:
@@ -30,6 +30,26 @@ def test_accuracy_equals_a_vote_counted_by_hand() -> None:
         [by_hand(n) for n in (15, 40, 60)]
     )
     assert knn_accuracy(queries, labels, bank, bank_labels) == pytest.approx([by_hand(60)])
+
+
+def test_precision_equals_neighbours_counted_by_hand() -> None:
+    generator = torch.Generator().manual_seed(0)
+    # More than one chunk of 500, so that each leaves out its own rows.
+    vectors, labels = torch.randn(510, 4, generator=generator), torch.randint(0, 3, (510,), generator=generator)
+    vectors[505] = vectors[7]  # equal to another one: only the image itself is left out
+    units = torch.nn.functional.normalize(vectors)
+
+    def by_hand(i: int, k: int) -> float:
+        others = [j for j in range(510) if j != i]
+        nearest = sorted(others, key=lambda j: -float(units[i] @ units[j]))[:k]
+        return sum(int(labels[i] == labels[j]) for j in nearest) / k
+
+    for k in (1, 5):
+        found = precision_at(vectors, labels, k)
+        assert found.shape == (510,)
+        assert [float(found[i]) for i in (0, 7, 499, 500, 505, 509)] == pytest.approx(
+            [by_hand(i, k) for i in (0, 7, 499, 500, 505, 509)]
+        )
 
 
 def test_features_are_those_of_the_processor_and_training_goes_on() -> None:

@@ -9,7 +9,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from simclr_hub.training import losses
-from simclr_hub.training.losses import nt_xent_loss, nt_xent_loss_to_keys
+from simclr_hub.training.losses import (
+    dcl_loss,
+    multi_view_loss,
+    multi_view_loss_to_keys,
+    nt_xent_loss,
+    nt_xent_loss_to_keys,
+)
 
 OFFICIAL = np.load(Path(__file__).parents[1] / "data" / "official" / "nt_xent.npz")
 
@@ -24,6 +30,24 @@ def naive_loss(z_a: Tensor, z_b: Tensor, temperature: float, negatives: Tensor |
         denominator = sum((z[i] @ k / temperature).exp() for k in keys)
         total = total - ((z[i] @ z[(i + n) % (2 * n)] / temperature).exp() / denominator).log()
     return total / (2 * n)
+
+
+def naive_multi_view(
+    z: Tensor, temperature: float, decoupled: bool = False, negatives: Tensor | None = None
+) -> Tensor:
+    """Mean over rows and over their positives of -log(positive / denominator), one pair at a time."""
+    k, n, _ = z.shape
+    unit = z / z.norm(dim=2, keepdim=True)
+    others = [] if negatives is None else [v / v.norm() for v in negatives]
+    total = torch.zeros((), dtype=z.dtype)
+    for v in range(k):
+        for i in range(n):
+            left_out = [(u, i) for u in range(k)] if decoupled else [(v, i)]
+            keys = [unit[u, j] for u in range(k) for j in range(n) if (u, j) not in left_out] + others
+            denominator = sum((unit[v, i] @ key / temperature).exp() for key in keys)
+            for u in set(range(k)) - {v}:
+                total = total - ((unit[v, i] @ unit[u, i] / temperature).exp() / denominator).log() / (k - 1)
+    return total / (k * n)
 
 
 def views(n: int, d: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -245,11 +269,61 @@ def test_bad_arguments_are_named(change: dict[str, object], named: str) -> None:
         nt_xent_loss(**arguments)
 
 
+@pytest.mark.parametrize("chunk_size", [None, 5])
+@pytest.mark.parametrize("temperature", [0.02, 0.5])  # one on each side of where the symmetric tiles would underflow
+@pytest.mark.parametrize("extra", [0, 3])
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("k", [2, 4])
+def test_several_views_equal_a_naive_loop(
+    k: int, decoupled: bool, extra: int, temperature: float, chunk_size: int | None
+) -> None:
+    generator = torch.Generator().manual_seed(k)
+    z = torch.randn(k, 5, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    negatives = torch.randn(extra, 4, generator=generator, dtype=torch.float64) if extra else None
+    expected = naive_multi_view(z, temperature, decoupled, negatives)
+    settings = {"decoupled": decoupled, "negatives": negatives, "chunk_size": chunk_size}
+    for loss in (
+        multi_view_loss(z, temperature, **settings),
+        multi_view_loss_to_keys(z, z, temperature, **settings),
+    ):
+        torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
+        gradients = [torch.autograd.grad(value, z, retain_graph=True)[0] for value in (loss, expected)]
+        torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_several_views_in_parts_are_the_mean_of_the_whole(decoupled: bool) -> None:
+    z = torch.randn(3, 8, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    parts = [multi_view_loss_to_keys(z[:, i : i + 2], z, decoupled=decoupled, offset=i) for i in (0, 2, 4, 6)]
+    torch.testing.assert_close(torch.stack(parts).mean(), multi_view_loss(z, decoupled=decoupled))
+
+
+def test_two_views_are_nt_xent_and_dcl() -> None:
+    z_a, z_b = views(6, 4)
+    z = torch.stack([z_a, z_b])
+    assert torch.equal(nt_xent_loss(z_a, z_b, 0.2), multi_view_loss(z, 0.2))
+    decoupled = dcl_loss(z_a, z_b, 0.2)
+    torch.testing.assert_close(decoupled, naive_multi_view(z, 0.2, decoupled=True))
+    # log(sum over all) = log(positive + the rest): both losses by one formula.
+    positive = torch.nn.functional.cosine_similarity(z_a, z_b) / 0.2
+    unit = torch.nn.functional.normalize(torch.cat([z_a, z_b]))
+    logits = (unit @ unit.T / 0.2).fill_diagonal_(-math.inf)
+    rest = logits.exp().sum(1) - positive.exp().repeat(2)
+    torch.testing.assert_close(decoupled, (rest.log() - positive.repeat(2)).mean())
+
+
+def test_views_that_are_none_are_named() -> None:
+    with pytest.raises(ValueError, match=r"at least 2 views and N >= 2, got \(1, 4, 2\)"):
+        multi_view_loss(torch.ones(1, 4, 2))
+    with pytest.raises(ValueError, match=r"got \(4, 2\)"):
+        multi_view_loss(torch.ones(4, 2))
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
         ({"keys_b": torch.ones(5, 2)}, r"\(6, 2\), \(5, 2\)"),
-        ({"keys_a": torch.ones(6, 3), "keys_b": torch.ones(6, 3)}, r"\(M, 2\) alike"),
+        ({"keys_a": torch.ones(6, 3), "keys_b": torch.ones(6, 3)}, r"must be \(2, M, 2\)"),
         ({"offset": 3}, r"offset=3 must be within \[0, 2\]: 4 rows, 6 keys"),
         ({"offset": -1}, "offset=-1"),
         ({"temperature": 0.0}, "temperature=0.0"),

@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -18,8 +19,10 @@ from safetensors.torch import load_file
 
 from simclr_hub import SimCLRModel
 from simclr_hub.errors import RecipeError, TrainingError
+from simclr_hub.scan import Rules
+from simclr_hub.sources import folder_images
 from simclr_hub.training.augmentations import Views
-from simclr_hub.training.data import ImageArray, ImageViews
+from simclr_hub.training.data import ImageArray, ImageViews, open_rows
 from simclr_hub.training.pretrain import load_recipe, pretrain
 from simclr_hub.training.publish import stage_model
 
@@ -215,6 +218,12 @@ def test_views_from_the_originals_depend_on_epoch_and_position_alone(photos: Pat
     data.set_epoch(1)
     assert not torch.equal(data[0]["views"], first[0])
     assert torch.equal(torch.random.get_rng_state(), state)
+    scheduled = ImageViews(str(photos), "train", Views(8, sizes=[{"from": 0.5, "size": 16}]), 1, tmp_path / "log")
+    sides = []
+    for epoch, progress in enumerate((0.0, 0.4, 0.5, 0.9)):
+        scheduled.set_epoch(epoch, progress)
+        sides.append(scheduled[0]["views"].shape[-1])
+    assert sides == [8, 8, 16, 16]
 
 
 def test_the_originals_are_trained_on_by_workers(recipe: str, photos: Path, tmp_path: Path) -> None:
@@ -241,10 +250,124 @@ def test_parquet_gives_the_same_array(photos: Path, tmp_path: Path) -> None:
     assert np.array_equal(from_folder.labels, from_parquet.labels)
 
 
+def test_several_sources_are_joined_and_classes_go_by_name(photos: Path, tmp_path: Path, recipe: str) -> None:
+    more = tmp_path / "more"
+    for i, label in enumerate(("cat", "bird")):
+        (more / label).mkdir(parents=True)
+        Image.new("RGB", (16, 16), (0, 100 * i, 200)).save(more / label / "0.png")
+    first = ImageArray.load(str(photos), "train", 16, tmp_path / "a")
+    joined = ImageArray.load([str(photos), str(more)], "train", 16, tmp_path / "b")
+    assert len(joined) == 20 and np.array_equal(joined.images[:18], first.images)
+    rows = open_rows([str(photos), str(more)], "train")
+    assert rows.classes == ["cat", "dog", "bird"]
+    # The folder of birds comes first in `more`, and its cats are the cats of the first source.
+    assert joined.labels is not None and joined.labels[18:].tolist() == [2, 0]
+    assert [joined.image(i)[1, 0, 0].item() for i in (18, 19)] == [100, 0]
+    assert np.array_equal(joined.labels[:18], first.labels)
+    (tmp_path / "plain").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "plain" / "0.png")
+    assert open_rows([str(photos), str(tmp_path / "plain")], "train").labels is None
+    final = pretrain(recipe, (f"data=[{photos}, {more}]", f"output_dir={tmp_path / 'run'}", "views.count=3"))
+    record = json.loads((final / "results.json").read_text())
+    assert record["data"] == "photos and more, split train: 20 images"
+    assert record["trained"].startswith("4 steps of 8 images in 3 views")
+    assert yaml.safe_load((final / "recipe.yaml").read_text())["data"] == ["photos", "more"]
+
+
+NAMES = [
+    "train_station.jpg",
+    "2019 train ride/a.jpg",
+    "test shots/b.png",
+    "my dev board.jpg",
+    "eval/c.jpg",
+    "valid/d.jpg",
+]
+
+
+@pytest.mark.parametrize("inside", ["photos", "[2019] Trip", "train", "my test"])
+def test_a_folder_is_what_the_index_finds_there_whatever_names_it_has(tmp_path: Path, inside: str) -> None:
+    folder = tmp_path / inside
+    side_files = ["a.txt", "b.txt", "c.mp4", "d.mp4", "IMG.jpg.json", "metadata.csv", "metadata.jsonl", "x/y.txt"]
+    for name in (*NAMES, ".Trash-0/files/e.jpg", "._train.jpg", *side_files):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if name in side_files:
+            (folder / name).write_text("file_name,label\nnothing.jpg,1\n")
+        else:
+            Image.new("RGB", (16, 16)).save(folder / name)
+    Image.new("RGB", (16, 16)).save(
+        folder / "two.mpo", "MPO", save_all=True, append_images=[Image.new("RGB", (16, 16))]
+    )
+    Image.new("RGB", (16, 16)).save(folder / "three.avif")
+    rows = open_rows(str(folder), "train")
+    found = sorted(os.path.relpath(path, folder) for path in rows)
+    assert found == sorted([*NAMES, "two.mpo", "three.avif"])
+    assert found == sorted(os.path.relpath(path, folder) for path in folder_images(folder))
+    assert rows.labels is None
+    assert f"{folder}: 8 left out: not an image by its name" in rows.notes
+    with pytest.raises(RecipeError, match="no split validation; the folder has no splits"):
+        open_rows(str(folder), "validation")
+    excluded = open_rows(str(folder), "train", Rules(exclude=("eval", "*.mpo")))
+    assert len(excluded) == len(found) - 2
+
+
+@pytest.mark.parametrize(
+    ("tops", "splits"),
+    [
+        (("train", "val"), {"train": "train", "validation": "val"}),
+        (("Train", "Test"), {"train": "Train", "test": "Test"}),
+        (("train", "validation", "test"), {"train": "train", "validation": "validation", "test": "test"}),
+        (("train", "val", "cats"), {}),
+        (("train",), {}),
+        (("val", "test"), {}),
+        (("train", "val", "valid"), {}),
+    ],
+)
+def test_splits_are_taken_only_where_the_top_folders_are_just_these(
+    tmp_path: Path, tops: tuple[str, ...], splits: dict[str, str]
+) -> None:
+    for top in tops:
+        for label in ("cat", "dog"):
+            (tmp_path / top / label).mkdir(parents=True)
+            Image.new("RGB", (16, 16)).save(tmp_path / top / label / "0.png")
+    (tmp_path / "README.txt").write_text("words")
+    if splits:
+        for split, top in splits.items():
+            rows = open_rows(str(tmp_path), split)
+            assert (rows.classes, rows.labels) == (["cat", "dog"], [0, 1])
+            assert all(Path(path).parts[-3] == top for path in rows)
+            assert any(f"{split} is the folder {top} of it" in note for note in rows.notes)
+    else:
+        rows = open_rows(str(tmp_path), "train")
+        assert (len(rows), rows.labels) == (2 * len(tops), None)
+
+
+@pytest.mark.parametrize("source", ["/no/such/folder", "./here", "~/nowhere-at-all", "a/b/c", "[x]", "..."])
+def test_a_folder_that_is_not_there_is_not_asked_of_the_hub(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr(datasets, "load_dataset", asked)
+    with pytest.raises(RecipeError, match="there is no such folder"):
+        open_rows(source, "train")
+
+
+def test_training_says_at_its_start_what_it_found(
+    recipe: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "cat" / "3.png").write_bytes(b"broken")
+    (photos / "notes.txt").write_text("words")
+    pretrain(recipe, (f"data={photos}", f"output_dir={tmp_path / 'run'}", "max_steps=9"))
+    told = capsys.readouterr().err
+    assert "18 images found, 17 used, 1 unreadable (" in told and "2 classes" in told
+    assert "9 steps of 8 images in 2 views, 4.5 epochs" in told
+    assert "1 left out: not an image by its name" in told
+    assert re.search(r"s a step: about 0:00:\d\d for the 5 that are left", told)
+
+
 def test_broken_and_missing_data_are_named(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("words")
-    with pytest.raises(RecipeError, match="texts has no image column, only text"):
+    with pytest.raises(RecipeError, match=r"texts: no photos in this folder \(1 not an image by its name\)"):
         ImageArray.load(str(tmp_path / "texts"), "train", 16, tmp_path / "cache")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "3.png").write_bytes((photos / "dog" / "3.png").read_bytes()[:200])
@@ -255,7 +378,9 @@ def test_broken_and_missing_data_are_named(photos: Path, tmp_path: Path, monkeyp
         raise ConnectionError("Couldn't reach the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(RecipeError, match="data=org/name: Couldn't reach the Hub"):
+    with pytest.raises(
+        RecipeError, match="data=org/name: there is no such folder here, and the Hub says: Couldn't reach"
+    ):
         ImageArray.load("org/name", "train", 16, tmp_path / "cache")
 
 

@@ -4,18 +4,22 @@ import hashlib
 import json
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import SAMPLE_PHOTOS, randomized, tiny_config
 
-from simclr_hub import SimCLRForImageClassification, SimCLRImageProcessor, SimCLRModel
+from simclr_hub import Embedder, SimCLRForImageClassification, SimCLRImageProcessor, SimCLRModel
 from simclr_hub.errors import CheckpointError, PublishError
+from simclr_hub.loading import load_whitening, weights_hash
 from simclr_hub.training.publish import stage_model
 from simclr_hub.training.record import write_record
 from simclr_hub.training.stage import CODE, apache_licence, check_staged
+from simclr_hub.whitening import Whitening
 
 ROOT = Path(__file__).parents[2]
 ALWAYS = {"README.md", "LICENSE", "config.json", "preprocessor_config.json", *CODE}
@@ -309,3 +313,23 @@ def test_bad_input_is_one_line(run, args, code, message):
 def test_the_tiny_processor_is_what_is_said(clean):
     assert SimCLRImageProcessor.from_pretrained(clean).size["height"] == 64
     assert SimCLRModel.from_pretrained(clean).config.hidden_size == 256
+
+
+def test_a_whitening_leaves_with_the_weights_and_only_with_its_own(source, stage, tiny_model):
+    features = np.random.default_rng(0).normal(size=(300, 256)).astype(np.float32)
+    whitening = Whitening.learn(features, shrinkage=0.5, learnt_from="noise", weights=weights_hash(tiny_model))
+    whitening.save(source / "whitening.safetensors")
+    out = stage(source)
+    assert names(out) == ALWAYS | {"model.safetensors", "whitening.safetensors"}
+    assert load_whitening(out) == whitening and Embedder(out, whiten=True).dim == whitening.dim
+    card = (out / "README.md").read_text()
+    assert f"256 to {whitening.dim} numbers. Learnt without labels by PCA on 300 images (noise)" in card
+    replace(whitening, weights="of others").save(source / "whitening.safetensors")
+    with pytest.raises(CheckpointError, match="whitening.safetensors: learnt with other weights"):
+        stage(source)
+    (source / "whitening.safetensors").write_bytes(whitening.to_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="not a whitening that can be used"):
+        stage(source)
+    replace(whitening, learnt_from="/home/somebody/photos").save(source / "whitening.safetensors")
+    with pytest.raises(PublishError, match="holds a path of this machine"):
+        stage(source)

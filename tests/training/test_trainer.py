@@ -1,5 +1,6 @@
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from simclr_hub.errors import RecipeError, TrainingError
 from simclr_hub.training.arguments import SimCLRTrainingArguments
 from simclr_hub.training.augmentations import Views
 from simclr_hub.training.data import ImageArray
-from simclr_hub.training.losses import nt_xent_loss
+from simclr_hub.training.losses import multi_view_loss, nt_xent_loss
 from simclr_hub.training.trainer import SimCLRTrainer
 
 CONFIG = SimCLRConfig(
@@ -24,7 +25,7 @@ CONFIG = SimCLRConfig(
 )
 
 
-def trainer(output: Path, **changes: Any) -> SimCLRTrainer:
+def trainer(output: Path, views: dict[str, Any] | None = None, **changes: Any) -> SimCLRTrainer:
     """A trainer of 6 steps over 40 images of random squares: 2 an epoch, so step 3 is in the middle of one."""
     settings = dict(
         output_dir=str(output),
@@ -47,7 +48,7 @@ def trainer(output: Path, **changes: Any) -> SimCLRTrainer:
     return SimCLRTrainer(
         SimCLRModel(CONFIG),
         args,
-        Views(16, area=(0.5, 1.0), jitter=(0, 0, 0), greyscale_p=0, blur_p=0),
+        Views(**{**dict(size=16, area=(0.5, 1.0), jitter=(0, 0, 0), greyscale_p=0, blur_p=0), **(views or {})}),
         train_dataset=ImageArray(images, None),
     )
 
@@ -100,6 +101,47 @@ def test_resuming_gives_the_same_weights_bit_for_bit(tmp_path: Path, whole: dict
     assert second.state.global_step == 6
     assert_equal(weights(tmp_path / "checkpoint-6"), whole)
     assert not all(torch.equal(whole[key], value) for key, value in weights(tmp_path / "checkpoint-3").items())
+
+
+@pytest.mark.parametrize("memory", [0, 8])
+def test_several_views_and_a_schedule_resume_bit_for_bit(tmp_path: Path, memory: int) -> None:
+    views = {"count": 3, "sizes": [{"from": 0.5, "size": 8}, {"from": 0.8, "area": (0.2, 0.4)}]}
+    settings = {"views": views, "loss": "dcl", "memory": memory}
+    sides: list[int] = []
+
+    class Watched(SimCLRTrainer):
+        def _loss(self, z: Tensor, pieces: Sequence[Tensor]) -> Tensor:
+            assert z.shape == (48, 16)
+            sides.append(pieces[0].shape[-1])
+            return super()._loss(z, pieces)
+
+    class StopAt4(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop = control.should_save = state.global_step == 4
+
+    def run(output: Path, *callbacks: TrainerCallback) -> None:
+        one = trainer(output, **settings)
+        one.__class__ = Watched
+        for callback in callbacks:
+            one.add_callback(callback)
+        one.train(resume_from_checkpoint=get_last_checkpoint(str(output)) if output.exists() else None)
+
+    run(tmp_path / "whole")
+    assert sides == [16, 16, 16, 8, 8, 8]
+    run(tmp_path / "parts", StopAt4())
+    run(tmp_path / "parts")
+    assert sides[6:] == [16, 16, 16, 8, 8, 8]
+    assert_equal(weights(tmp_path / "parts" / "checkpoint-6"), weights(tmp_path / "whole" / "checkpoint-6"))
+
+
+def test_the_loss_of_a_step_is_that_of_its_views(tmp_path: Path) -> None:
+    for loss in ("nt_xent", "dcl"):
+        one = trainer(tmp_path / loss, views={"count": 4}, loss=loss, temperature=0.3)
+        z = torch.randn(4, 5, 16, generator=torch.Generator().manual_seed(0))
+        expected = multi_view_loss(z, 0.3, decoupled=loss == "dcl")
+        assert torch.equal(one._loss(z.flatten(0, 1), ()), expected)
+    with pytest.raises(RecipeError, match="loss=triplet is not one of nt_xent, dcl"):
+        trainer(tmp_path, loss="triplet")
 
 
 def test_a_kill_before_the_rename_leaves_only_whole_checkpoints(

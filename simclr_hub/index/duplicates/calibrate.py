@@ -12,6 +12,7 @@ from ...embedder import Embedding
 from ...errors import ImageError
 from ...images import load_image
 from ...signature import SIGNATURE_VERSION, as_rows, low_frequencies, unpack
+from ...whitening import Whitening
 from ..maker import EmbedderLike, unit_vector
 from .calibration import CORRELATION, CORRELATION_ALONE, Calibration, chance_of, identity
 from .candidates import neighbours
@@ -30,6 +31,7 @@ def calibrate(
     vectors: np.ndarray,
     signatures: np.ndarray,
     *,
+    whitening: Whitening | None = None,
     copies: int = 100,
     classes: Sequence[str] | None = None,
     progress: Callable[[int, int], object] | None = None,
@@ -39,8 +41,9 @@ def calibrate(
     Args:
         embedder: the checkpoint.
         paths: N different pictures.
-        vectors: (N, D) of length 1.
+        vectors: (N, D) of length 1, whitened with `whitening`.
         signatures: uint8 (N, 455).
+        whitening: None if the vectors are the embedder's.
         copies: of how many of them each kind of copy is made.
         classes: of each photo, to say how often similar ones are of the same class.
         progress: called with (done, total) copies.
@@ -58,13 +61,13 @@ def calibrate(
         draw = Random(kind)
         made = (edit(picture, draw) for _, picture in pictures)
         tell = (lambda n, _, base=done: progress(base * len(own) + n, len(EDITS) * len(own))) if progress else None
-        found, copied, marks = embed_all(embedder, made, tell)
+        found, copied, marks = embed_all(embedder, made, tell, whitening=whitening)
         rows = own[found]
         correlations = compare(unpack(signatures[rows]), unpack(marks)).score
         compared[kind] = correlations, np.einsum("pd,pd->p", vectors[rows], copied)
     aligned = np.concatenate([compared[kind][1] for kind in _ALIGNED])
     result = Calibration(
-        identity(embedder.fingerprint),
+        identity({**embedder.fingerprint, **({"whitening": whitening.sha256} if whitening else {})}),
         SIGNATURE_VERSION,
         round(float(np.quantile(aligned, 1 - _FOUND)), 4),
         [(rate, round(cosine, 5)) for rate, cosine in chance_of(vectors)],
@@ -75,9 +78,13 @@ def calibrate(
 
 
 def embed_all(
-    embedder: EmbedderLike, images: Iterable[Any], progress: Callable[[int, int], object] | None = None
+    embedder: EmbedderLike,
+    images: Iterable[Any],
+    progress: Callable[[int, int], object] | None = None,
+    *,
+    whitening: Whitening | None = None,
 ) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """Positions of the images that can be used, their vectors (N, D) of length 1 and signatures (N, 455)."""
+    """Positions of the images that can be used, their whitened vectors (N, D) of length 1, signatures (N, 455)."""
     positions, rows, signatures = [], [], []
     for item in embedder.stream(images, signatures=True):
         if progress:
@@ -87,7 +94,10 @@ def embed_all(
             positions.append(item.position)
             rows.append(unit)
             signatures.append(item.signature)
-    return positions, np.array(rows, np.float32).reshape(-1, embedder.dim), as_rows(signatures)
+    vectors = np.array(rows, np.float32).reshape(-1, embedder.dim)
+    if whitening:
+        vectors = whitening.apply(vectors, normalize=True)
+    return positions, vectors, as_rows(signatures)
 
 
 def _measured(

@@ -16,9 +16,10 @@ import numpy as np
 from ..._files import write_file
 from ...signature import SIGNATURE_VERSION
 
-#: In an index's directory, and beside the default checkpoint.
+#: In an index's directory, and beside the default checkpoint; there also one for whitened vectors.
 CALIBRATION_NAME = "duplicates.json"
 DEFAULT = Path(__file__).parents[2] / "assets" / "default" / CALIBRATION_NAME
+DEFAULT_WHITENED = DEFAULT.with_name("duplicates-whitened.json")
 #: Correlation of two aligned signatures from which they are the same picture if their cosine agrees, and alone. Of the
 #: pairs of different pictures none reached the first when they were chosen; see benchmarks/RESULTS.md.
 CORRELATION, CORRELATION_ALONE = 0.955, 0.97
@@ -75,12 +76,13 @@ class Calibration:
 
 def identity(fingerprint: Mapping[str, Any]) -> dict[str, str]:
     """What of a fingerprint decides how far copies lie apart; neither the model's name nor the precision."""
-    return {key: str(fingerprint.get(key, "")) for key in ("weights", "layer", "preprocessing")}
+    known = {key: str(fingerprint.get(key, "")) for key in ("weights", "layer", "preprocessing")}
+    return known | {key: fingerprint[key] for key in ("whitening",) if key in fingerprint}
 
 
 def load_calibration(directory: Path, fingerprint: Mapping[str, Any]) -> Calibration | None:
     """The one in an index's directory, or the default checkpoint's; None if neither belongs to this embedder."""
-    for path in (directory / CALIBRATION_NAME, DEFAULT):
+    for path in (directory / CALIBRATION_NAME, DEFAULT, DEFAULT_WHITENED):
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             calibration = Calibration(**values | {"chance": [(float(r), float(c)) for r, c in values["chance"]]})

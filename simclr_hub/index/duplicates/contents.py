@@ -20,7 +20,7 @@ class LiveContents:
         hashes: of the contents.
         files: of each content.
         signatures: uint8 (N, 455); zeros where there is none.
-        vectors: float32 (N, D); (N, 0) if they were not asked for.
+        vectors: float32 (N, D), whitened where the index is; (N, 0) if they were not asked for.
     """
 
     hashes: list[bytes]
@@ -50,14 +50,16 @@ def read_contents(store: Store, *, with_vectors: bool = True) -> LiveContents:
         if row is not None:
             infos[row] = details.info
             signatures[row] = as_rows([details.signature])[0]
-    vectors = np.empty((len(hashes), store.about.dim if with_vectors else 0), np.float32)
+    whitening = store.whitening()
+    dim = whitening.dim if whitening else store.about.dim
+    vectors = np.empty((len(hashes), dim if with_vectors else 0), np.float32)
     if with_vectors:
         found = 0
-        for content_hash, vector in store.vectors():
-            row = row_of.get(content_hash)
-            if row is not None:
-                vectors[row] = vector
-                found += 1
+        for content_hashes, some in store.vector_pages():
+            kept = [(row_of[content], i) for i, content in enumerate(content_hashes) if content in row_of]
+            rows, positions = [row for row, _ in kept], [i for _, i in kept]
+            vectors[rows] = whitening.apply(some[positions], normalize=True) if whitening else some[positions]
+            found += len(kept)
         if found != len(hashes):
             raise store.damaged(f"{len(hashes) - found} photos without a vector")
     colourful = in_colour(signatures).tolist()

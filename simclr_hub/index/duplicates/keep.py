@@ -1,7 +1,7 @@
 """Which of several files that show the same is rather kept, and why, in words.
 
-Unusual: nothing is learned or weighed. The first difference decides: pixels, colour, format, EXIF, size of the file,
-age, path; and that difference is what the words say.
+Unusual: nothing is learned or weighed. The first difference decides: a trash or hidden folder, pixels, colour, format,
+EXIF, size of the file, age, path; and that difference is what the words say.
 """
 
 import os
@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ...formats import RAW_SUFFIXES
+from ...scan import lies_aside
 
 #: Formats by how near to the camera's own data they are; JPEG before those that pictures are converted to.
 _FORMATS = ("RAW", "lossless", "JPEG", "HEIF", "JXL", "AVIF", "WEBP", "JPEG2000", "GIF")
@@ -60,6 +61,7 @@ def preference(file: File) -> tuple[Any, ...]:
     """Sorts files, the one to keep first."""
     form = file.format
     return (
+        lies_aside(file.path),
         -file.pixels,
         not file.in_colour,
         _FORMATS.index(form) if form in _FORMATS else len(_FORMATS),
@@ -86,6 +88,7 @@ def _difference(kept: File, next_best: File) -> str:
     """The first of all differences."""
     differs = [a != b for a, b in zip(preference(kept), preference(next_best), strict=True)]
     words = (
+        lambda: "the next lies in a hidden, trash or system folder",
         lambda: f"most pixels: {_size(kept)}, the next has {_size(next_best)}",
         lambda: "in colour, the next is grey",
         lambda: f"{_format(kept)} rather than {_format(next_best)}",

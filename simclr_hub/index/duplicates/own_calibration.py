@@ -18,12 +18,16 @@ _PHOTOS = 4000
 
 def current_calibration(store: Store) -> Calibration:
     """The one that belongs to what made the index; if none was measured, one of the signatures alone."""
+    whitening = store.whitening()
     known = load_calibration(store.file.parent, store.about.fingerprint)
     if known is not None:
         return known
     with store.reading():
-        vectors = [vector for _, vector in itertools.islice(store.vectors(), 20_000)]
-    return provisional(np.array(vectors, np.float32).reshape(-1, store.about.dim), store.about.fingerprint)
+        pages = [vectors for _, vectors in itertools.islice(store.vector_pages(), 20)]
+    vectors = np.concatenate([*pages, np.empty((0, store.about.dim), np.float32)])
+    if whitening:
+        vectors = whitening.apply(vectors, normalize=True)
+    return provisional(vectors, store.about.fingerprint)
 
 
 def calibrate_index(
@@ -36,7 +40,7 @@ def calibrate_index(
         OSError: it could not be written.
     """
     with store.reading():
-        contents = read_contents(store)
+        contents, whitening = read_contents(store), store.whitening()
     rows = np.arange(len(contents.hashes))
     if len(rows) > _PHOTOS:
         rows = np.sort(np.random.default_rng(0).choice(rows, _PHOTOS, replace=False))
@@ -48,7 +52,13 @@ def calibrate_index(
     ).same()
     single = np.setdiff1d(np.arange(len(rows)), [row for star in known for row, _ in star.others]).astype(np.int64)
     calibration = calibrate(
-        embedder, [paths[row] for row in single], vectors[single], signatures[single], copies=copies, progress=progress
+        embedder,
+        [paths[row] for row in single],
+        vectors[single],
+        signatures[single],
+        whitening=whitening,
+        copies=copies,
+        progress=progress,
     )
     calibration.save(store.file.with_name(CALIBRATION_NAME))
     return calibration

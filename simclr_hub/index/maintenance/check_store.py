@@ -148,6 +148,8 @@ def _check_as_a_whole(store: Store, report: CheckReport) -> None:
     try:
         # Reading all of them compares their number with the one recorded: none is lost, none is doubled.
         report.verified["photos with a vector"] = _with_vector(store)
+        if store.whitening():
+            report.verified["whitening"] = 1
         if (counted := store.counts()["live"]) != (recorded := store.live()):
             report.problems.append(f"{counted:,} photos can be found, {recorded:,} were recorded")
         for photo_root in store.roots().values():

@@ -11,6 +11,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from ... import _files
 from ...errors import IndexWriteError
 from ...images import describe
@@ -39,6 +41,7 @@ def export_index(
             os.sep,
             sorted((a.hex(), b.hex()) for a, b in store.distinct()),
             counts["live"] + counts["missing"],
+            store.whitening(),
         )
         try:
             _files.write_file(out, lambda target: _write(target, store, header, progress))
@@ -54,19 +57,27 @@ def _write(target: IO[bytes], store: Store, header: Header, progress: Callable[[
     group = max(1, GROUP_BYTES // (4 * header.about.dim))
     done = 0
     rows: list[dict[str, Any]] = []
+
+    def table() -> Any:
+        if header.whitening and rows:
+            features = np.stack([row["features"] for row in rows])
+            for row, vector in zip(rows, header.whitening.apply(features, normalize=True), strict=True):
+                row["vector"] = vector
+        return pa.Table.from_pylist(rows, columns)
+
     with pa.parquet.ParquetWriter(
         target, columns, compression="zstd", use_dictionary=text, write_page_checksum=True
     ) as writer:
         for row in _rows(store, header):
             rows.append(row)
             if len(rows) >= group:
-                writer.write_table(pa.Table.from_pylist(rows, columns), row_group_size=group)
+                writer.write_table(table(), row_group_size=group)
                 done += len(rows)
                 rows.clear()
                 if progress:
                     progress(done, header.photos)
         if rows or not done:
-            writer.write_table(pa.Table.from_pylist(rows, columns))
+            writer.write_table(table())
 
 
 def _rows(store: Store, header: Header) -> Iterator[dict[str, Any]]:
@@ -91,6 +102,7 @@ def _row(store: Store, photo: Photo, root: Root, position: int, *, gps: bool) ->
         "path": describe(os.fsdecode(root.join(photo.path))),
         "hash": photo.content_hash,
         "vector": vector,
+        "features": vector,
         "state": photo.state,
         **{name: info.pop(name, None) for name in INFO},
         "bytes": photo.stamp.size if photo.stamp.size < 1 << 63 else None,

@@ -2,13 +2,15 @@
 
 import json
 import zlib
+from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from typing import Any
 
 from ...errors import ExportError, MissingExtraError
+from ...whitening import Whitening
 from ..store import About
 
-LAYOUT = 1
+LAYOUT = 2  # 1 without whitening
 _KEY, _CHECKSUM_KEY = b"simclr_hub", b"simclr_hub.crc32"  # pages have checksums of their own, the schema has none
 #: Details that are columns of their own, with their Arrow types; what else is known is JSON in `other`.
 INFO = {"format": "string", "width": "int32", "height": "int32", "taken": "string", "camera": "string"}
@@ -24,6 +26,7 @@ class Header:
         separator: of the folders in paths.
         distinct: pairs of contents, as hexadecimal hashes, that a person called different pictures.
         photos: how many rows there are.
+        whitening: what makes the column `vector` of the column `features`, the model's; None if there is only the one.
     """
 
     about: About
@@ -31,6 +34,7 @@ class Header:
     separator: str
     distinct: list[tuple[str, str]]
     photos: int
+    whitening: Whitening | None = None
 
 
 def arrow() -> Any:
@@ -50,7 +54,8 @@ def schema(header: Header) -> Any:
     columns = [
         ("path", string),  # absolute; printable, so that any program can read it
         ("hash", pa.binary(32)),
-        ("vector", pa.list_(pa.float32(), header.about.dim)),
+        ("vector", pa.list_(pa.float32(), header.whitening.dim if header.whitening else header.about.dim)),
+        *([("features", pa.list_(pa.float32(), header.about.dim))] if header.whitening else []),
         ("state", string),
         *((name, getattr(pa, kind)()) for name, kind in INFO.items()),
         ("bytes", pa.int64()),
@@ -65,13 +70,15 @@ def schema(header: Header) -> Any:
         ("signature", pa.binary()),
     ]
     record = {
-        "layout": LAYOUT,
+        "layout": LAYOUT if header.whitening else 1,
         "about": vars(header.about),
         "roots": header.roots,
         "separator": header.separator,
         "distinct": header.distinct,
         "photos": header.photos,
     }
+    if header.whitening:
+        record["whitening"] = b64encode(header.whitening.to_bytes()).decode()
     text = json.dumps(record).encode()
     return pa.schema(columns, metadata={_KEY: text, _CHECKSUM_KEY: b"%d" % zlib.crc32(text)})
 
@@ -99,10 +106,15 @@ def read_header(found: Any, name: str) -> Header:
             str(record["separator"]),
             [(str(a), str(b)) for a, b in record["distinct"]],
             int(record["photos"]),
+            Whitening.from_bytes(b64decode(record["whitening"])) if "whitening" in record else None,
         )
         valid = isinstance(about.dim, int) and 0 < about.dim < 1 << 20 and about.metric == "cosine"
         if not (valid and isinstance(about.fingerprint, dict) and isinstance(about.gps, bool)):
             raise ValueError(f"made by {record['about']}")
+        whitening = header.whitening
+        told = (whitening and whitening.sha256, len(whitening.mean) if whitening else about.dim)
+        if told != (about.fingerprint.get("whitening"), about.dim):
+            raise ValueError("its whitening is not the one that it tells of")
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         if isinstance(e, ExportError):
             raise

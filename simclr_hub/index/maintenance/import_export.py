@@ -45,7 +45,7 @@ def import_index(
                 size = file.metadata.row_group(group).total_byte_size
                 if size > GROUP_LIMIT:
                     raise ExportError(f"{name}: a row group of {size:,} bytes, more than {GROUP_LIMIT:,}")
-            Store.create(partial / STORE_NAME, header.about)
+            Store.create(partial / STORE_NAME, header.about, header.whitening)
             with closing(Store(partial / STORE_NAME)) as store, store.writing(), store.transaction():
                 _Import(store, header, name).run(file.iter_batches(BATCH, columns=schema(header).names), progress)
     except FileNotFoundError as e:
@@ -74,7 +74,7 @@ class _Import:
     def run(self, batches: Iterator[Any], progress: Callable[[int, int], object] | None) -> None:
         for batch in batches:
             vectors = self._vectors(batch)
-            rows = batch.drop_columns(["vector"]).to_pylist()
+            rows = batch.drop_columns(["vector", *(["features"] if self._header.whitening else [])]).to_pylist()
             for row, vector in zip(rows, vectors, strict=True):
                 self._row += 1
                 try:
@@ -109,17 +109,27 @@ class _Import:
         return roots
 
     def _vectors(self, batch: Any) -> np.ndarray:
-        """The batch's vectors (N, D), checked."""
-        column = batch.column("vector")
-        if column.null_count or column.flatten().null_count:
-            raise self._wrong("or one after it: no vector")
-        dim = self._header.about.dim
-        vectors: np.ndarray = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+        """The batch's vectors (N, D) as the model gave them, checked."""
+        whitening = self._header.whitening
+        vectors = self._column(batch, "features" if whitening else "vector", self._header.about.dim)
         with np.errstate(over="ignore", invalid="ignore"):
             lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
         for row in np.flatnonzero(~(np.abs(lengths - 1) <= LENGTH_TOLERANCE))[:1]:
             self._row += int(row) + 1
             raise self._wrong(f"a vector of length {lengths[row]:.6g}, not 1")
+        if whitening:
+            differences = self._column(batch, "vector", whitening.dim) - whitening.apply(vectors, normalize=True)
+            for row in np.flatnonzero(~(np.abs(differences).max(1) <= LENGTH_TOLERANCE))[:1]:
+                self._row += int(row) + 1
+                raise self._wrong("its vector is not its features whitened")
+        return vectors
+
+    def _column(self, batch: Any, name: str, dim: int) -> np.ndarray:
+        """A column of vectors: (N, dim)."""
+        column = batch.column(name)
+        if column.null_count or column.flatten().null_count:
+            raise self._wrong(f"or one after it: no {name}")
+        vectors: np.ndarray = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
         return vectors
 
     def _put(self, row: dict[str, Any], vector: np.ndarray) -> None:

@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from base64 import b64decode
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 from ... import _files
 from ...errors import IndexDamagedError, IndexWriteError
+from ...whitening import Whitening
 from ..records import checksum
 from ..report import RepairReport
 from ..store import STORE_NAME, About, Store
@@ -58,8 +60,8 @@ def repair_store(directory: Path) -> RepairReport:
     try:
         with ExitStack() as stack:
             old = _readable(file, stack)
-            about, generation, photos = _records(old, file)
-            Store.create(partial, about)
+            about, whitening, generation, photos = _records(old, file)
+            Store.create(partial, about, whitening)
             new = stack.enter_context(closing(sqlite3.connect(partial, isolation_level=None)))
             new.execute("PRAGMA synchronous = EXTRA")
             new.execute("BEGIN IMMEDIATE")
@@ -103,8 +105,8 @@ def _readable(file: Path, stack: ExitStack) -> sqlite3.Connection:
     return stack.enter_context(closing(connect(copy)))
 
 
-def _records(db: sqlite3.Connection, file: Path) -> tuple[About, int, int]:
-    """What made the index; its generation and number of photos, 0 if that record is lost."""
+def _records(db: sqlite3.Connection, file: Path) -> tuple[About, Whitening | None, int, int]:
+    """What made the index; its whitening if it is sound; its generation and number of photos, 0 if lost."""
     meta: dict[str, dict[str, Any]] = {}
     for row in _saved(db, "meta", ["key", "value", "crc"]):
         if wrong_row("meta", row, 0) is None:
@@ -115,7 +117,13 @@ def _records(db: sqlite3.Connection, file: Path) -> tuple[About, int, int]:
             "create the index anew from the photos"
         )
     state = meta.get("state", {"generation": 0, "photos": 0})
-    return About(**meta["about"]), int(state["generation"]), int(state["photos"])
+    about = About(**meta["about"])
+    whitening = None
+    with suppress(KeyError, TypeError, ValueError):
+        whitening = Whitening.from_bytes(b64decode(meta["whitening"]["safetensors"]))
+    if whitening and whitening.sha256 != about.fingerprint.get("whitening"):
+        whitening = None  # the vectors are as the model gave them: without it, too, the index is whole
+    return about, whitening, int(state["generation"]), int(state["photos"])
 
 
 def _copy(old: sqlite3.Connection, new: sqlite3.Connection, about: About) -> dict[str, int]:

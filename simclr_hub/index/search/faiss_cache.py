@@ -6,7 +6,7 @@ us, since FAISS reports success on a full disk; and few changes are written into
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -45,10 +45,14 @@ def fits(store: Store) -> bool:
     return generation == store.generation() and bool(files) and _verified(store, files)
 
 
-def update(store: Store) -> bool:
+def update(store: Store, progress: Callable[[int, int], object] | None = None) -> bool:
     """Bring the cache up to date; inside `Store.writing`; whether there was anything to do.
 
     A file comes before its record: a kill between the two leaves one that is not read.
+
+    Args:
+        store: whose.
+        progress: called with (done, total) vectors.
 
     Raises:
         OSError: the file could not be written.
@@ -71,7 +75,7 @@ def update(store: Store) -> bool:
 
     def write(file: Any) -> None:
         nonlocal sha256
-        sha256 = write_segment(store, file, contents, first.approximate if first else None)
+        sha256 = write_segment(store, file, contents, first.approximate if first else None, progress)
 
     write_file(store.file.with_name(name), write)
     with store.transaction():

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ...patterns import translate
 from .catalog import Catalog, Texts
 from .columns import Column
 
@@ -176,26 +177,3 @@ def _match_paths(pattern: str, catalog: Catalog, numbers: np.ndarray, roots: Map
 def _normal(text: str) -> str:
     """One of the two ways in which Unicode writes letters with accents; file systems differ."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
-
-
-def translate(pattern: str) -> str:
-    """A pattern for paths as a regular expression: *, ? and [...] stay within a folder, ** stands for any folders."""
-    out, i = [], 0
-    while i < len(pattern):
-        char, begins = pattern[i], i == 0 or pattern[i - 1] == "/"
-        if begins and pattern.startswith("**/", i):
-            out.append("(?:.*/)?")
-            i += 3
-        elif begins and pattern[i:] == "**":
-            out.append(".*")
-            i += 2
-        elif char == "[" and (end := pattern.find("]", i + 2 + pattern.startswith("!", i + 1))) > 0:
-            inside = pattern[i + 1 : end]
-            no = inside.startswith("!")
-            inside = re.sub(r"([\\\[\]^&~|])", r"\\\1", inside[no:]).replace("--", "-\\-")
-            out.append(f"(?!/)[{'^' if no else ''}{inside}]")
-            i = end + 1
-        else:
-            out.append({"*": "[^/]*", "?": "[^/]"}.get(char) or re.escape(char))
-            i += 1
-    return "".join(out) + r"\Z"

@@ -4,7 +4,7 @@ Unusual: a later segment overrides an earlier one for every content that it tell
 deleting photos makes a small segment beside the large one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import IO, Any
@@ -98,9 +98,9 @@ def make_segment(
     """
     builder = _gather(store, contents)
     live = builder.contents()
-    vectors = np.empty((len(live), store.about.dim), np.float32)
-    at = 0
     reader = _Reader(store, contents, live)
+    vectors = np.empty((len(live), reader.width), np.float32)
+    at = 0
     for piece in reader:
         vectors[at : at + len(piece)] = piece
         at += len(piece)
@@ -109,7 +109,11 @@ def make_segment(
 
 
 def write_segment(
-    store: Store, file: IO[bytes], contents: Sequence[bytes] | None = None, approximate: Approximate | None = None
+    store: Store,
+    file: IO[bytes],
+    contents: Sequence[bytes] | None = None,
+    approximate: Approximate | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> str:
     """The same into a file, with an index of its own if it is large; the SHA-256 to open it with; inside `writing`.
 
@@ -118,11 +122,11 @@ def write_segment(
     writer = ArrayWriter(file)
     builder = _gather(store, contents)
     live = builder.contents()
-    reader = _Reader(store, contents, live)
-    writer.add("vectors", reader, "<f4", (store.about.dim,))
+    reader = _Reader(store, contents, live, progress)
+    writer.add("vectors", reader, "<f4", (reader.width,))
     writer.add("padding", [np.zeros(BLOCK, np.uint8)], "|u1")  # so that all of the vectors are out
     file.flush()
-    shape = (len(live), store.about.dim)
+    shape = (len(live), reader.width)
     vectors: np.ndarray = np.memmap(file, np.float32, "r", shape=shape) if len(live) else np.empty(shape, np.float32)
     checked = CheckedArray(vectors)
     beside = _beside(checked, approximate)
@@ -183,13 +187,25 @@ def _gather(store: Store, contents: Sequence[bytes] | None) -> CatalogBuilder:
 
 
 class _Reader:
-    """Gives the vectors of live contents (n, D) in pieces, and remembers in which order, and what is known of them."""
+    """Gives the vectors of live contents (n, width) in pieces, whitened where the index is.
 
-    def __init__(self, store: Store, contents: Sequence[bytes] | None, live: np.ndarray):
+    It remembers in which order they came, and what is known of them.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        contents: Sequence[bytes] | None,
+        live: np.ndarray,
+        progress: Callable[[int, int], object] | None = None,
+    ):
+        self._progress = progress
         self._store, self._contents, self._live = store, contents, live
         self._hashes: list[np.ndarray] = []
         self._starts, self._info = [0], bytearray()
         self._shapes: list[np.ndarray] = []
+        self._whitening = store.whitening()
+        self.width = self._whitening.dim if self._whitening else store.about.dim
 
     def __iter__(self):  # type: ignore[no-untyped-def]
         for page in self._store.content_pages(self._contents):
@@ -202,7 +218,10 @@ class _Reader:
                     self._info += row.info.encode()
                     self._starts.append(len(self._info))
                 self._shapes.append(make_shapes([row.signature for row in rows]))
-                yield np.stack([row.vector for row in rows])
+                vectors = np.stack([row.vector for row in rows])
+                yield self._whitening.apply(vectors, normalize=True) if self._whitening else vectors
+                if self._progress:
+                    self._progress(len(self._starts) - 1, len(self._live))
         if (missing := len(self._live) - len(self._starts) + 1) != 0:
             raise self._store.damaged(f"{missing:,} photos without a vector")
 

@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from ...errors import IndexDamagedError
+from ...whitening import Whitening
 from ..store import Store
 from . import faiss_cache
 from .arrays import DamagedArraysError
@@ -31,6 +32,7 @@ class Snapshot:
         allowed: for each, which rows are not overridden, bool (N,); None for all.
         roots: the root folders by id, each with a separator at its end.
         damaged: makes the error that says so.
+        whitening: what the vectors were whitened with; None for as the model gave them.
     """
 
     version: tuple[int, int]
@@ -38,6 +40,7 @@ class Snapshot:
     allowed: Sequence[np.ndarray | None]
     roots: Mapping[int, bytes]
     damaged: Callable[[str], IndexDamagedError]
+    whitening: Whitening | None = None
 
     @cached_property
     def pairs(self) -> Pairs:
@@ -129,7 +132,7 @@ def _take(store: Store, previous: Snapshot | None, cached: bool) -> Snapshot:
     if live != store.live():
         raise store.damaged(f"{live} photos are there, {store.live()} were recorded")
     roots = {root.id: os.path.join(root.path, b"") for root in store.roots().values()}
-    return Snapshot(version, segments, allowed, roots, store.damaged)
+    return Snapshot(version, segments, allowed, roots, store.damaged, store.whitening())
 
 
 def _overridden(segments: Sequence[Segment]) -> list[np.ndarray | None]:
