@@ -85,10 +85,10 @@ class Search:
                 if len(self._photos_of(row)) == len(photos):
                     rows[line, rows[line] == row] = -1
         copies = self._fold(rows)
-        lacking = np.empty(0, np.int64)
-        if copies and rows.shape[1] < sum(self._most) and depth < DEEPEST + self._k:
-            lacking = np.flatnonzero(np.count_nonzero(rows >= 0, axis=1) < self._k)
-            rows[lacking] = -1
+        if not copies or rows.shape[1] == sum(self._most) or depth >= DEEPEST + self._k:
+            return self._matches(scores, rows, copies, own)
+        lacking = np.flatnonzero(np.count_nonzero(rows >= 0, axis=1) < self._k)
+        rows[lacking] = -1
         found = self._matches(scores, rows, copies, own)
         deeper = min(8 * depth, DEEPEST + self._k)
         step = max(1, NUMBERS // deeper)
