@@ -7,7 +7,6 @@ copy of it is another file. In a whitened index a vector may also be the model's
 import hashlib
 import math
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -55,7 +54,7 @@ def query_vectors(
         put(rows, _unit_vectors([queries[row] for row in rows], store.about.dim))
     images = []
     own: list[set[OwnFile]] = [set() for _ in queries]
-    roots = store.roots()
+    roots: dict[int, Root] = {}
     for row, query in enumerate(queries):
         if isinstance(query, np.ndarray) and query.ndim == 1:
             continue
@@ -64,6 +63,7 @@ def query_vectors(
             query = read_source(name)
             content = hashlib.sha256(query.data).digest()
             if not is_url(name):
+                roots = roots or store.roots()
                 own[row] = _own_files(name, content, store, roots)
             known = store.vector(content)
             if known is not None:
@@ -102,7 +102,7 @@ def combine(like: np.ndarray, unlike: np.ndarray, weight: float) -> np.ndarray:
     return combined
 
 
-def _own_files(path: str | os.PathLike[str], content: bytes, store: Store, roots: Mapping[int, Root]) -> set[OwnFile]:
+def _own_files(path: str | os.PathLike[str], content: bytes, store: Store, roots: dict[int, Root]) -> set[OwnFile]:
     """Which photos of the index are this file, whatever content was recorded for it."""
     found: set[OwnFile] = set()
     for name in {os.fsencode(os.path.abspath(path)), os.fsencode(os.path.realpath(path))}:
@@ -116,7 +116,7 @@ def _own_files(path: str | os.PathLike[str], content: bytes, store: Store, roots
         if not found or own.st_nlink > 1:
             for photo in store.photos_with(content):
                 with suppress(OSError):
-                    if os.path.samestat(own, os.stat(store.locate(photo, dict(roots)))):
+                    if os.path.samestat(own, os.stat(store.locate(photo, roots))):
                         found.add((content, photo.root_id, photo.path))
     return found
 

@@ -37,7 +37,8 @@ class Pairs:
         if not len(ranks):
             return [None] * len(scores)
         total = int(ranks[-1]) + 1
-        below = np.append(0, ranks + 1)[np.searchsorted(cosines, scores)]
+        at = np.searchsorted(cosines, scores)
+        below = np.where(at > 0, ranks[at - 1] + 1, 0)
         shares: list[float] = np.minimum(below / total, total / (total + 1)).tolist()
         return shares
 
