@@ -12,7 +12,7 @@ import sqlite3
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,7 +67,7 @@ class About:
     dim: int
     metric: str = "cosine"
     gps: bool = False
-    exclude: Sequence[str] = ()
+    exclude: list[str] = field(default_factory=list)
     include_hidden: bool = False
 
     @property
