@@ -10,7 +10,7 @@ from simclr_hub.index import SimilarityIndex
 from simclr_hub.index.search import pairs
 from simclr_hub.index.search.arrays import CheckedArray
 from simclr_hub.index.search.match import tell_share
-from simclr_hub.index.search.pairs import sample_pairs
+from simclr_hub.index.search.pairs import Pairs, sample_pairs
 
 
 def unit(number: int, dim: int = DIM) -> np.ndarray:
@@ -43,6 +43,11 @@ def test_never_closer_than_all() -> None:
     for sample in (sample_pairs(CheckedArray(vectors)), sample_pairs(CheckedArray(unit(3000)))):
         (most, least) = sample.closer_than(np.array([1.1, -1.1], np.float32))
         assert least == 0 and most is not None and 0.9999 < most < 1
+
+
+def test_equal_pairs_are_not_less_alike() -> None:
+    known = Pairs(CheckedArray(np.array([0, 0.5, 0.5, 1], np.float32)), CheckedArray(np.arange(4)))
+    assert known.closer_than(np.array([-1, 0, 0.5, 0.7, 1], np.float32)) == [0, 0, 0.25, 0.75, 0.75]
 
 
 def test_a_sample_of_a_large_index_tells_nearly_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,17 @@ def test_copies_are_known_whichever_comes_first(kind: str, originals: np.ndarray
     assert (one < CORRELATION).sum() <= allowed and (other < CORRELATION).sum() <= allowed
 
 
+@pytest.mark.parametrize("kind", EDITS)
+def test_in_full_view_only_what_shows_all_of_it_is_the_same(kind: str, originals: np.ndarray) -> None:
+    draw = Random(kind)
+    copies = unpack(signatures([EDITS[kind](open_photo(name), draw) for name in NAMES]))
+    score = compare(unpack(originals), copies, aligned=False).score
+    if kind.startswith(("cropped by 10", "bordered")):
+        assert (score < CORRELATION).all()
+    elif not kind.startswith("cropped"):
+        assert (score >= CORRELATION).sum() >= len(NAMES) - (kind == "watermark")
+
+
 def test_no_two_of_the_sample_photos_are_the_same() -> None:
     paths = sorted(Path(SAMPLE_PHOTOS).glob("*.jpg"))
     rows = signatures([Image.open(path) for path in paths])
