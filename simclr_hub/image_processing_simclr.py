@@ -111,7 +111,7 @@ class SimCLRImageProcessor(TorchvisionBackend):
         return found
 
     def process_image(self, image: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """One image to (3, H, W), uint8 or float32 in [0, 1]."""
+        """Convert one image to (3, H, W), uint8 or float32 in [0, 1]."""
         layout, device = kwargs.get("input_data_format"), kwargs.get("device")
         if isinstance(image, np.ndarray):
             image = tensor_of(image)
@@ -168,7 +168,7 @@ def _refuse_options(options: dict[str, Any]) -> None:
 
 
 def _flat(images: Any) -> Iterator[Any]:
-    """The single images of one image, a batch, or lists of them."""
+    """Yield the single images of one image, a batch, or lists of them."""
     if isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4):
         for image in images:
             yield from _flat(image)
@@ -177,7 +177,7 @@ def _flat(images: Any) -> Iterator[Any]:
 
 
 def _decoded(source: Any) -> Tensor:
-    """A PIL image, a file's path or bytes, or a URL as (3, H, W) uint8.
+    """Decode a PIL image, a file's path or bytes, or a URL to (3, H, W) uint8.
 
     Raises:
         ValueError: it cannot be read; the text names it.
@@ -206,7 +206,7 @@ def _decoded(source: Any) -> Tensor:
 
 
 def _from_file(source: str | os.PathLike[str] | bytes) -> Image.Image:
-    """A file as upright RGB, without the package."""
+    """Decode a file to upright RGB, without the package."""
     wanted = "needs the package simclr-hub (pip install 'simclr-hub[formats]')"
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         raise ValueError(f"reading a URL {wanted}; or download it")

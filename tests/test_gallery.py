@@ -72,8 +72,8 @@ def test_what_a_result_says(photos, tmp_path):
     write_gallery(tmp_path / "g.html", [Row([photos / "1.jpg"], found, [photos / "2.jpg"])], title="t")
     html = (tmp_path / "g.html").read_text()
     for words in (
-        "closer than 99.7 % of pairs",
-        "closer than &gt; 99.99 %",
+        "closer than 99.7 %<",
+        "closer than &gt; 99.99 %<",
         "+2 copies",
         "+1 copy<",
         "<b>not</b> 2.jpg",

@@ -66,7 +66,9 @@ def test_a_list_of_queries_gives_a_list_of_lists(filled: SimilarityIndex, tmp_pa
 
 
 def test_an_empty_index_finds_nothing(index: SimilarityIndex) -> None:
-    assert index.search(np.ones(DIM)) == [] and index.search([np.ones(DIM)] * 2) == [[], []]
+    for all_copies in (False, True):
+        assert index.search(np.ones(DIM), all_copies=all_copies) == []
+        assert index.search([np.ones(DIM)] * 2, all_copies=all_copies) == [[], []]
     paths, vectors = index.vectors()
     assert paths == [] and vectors.shape == (0, DIM) and len(index) == 0
 

@@ -303,10 +303,13 @@ class Changes(RuleBasedStateMachine):
         query /= np.linalg.norm(query)
         truth = {f"/r/{path.decode()}": float(vector @ query) for path, (_, vector) in self.live.items()}
         for index in (self.index, self.other):
-            found = index.search(query, k=1000)
+            found = index.search(query, k=1000, all_copies=True)
             assert {m.path: pytest.approx(m.score, abs=1e-5) for m in found} == truth
             assert [m.score for m in found] == sorted((m.score for m in found), reverse=True)
-            few = index.search([query] * 25, k=3, path="x/**")[7]
+            folded = index.search(query, k=1000)
+            assert {path: m.score for m in folded for path in [m.path, *m.copies]} == {m.path: m.score for m in found}
+            assert len(folded) == len({content for content, _ in self.live.values()})
+            few = index.search([query] * 25, k=3, path="x/**", all_copies=True)[7]
             best = sorted((score for path, score in truth.items() if path.startswith("/r/x/")), reverse=True)[:3]
             assert [m.score for m in few] == pytest.approx(best, abs=1e-5)
             assert len(index) == len(self.live)

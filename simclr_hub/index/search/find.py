@@ -85,11 +85,12 @@ class Search:
                 if len(self._photos_of(row)) == len(photos):
                     rows[line, rows[line] == row] = -1
         copies = self._fold(rows)
-        found = self._matches(scores, rows, copies, own)
         if not copies or rows.shape[1] == sum(self._most) or depth >= DEEPEST + self._k:
-            return found
+            return self._matches(scores, rows, copies, own)
         lacking = np.flatnonzero(np.count_nonzero(rows >= 0, axis=1) < self._k)
-        deeper = min(4 * depth, DEEPEST + self._k)
+        rows[lacking] = -1
+        found = self._matches(scores, rows, copies, own)
+        deeper = min(8 * depth, DEEPEST + self._k)
         step = max(1, NUMBERS // deeper)
         for start in range(0, len(lacking), step):
             some = lacking[start : start + step]

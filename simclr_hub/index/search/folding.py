@@ -19,7 +19,7 @@ GATE = 0.96
 #: Rows that are compared at once; and with how many that came before: copies have nearly the same score.
 BLOCK, WINDOW = 64, 128
 
-#: Which pairs of rows, int64 (P,) each, show the same picture: bool (P,).
+#: Which of pairs of rows, int64 (P,) each, show the same picture: bool (P,).
 Same = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 #: Places in a shape by whether the frequencies down and across are odd, which says what mirroring does to them; the
@@ -56,15 +56,14 @@ def fold(shapes: np.ndarray, rows: np.ndarray, same: Same, most: int) -> np.ndar
     known = np.empty(0, np.int64)
     for start in range(0, len(rows), BLOCK):
         block = np.arange(start, min(start + BLOCK, len(rows)))
-        for earlier in (known[-WINDOW:], block if len(known) < most else known[:0]):
-            new = block[first[block] == block]
-            near = _near(shapes[None, earlier], shapes[None, new])[0] & (earlier[:, None] < new)
-            a, b = (some[places] for some, places in zip((earlier, new), near.nonzero(), strict=True))
-            if len(a):
-                agreed = same(rows[a], rows[b])
-                for one, other in zip(a[agreed].tolist(), b[agreed].tolist(), strict=True):
-                    if first[one] == one and first[other] == other:
-                        first[other] = one
+        earlier = np.concatenate([known[-WINDOW:], block if len(known) < most else block[:0]])
+        near = _near(shapes[None, earlier], shapes[None, block])[0] & (earlier[:, None] < block)
+        for one in np.flatnonzero(near.any(1)).tolist():
+            if first[earlier[one]] == earlier[one]:
+                others = block[near[one] & (first[block] == block)]
+                if len(others):
+                    same_ones = same(np.full(len(others), rows[earlier[one]]), rows[others])
+                    first[others[same_ones]] = earlier[one]
         known = np.concatenate([known, block[first[block] == block]])
     return first
 
