@@ -183,22 +183,23 @@ def _decoded(source: Any) -> Tensor:
         ValueError: it cannot be read; the text names it.
         TypeError: it is no image.
     """
-    name = (
-        "<PIL image>" if isinstance(source, Image.Image) else "<bytes>" if isinstance(source, bytes) else str(source)
-    )
-    if isinstance(source, str) and (embedded := re.match(r"data:image/[\w.+-]+;base64,", source)):
-        source, name = base64.b64decode(source[embedded.end() :]), embedded[0]
+    if not isinstance(source, (Image.Image, str, os.PathLike, bytes)):
+        raise TypeError(f"{type(source)} is no image: give a path, a URL, a PIL image, an array or a tensor")
+    name = "<PIL image>" if isinstance(source, Image.Image) else "<bytes>"
+    if isinstance(source, (str, os.PathLike)):
+        name = os.fspath(source)
     try:
         if isinstance(source, Image.Image):
             return to_tensor(rgb_of(source))
-        if not isinstance(source, (str, os.PathLike, bytes)):
-            raise TypeError(f"{type(source)} is no image: give a path, a URL, a PIL image, an array or a tensor")
+        if isinstance(source, str):
+            scheme = re.match(r"data:image/[\w.+-]+;base64,", source)
+            if scheme or len(source) > 4096:  # longer than any path
+                name = scheme[0] if scheme else "<base64 text>"
+                source = base64.b64decode(source[scheme.end() if scheme else 0 :])
         try:  # by its name as text, since this file also travels without the package
             load_image = importlib.import_module("simclr_hub.images").load_image
         except ImportError:
             return to_tensor(_from_file(source))
-    except TypeError:
-        raise
     except Exception as e:
         raise ValueError(f"{name}: {str(e) or type(e).__name__}") from e
     pixels: Tensor = load_image({"bytes": source, "path": name} if isinstance(source, bytes) else source).pixels
