@@ -69,7 +69,7 @@ def read_picture(data: bytes, use: Callable[[Image.Image], T]) -> T:
 
 
 def is_misread(image: ImageFile.ImageFile) -> bool:
-    """Whether Pillow misreads the file of an image that it has opened and not loaded yet.
+    """Tell whether Pillow misreads the file of an image that it has opened and not loaded yet.
 
     Raises:
         NotReadError: a kind of TIFF that is not in the tables.
@@ -93,7 +93,7 @@ def _open(data: bytes) -> ImageFile.ImageFile:
 
 
 def _reason(kind: str, data: bytes, error: Exception) -> Exception:
-    """Why Pillow did not identify a file whose first bytes are of one of its formats."""
+    """Return why Pillow did not identify a file whose first bytes are of one of its formats."""
     if not isinstance(error, UnidentifiedImageError) or kind not in Image.OPEN:
         return error
     try:
@@ -107,7 +107,7 @@ def _reason(kind: str, data: bytes, error: Exception) -> Exception:
 
 
 def _jpeg_segments(data: bytes) -> list[tuple[int, int, int]]:
-    """Marker, start and end of each segment up to the scan; [] if they do not follow one another."""
+    """Return marker, start and end of each segment up to the scan; [] if they do not follow one another."""
     found, at = [], 2
     while data[at : at + 1] == b"\xff" and at + 4 <= len(data):
         marker, size = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
@@ -124,11 +124,12 @@ def _jpeg_segments(data: bytes) -> list[tuple[int, int, int]]:
 def _jpeg_versions(data: bytes) -> Iterator[bytes]:
     yield data
     segments = _jpeg_segments(data)
-    for kept in ((b"Exif\0\0", b"ICC_PROFILE\0"), ()):
+    # Adobe's says what the colours are.
+    starts = (b"Adobe", b"Exif\0\0", b"ICC_PROFILE\0", b"JFIF\0")
+    for kept in (starts, starts[:3], starts[:2], starts[1:], starts[1:2], ()):
         parts, at = [], 0
         for marker, start, end in segments:
-            # All but APP0 (JFIF), APP14 (Adobe's, which says what the colours are) and what is no metadata.
-            if marker in (*range(0xE1, 0xEE), 0xEF, 0xFE) and not data.startswith(kept, start + 4):
+            if (0xE0 <= marker <= 0xEF or marker == 0xFE) and not data.startswith(kept, start + 4):
                 parts.append(data[at:start])
                 at = end
         if parts:
@@ -136,7 +137,7 @@ def _jpeg_versions(data: bytes) -> Iterator[bytes]:
 
 
 def _jpeg_with_its_end(data: bytes) -> bytes:
-    """A JPEG that lacks nothing but the marker of its end, with it; b"" if more is missing.
+    """Return a JPEG that lacks nothing but the marker of its end, with it; b"" if more is missing.
 
     Nothing is missing if the pixels do not depend on what follows.
     """
@@ -166,7 +167,7 @@ _PNG_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, start and end of each chunk, the last one perhaps cut off."""
+    """Yield kind, start and end of each chunk, the last one perhaps cut off."""
     at = 8
     while at + 8 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, at)
@@ -175,9 +176,10 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _png_versions(data: bytes) -> Iterator[bytes]:
-    """The picture with less and less metadata; of an APNG the still picture."""
+    """Yield the picture with less and less beside it; of an APNG the still picture."""
     before = b""
-    for kept in ((b"iCCP", b"eXIf", b"tEXt", b"zTXt", b"iTXt"), (b"iCCP", b"eXIf"), (b"eXIf",), ()):
+    kinds = (b"tRNS", b"eXIf", b"iCCP", b"tEXt", b"zTXt", b"iTXt")
+    for kept in (kinds, kinds[:3], kinds[:2], kinds[:1], ()):
         parts = [data[:8]]
         for kind, start, end in _png_chunks(data):
             if not kind.isalpha():  # not the beginning of a chunk: Pillow finds out what this means
@@ -185,7 +187,8 @@ def _png_versions(data: bytes) -> Iterator[bytes]:
                 break
             text = kind in (b"tEXt", b"zTXt", b"iTXt")
             if kind[:1].isupper() or (
-                (kind == b"tRNS" or kind in kept)
+                kind in kept
+                and (kind != b"tRNS" or end - start - 12 >= {0: 2, 2: 6, 3: 1}.get(data[25], end))
                 and zlib.crc32(data[start + 4 : end - 4]) == int.from_bytes(data[end - 4 : end], "big")
                 and (not text or data.startswith(_PNG_TEXTS, start + 8))
             ):
@@ -268,7 +271,7 @@ def _open_bmp(data: bytes) -> Image.Image:
     bmp = _Bmp(data)
     if bmp.by_masks:
         return _bmp_by_masks(data, bmp)
-    image = _open(data[:46] + bytes(4) + data[50:] if bmp.few_colours else data)
+    image = _open(data[:46] + bytes(4) + data[50:] if False else data)
     if (bmp.bits > 1 and image.mode == "1") or (bmp.bits < 8 and image.mode == "L"):
         raise NotReadError(f"BMP with {bmp.bits} bits a pixel and a palette that counts from black is not read")
     return image
@@ -397,7 +400,7 @@ class _Tiff:
                 self.entries[struct.unpack_from(self.order + "H", entry)[0]] = entry
 
     def __call__(self, tag: int) -> tuple[Any, ...]:
-        """The numbers of a tag; () if there are none."""
+        """Return the numbers of a tag; () if there are none."""
         with suppress(struct.error, OverflowError, KeyError, ZeroDivisionError):
             entry = self.entries[tag]
             kind, count = struct.unpack_from(self.order + ("2xHQ" if self.big else "2xHI"), entry)
@@ -413,7 +416,7 @@ class _Tiff:
         return ()
 
     def changed(self, changes: dict[int, tuple[int, ...]], kept: frozenset[int] | None = None) -> bytes:
-        """The file with a directory at its end that has other values for some tags; () leaves a tag out."""
+        """Return the file with a directory at its end that has other values for some tags; () leaves a tag out."""
         entries = {tag: entry for tag, entry in self.entries.items() if kept is None or tag in kept}
         tail = bytearray()
         wide, room, front = ("Q", 8, "HHQ") if self.big else ("I", 4, "HHI")
@@ -534,7 +537,7 @@ def _kind_of(image: TiffImagePlugin.TiffImageFile) -> TiffKind:
 
 
 def loaded_levels(image: TiffImagePlugin.TiffImageFile) -> tuple[float, float] | None:
-    """`TiffKind.levels` of an image that Pillow has opened and loaded.
+    """Return `TiffKind.levels` of an image that Pillow has opened and loaded.
 
     Raises:
         NotReadError: a kind that is not read, or that Pillow has misread.
@@ -589,7 +592,7 @@ def _deflated(tiff: _Tiff) -> tuple[bytes, dict[int, tuple[int, ...]]]:
 
 
 def _tiff_of_planes(tiff: _Tiff, kind: TiffKind) -> Image.Image:
-    """A picture whose samples lie in planes, each of which is opened as a grey one."""
+    """Open a picture whose samples lie in planes, each of them as a grey one."""
     where, length = (324, 325) if tiff(324) else (273, 279)
     parts = len(tiff(where)) // kind.samples
     alpha = 1 if kind.extra[:1] in ((1,), (2,)) else 0

@@ -111,7 +111,7 @@ class SimCLRImageProcessor(TorchvisionBackend):
         return found
 
     def process_image(self, image: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """One image to (3, H, W), uint8 or float32 in [0, 1]."""
+        """Convert one image to (3, H, W), uint8 or float32 in [0, 1]."""
         layout, device = kwargs.get("input_data_format"), kwargs.get("device")
         if isinstance(image, np.ndarray):
             image = tensor_of(image)
@@ -168,7 +168,7 @@ def _refuse_options(options: dict[str, Any]) -> None:
 
 
 def _flat(images: Any) -> Iterator[Any]:
-    """The single images of one image, a batch, or lists of them."""
+    """Yield the single images of one image, a batch, or lists of them."""
     if isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4):
         for image in images:
             yield from _flat(image)
@@ -177,28 +177,29 @@ def _flat(images: Any) -> Iterator[Any]:
 
 
 def _decoded(source: Any) -> Tensor:
-    """A PIL image, a file's path or bytes, or a URL as (3, H, W) uint8.
+    """Decode a PIL image, a file's path or bytes, or a URL to (3, H, W) uint8.
 
     Raises:
         ValueError: it cannot be read; the text names it.
         TypeError: it is no image.
     """
-    name = (
-        "<PIL image>" if isinstance(source, Image.Image) else "<bytes>" if isinstance(source, bytes) else str(source)
-    )
-    if isinstance(source, str) and (embedded := re.match(r"data:image/[\w.+-]+;base64,", source)):
-        source, name = base64.b64decode(source[embedded.end() :]), embedded[0]
+    if not isinstance(source, (Image.Image, str, os.PathLike, bytes)):
+        raise TypeError(f"{type(source)} is no image: give a path, a URL, a PIL image, an array or a tensor")
+    name = "<PIL image>" if isinstance(source, Image.Image) else "<bytes>"
+    if isinstance(source, (str, os.PathLike)):
+        name = os.fspath(source)
     try:
         if isinstance(source, Image.Image):
             return to_tensor(rgb_of(source))
-        if not isinstance(source, (str, os.PathLike, bytes)):
-            raise TypeError(f"{type(source)} is no image: give a path, a URL, a PIL image, an array or a tensor")
+        if isinstance(source, str):
+            scheme = re.match(r"data:image/[\w.+-]+;base64,", source)
+            if scheme or len(source) > 4096:  # longer than any path
+                name = scheme[0] if scheme else "<base64 text>"
+                source = base64.b64decode(source[scheme.end() if scheme else 0 :])
         try:  # by its name as text, since this file also travels without the package
             load_image = importlib.import_module("simclr_hub.images").load_image
         except ImportError:
             return to_tensor(_from_file(source))
-    except TypeError:
-        raise
     except Exception as e:
         raise ValueError(f"{name}: {str(e) or type(e).__name__}") from e
     pixels: Tensor = load_image({"bytes": source, "path": name} if isinstance(source, bytes) else source).pixels
@@ -206,7 +207,7 @@ def _decoded(source: Any) -> Tensor:
 
 
 def _from_file(source: str | os.PathLike[str] | bytes) -> Image.Image:
-    """A file as upright RGB, without the package."""
+    """Decode a file to upright RGB, without the package."""
     wanted = "needs the package simclr-hub (pip install 'simclr-hub[formats]')"
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         raise ValueError(f"reading a URL {wanted}; or download it")

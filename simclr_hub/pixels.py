@@ -29,7 +29,7 @@ _TRANSPOSE = {
 
 
 def rgb_of(image: Image.Image) -> Image.Image:
-    """A PIL image as upright sRGB, as if its file had been given.
+    """Return a PIL image as upright sRGB, as if its file had been given.
 
     That of a file that is not loaded yet is read anew where Pillow fails or misreads it.
 
@@ -57,13 +57,13 @@ def rgb_of(image: Image.Image) -> Image.Image:
 
 
 def loaded_rgb(image: Image.Image) -> Image.Image:
-    """`upright_rgb` of an image that was only opened."""
+    """Return `upright_rgb` of an image that was only opened."""
     image.load()
     return upright_rgb(image)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as sRGB, rotated as its EXIF says.
+    """Convert any mode to sRGB, rotated as its EXIF says.
 
     Raises:
         NotReadError: pixels of which it is not known what is white, or that Pillow misreads.
@@ -102,7 +102,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _levels(image: Image.Image) -> tuple[float, float] | None:
-    """Black and white as values of a grey image of more than 8 bits; None for all others."""
+    """Return black and white as values of a grey image of more than 8 bits; None for all others."""
     if LEVELS in image.info:
         black, white = image.info[LEVELS]
         return black, white
@@ -117,7 +117,7 @@ def _levels(image: Image.Image) -> tuple[float, float] | None:
 
 
 def _to_uint8(values: np.ndarray, black: float, white: float) -> np.ndarray:
-    """Grey values to 8 bits, by the values of black and white.
+    """Scale grey values to 8 bits, by the values of black and white.
 
     Raises:
         NotReadError: floats far outside of these; a lossy encoder may exceed them a little, highlights by up to 2.
@@ -140,12 +140,12 @@ def _to_uint8(values: np.ndarray, black: float, white: float) -> np.ndarray:
 
 
 def to_tensor(rgb: Image.Image) -> Tensor:
-    """An RGB image as (3, H, W) uint8."""
+    """Return an RGB image as (3, H, W) uint8."""
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
 
 
 def tensor_of(array: np.ndarray) -> Tensor:
-    """An array as a tensor of its own memory where it has to be.
+    """Return an array as a tensor, copied where torch needs it: read-only, of another byte order, strided.
 
     Raises:
         NotReadError: values that are no numbers, or wider than 64 bits.
@@ -157,7 +157,7 @@ def tensor_of(array: np.ndarray) -> Tensor:
 
 
 def rgb_of_tensor(x: Tensor) -> Tensor:
-    """(C, H, W) with C of 1, 3, or 4 (RGB and alpha) as (3, H, W): over white, uint8 or float32 in [0, 1].
+    """Convert (C, H, W), C of 1, 3, or 4 (RGB and alpha), to (3, H, W): over white, uint8 or float32 in [0, 1].
 
     Raises:
         NotReadError: other shapes, integers other than uint8 and uint16, or floats outside [0, 1].

@@ -286,14 +286,16 @@ def test_lists_of_everything_keep_their_order(files):
 
 
 def test_a_data_url_is_its_file(files):
-    url = "data:image/png;base64," + base64.b64encode(files["ref.png"].read_bytes()).decode()
+    text = base64.b64encode(files["ref.png"].read_bytes()).decode()
     processor = SimCLRImageProcessor(size=24)
-    assert torch.equal(
-        processor(images=url, return_tensors="pt").pixel_values,
-        processor(images=files["ref.png"], return_tensors="pt").pixel_values,
-    )
-    with pytest.raises(ValueError, match="data:image/png"):
-        processor(images="data:image/png;base64,AAAA")
+    expected = processor(images=files["ref.png"], return_tensors="pt").pixel_values
+    for given in ("data:image/png;base64," + text, text):
+        assert torch.equal(processor(images=given, return_tensors="pt").pixel_values, expected)
+    for wrong in ("AAAA", "A", "*"):
+        with pytest.raises(ValueError, match="data:image/png;base64,: "):
+            processor(images="data:image/png;base64," + wrong)
+    with pytest.raises(ValueError, match="^<base64 text>: .{,200}$"):
+        processor(images="A*" * 5000)
 
 
 def test_what_is_no_image_is_one_error_that_names_it(tmp_path):

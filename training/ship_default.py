@@ -7,7 +7,8 @@ In one go, in three minutes of one core:
 Written into the package are the weights (in half precision, half the download; float32 when loaded), the whitenings,
 learnt on 10,000 images of --data without their labels, the vectors that `simclr-hub doctor` compares, and the
 thresholds of duplicates, for raw and for whitened vectors, measured on --photos, a folder of class folders. After that
-benchmarks/features.py measures the numbers of results.json, and `python -m simclr_hub.training.cards` writes the card.
+`benchmarks/features.py --record` measures the numbers of results.json and where the checkpoint fails, also for the
+README, and `python -m simclr_hub.training.cards` writes the card.
 Without RUN/final and SIZE all but the weights is made again for those that are there.
 """
 

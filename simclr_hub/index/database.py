@@ -19,6 +19,7 @@ import filelock
 from ..errors import IndexDamagedError, IndexError_, IndexLockedError, IndexMismatchError, IndexWriteError
 
 LOCK_NAME = "writer.lock"
+_JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 #: How long to wait for another process's transaction.
 BUSY_SECONDS = 30.0
 
@@ -60,6 +61,7 @@ class Database:
         self._writing = threading.Lock()
         self._pid = os.getpid()
         with self._errors():
+            refuse_foreign_journal(file)
             self._db: sqlite3.Connection | None = sqlite3.connect(
                 f"{file.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}",
                 uri=True,
@@ -245,11 +247,35 @@ class Database:
             text = str(e).lower()
             if "locked" in text:
                 raise IndexLockedError(f"{self.file}: another process holds it; try again") from e
+            if "readonly" in text and os.path.exists(f"{self.file}-journal"):
+                raise IndexWriteError(
+                    f"{self.file}: a write to it was interrupted, and it cannot be undone where nothing can be "
+                    "written: copy the index to another place, or make this one writable, and open it there"
+                ) from e
             if any(word in text for word in ("full", "i/o", "readonly", "unable to open")):
                 raise IndexWriteError(
                     f"{self.file}: {e}; what was committed before is safe. Check the disk's space and permissions"
                 ) from e
             raise self.damaged(str(e)) from e
+
+
+def refuse_foreign_journal(file: Path) -> None:
+    """Refuse a store whose journal names another file.
+
+    SQLite deletes the file that the end of a journal names as the super-journal of a transaction over several stores.
+    This package never makes one: whoever did wanted a file gone. Format: sqlite.org/fileformat2.html, section 3.
+
+    Raises:
+        IndexDamagedError: it does.
+    """
+    try:
+        with open(f"{file}-journal", "rb") as journal:
+            journal.seek(-8, os.SEEK_END)
+            end = journal.read()
+    except OSError:  # there is none, or it is shorter than that
+        return
+    if end == _JOURNAL_MAGIC:
+        raise IndexDamagedError(f"{file}-journal: names another file to be deleted, so this package did not write it")
 
 
 def writer_lock(file: Path) -> filelock.BaseFileLock:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 from ..errors import ImageError, UnreadableImageError
 from ..images import FileBytes, describe, load_image, read_file
@@ -26,10 +27,11 @@ def find_guilty(paths: list[bytes]) -> dict[bytes, str]:
     guilty: dict[bytes, str] = {}
     todo = list(paths)
     while todo:
-        code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main({SECONDS}, {MEMORY})"
+        # -I: neither the current folder nor what the environment names is looked into for modules.
+        code = f"import sys; sys.path[:] = {_module_path()!r}; from {__name__} import main; main({SECONDS}, {MEMORY})"
         try:
             child = subprocess.run(
-                [sys.executable, "-c", code],
+                [sys.executable, "-I", "-c", code],
                 input=b"\0".join(todo),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -47,6 +49,12 @@ def find_guilty(paths: list[bytes]) -> dict[bytes, str]:
             guilty[path] = f"{describe(os.fsdecode(path))}: decoding it ends the process: {_reason(child.returncode)}"
         todo = todo[len(verdicts) + 1 :]
     return guilty
+
+
+def _module_path() -> list[str]:
+    """Return where this process finds modules, without the current folder; and where this package lies."""
+    package = str(Path(__file__).resolve().parents[2])
+    return [*(path for path in sys.path if path and path != os.getcwd()), package]
 
 
 def _reason(returncode: int) -> str:

@@ -229,6 +229,8 @@ class Pipeline:
         self._succeed(seen)
 
     def _is_gone(self, photo: Photo) -> bool:
+        if photo.root_id != self._root.id and not _is_mounted(self._roots[photo.root_id].path):
+            return False
         try:
             found = os.lstat(self._store.locate(photo, self._roots))
         except (FileNotFoundError, NotADirectoryError):
@@ -256,14 +258,19 @@ class Pipeline:
         if isinstance(item, Failure) or vector is None:
             why = "its features are zero or not finite"
             error = item.error if isinstance(item, Failure) else CorruptImageError(f"{self._name(seen.path)}: {why}")
-            for one in (seen, *waiting):
-                self._fail(one.path, one.stamp, error)
+            self._fail(seen.path, seen.stamp, error)
+            for one in waiting:  # of the same bytes
+                self._fail(one.path, one.stamp, type(error)(self._renamed(str(error), seen.path, one.path)))
             return
         self._embedded[seen.content_hash] = vector, item
         self._succeed(seen)
         self._report.embedded += 1
         for one in waiting:
             self._recognise(one)
+
+    def _renamed(self, text: str, old: bytes, new: bytes) -> str:
+        """Return what is said of one photo, said of another."""
+        return text.replace(self._name(old), self._name(new), 1)
 
     def _succeed(self, seen: _Seen) -> None:
         metadata = file_metadata(seen.stamp)
@@ -279,6 +286,11 @@ class Pipeline:
         self._report.failed += 1
         if self._on_failure:
             self._on_failure(error)
+        old = self._recorded.get(path)
+        if old is not None and old.content_hash and isinstance(error, UnreadableImageError):
+            # It is there, and nobody knows what it holds now: until that is read, it is what it was.
+            self._finish(replace(old, state="live", settled=False, error=text))
+            return
         self._finish(Photo(self._root.id, path, stamp, settled, None, "failed", error=text))
 
     def _vanish(self, path: bytes) -> None:
@@ -326,3 +338,12 @@ class Pipeline:
 
     def _name(self, path: bytes) -> str:
         return describe(os.fsdecode(self._root.join(path)))
+
+
+def _is_mounted(root: bytes) -> bool:
+    """Return whether a root is there and holds anything: an empty folder may be where a disk is mounted."""
+    try:
+        with os.scandir(root) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False

@@ -13,7 +13,8 @@ class SyncReport:
         unchanged: the content that was recorded under the same path.
         renamed: content of a photo whose file is gone: the same photo under another name.
         copied: content that the index knows, of a photo that is still there or was once.
-        failed: photos that cannot be used; `SimilarityIndex.failures` says why.
+        failed: photos that cannot be used; `SimilarityIndex.failures` says why. Those that could not be read but were
+            known before stay as they were, also in searches.
         vanished: photos that went between listing and reading; not counted as found.
         skipped: entries that are no photos, by reason.
         missing: photos recorded below the folder that are not there; kept until `prune`.

@@ -38,7 +38,7 @@ from .maintenance.prune import forget_missing
 from .maintenance.rebase import move_roots
 from .maker import Maker, as_embedder, choose_whitening
 from .queries import combine, query_vectors
-from .records import Photo, State
+from .records import Photo
 from .report import CheckReport, SyncReport
 from .search import faiss_cache
 from .search.arrays import DamagedArraysError
@@ -382,12 +382,13 @@ class SimilarityIndex:
         return whitening
 
     def failures(self) -> list[tuple[str, str]]:
-        """The photos that could not be used, as (path, why)."""
-        return [(path, photo.error or "") for path, photo in self._in_state("failed")]
+        """Return the photos that could not be used, or not be read again, as (path, why)."""
+        found = self._those(lambda photo: photo.state == "failed" or (photo.state == "live" and bool(photo.error)))
+        return [(path, photo.error or "") for path, photo in found]
 
     def missing(self) -> list[str]:
         """The photos that were not there at the last sync of their folder."""
-        return [path for path, _ in self._in_state("missing")]
+        return [path for path, _ in self._those(lambda photo: photo.state == "missing")]
 
     def prune(self, force: bool = False) -> int:
         """Forget the photos that are missing, and vectors that no photo has; how many photos were forgotten.
@@ -531,10 +532,12 @@ class SimilarityIndex:
             with self._store.transaction():
                 self._store.put_rules(rules)
 
-    def _in_state(self, state: State) -> list[tuple[str, Photo]]:
+    def _those(self, wanted: Callable[[Photo], bool]) -> list[tuple[str, Photo]]:
+        """Return the photos that are wanted, with their paths, sorted by these."""
         with self._store.reading():
-            roots, photos = self._store.roots(), self._store.photos(state=state)
-        return sorted(((os.fsdecode(self._store.locate(p, roots)), p) for p in photos), key=lambda pair: pair[0])
+            roots, photos = self._store.roots(), self._store.photos()
+        found = ((os.fsdecode(self._store.locate(p, roots)), p) for p in photos if wanted(p))
+        return sorted(found, key=lambda pair: pair[0])
 
     def _current(self) -> Snapshot:
         """The newest snapshot; during a sync of this object an older one, rather than to read anew each time."""

@@ -12,7 +12,7 @@ import sqlite3
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +46,7 @@ _SCHEMA = (
 )
 #: What makes a store of this layout one of the next; content without details is embedded again by the next sync.
 _MIGRATIONS = {1: _SCHEMA[-3:]}
+_UNUSED = "WHERE content_hash NOT IN (SELECT content_hash FROM photos WHERE content_hash IS NOT NULL)"
 _PHOTO = "root_id, path, stamp, settled, content_hash, state, error, metadata, crc"
 
 
@@ -66,7 +67,7 @@ class About:
     dim: int
     metric: str = "cosine"
     gps: bool = False
-    exclude: Sequence[str] = ()
+    exclude: list[str] = field(default_factory=list)
     include_hidden: bool = False
 
     @property
@@ -147,6 +148,7 @@ class Store(Database):
 
     def version(self) -> tuple[int, int]:
         """The generation, and that of the search cache: what a search sees is as old as these."""
+        self._check_identity()  # a repair may have put another in its place
         # One statement, which needs no transaction: this is asked before each search.
         rows = self._rows("SELECT key, value, crc FROM meta WHERE key IN ('state', 'cache')")
         found = {key: json.loads(value)["generation"] for key, value, crc in rows if checksum(key, value) == crc}
@@ -403,11 +405,14 @@ class Store(Database):
         pair = (min(a, b), max(a, b))
         self._execute("INSERT OR REPLACE INTO distinct_pairs VALUES (?, ?, ?)", *pair, checksum(*pair))
 
+    def unused_vectors(self) -> int:
+        """Return of how many contents that no photo has there is a vector."""
+        return int(self._rows(f"SELECT count(*) FROM vectors {_UNUSED}")[0][0])
+
     def forget_vectors(self) -> int:
         """Drop the vectors and details of contents that no photo has; how many vectors."""
-        unused = "WHERE content_hash NOT IN (SELECT content_hash FROM photos WHERE content_hash IS NOT NULL)"
-        self._execute(f"DELETE FROM details {unused}")
-        return self._execute(f"DELETE FROM vectors {unused}")
+        self._execute(f"DELETE FROM details {_UNUSED}")
+        return self._execute(f"DELETE FROM vectors {_UNUSED}")
 
     def put_root(self, path: bytes, listing: ListingState) -> Root:
         """Add a root, or record how its listing went."""

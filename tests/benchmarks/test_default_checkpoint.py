@@ -16,6 +16,7 @@ from PIL import Image
 
 from simclr_hub import embed, load
 from simclr_hub.training.augmentations import Views
+from simclr_hub.training.losses import multi_view_loss
 from simclr_hub.whitening import Whitening
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu" / "default_checkpoint.py"
@@ -128,6 +129,19 @@ def test_a_few_steps_leave_a_checkpoint_with_its_whitening_and_numbers(packed, t
         assert told["results"][name]["p_at_5"] == pytest.approx(expected)
         assert 0 <= told["results"][name]["knn_48"] <= 100
     assert '"steps": 6' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("loss", ["nt_xent", "dcl"])
+def test_a_steps_loss_is_the_recipes_and_a_rate_of_0_learns_nothing(loss):
+    recipe = script.load_recipe("tiny_imagenet_default", (*SMALL, f"loss={loss}", "temperature=0.3"))
+    learner = script.Learner(recipe, 8, torch.device("cpu"), "none")
+    before = [p.clone() for p in learner.model.parameters()]
+    pixels = torch.rand(4 * 8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        z = learner.embed(pixels).float().view(4, 8, -1)
+    expected = multi_view_loss(z, 0.3, decoupled=loss == "dcl")
+    assert float(learner.step(pixels, 0.0)) == pytest.approx(float(expected), rel=1e-3)
+    assert all(torch.equal(a, b) for a, b in zip(before, learner.model.parameters(), strict=True))
 
 
 def test_two_runs_of_one_seed_are_equal(packed, tmp_path):

@@ -390,7 +390,7 @@ ODD_CHUNKS = [
     chunk(b"eXIf", b""), chunk(b"acTL", b"\0"), chunk(b"acTL", struct.pack(">II", 2, 0)), chunk(b"fcTL", b"\0"),
     chunk(b"acTL", struct.pack(">II", 1, 0)) + chunk(b"fcTL", struct.pack(">5I6x", 0, 4, 4, 1, 1)),
     chunk(b"acTL", struct.pack(">II", 1, 0)) + chunk(b"fcTL", struct.pack(">5I6x", 7, 21, 19, 0, 0)),
-    chunk(b"fdAT", b"\0\0"), chunk(b"prVt", b"private"),
+    chunk(b"fdAT", b"\0\0"), chunk(b"prVt", b"private"), chunk(b"tRNS", b""),
     *(chunk(kind, b"\0" * 8, sound=False) for kind in (b"tEXt", b"gAMA", b"iCCP", b"tRNS", b"eXIf", b"acTL", b"prVt")),
 ]  # fmt: skip
 
@@ -511,6 +511,21 @@ def test_odd_segments_do_not_cost_a_jpeg_s_picture(kind):
             shown = pixels(whole[:2] + segment + whole[2:])
         if kind != "EXIF":  # of which a random one might say how the picture lies
             assert np.array_equal(shown, plain), body
+
+
+@pytest.mark.parametrize(
+    ("marker", "body"),
+    [(0xE0, b"JFIF"), (0xE0, b"JFIF\0\1"), (0xEE, b"Adobe"), (0xE2, b"ICC_PROFILE\0"), (0xE2, b"ICC_PROFILE\0\1")],
+)  # fmt: skip
+def test_a_segment_that_is_cut_short_costs_nothing_beside_it(marker, body):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = photo(exif=exif.tobytes())
+    segment = bytes((0xFF, marker)) + struct.pack(">H", 2 + len(body)) + body
+    upright = pixels(whole)
+    assert upright.shape == (200, 152, 3)
+    for at in (2, whole.index(b"\xff\xdb")):
+        assert np.array_equal(pixels(whole[:at] + segment + whole[at:]), upright)
 
 
 @pytest.mark.parametrize("format", ["AVIF", "WEBP", "HEIF", "JXL", "PNG", "JPEG"])

@@ -132,7 +132,7 @@ def test_the_locks_of_an_open_store_outlive_a_check(directory: Path) -> None:
             real = open
 
             def watch(file: Any, *args: Any, **kwargs: Any) -> Any:
-                assert STORE_NAME not in str(file)
+                assert not str(file).endswith(STORE_NAME)  # its journal has no locks
                 return real(file, *args, **kwargs)
 
             patch.setattr("builtins.open", watch)

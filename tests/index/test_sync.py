@@ -279,8 +279,9 @@ def test_a_moved_tree_costs_no_embedding(index: SimilarityIndex, photos: Path, e
     index.sync(photos)
     moved = photos.rename(photos.with_name("moved"))
     embedder.embedded = 0
-    assert counts(index.sync(moved)) == {"renamed": 4}
-    assert embedder.embedded == 0 and names(index, moved) == ["a.png", "b.png", "below/c.png", "below/d.png"]
+    # The old folder may be on a disk that is not plugged in: only --moved-from says that it is this one.
+    assert counts(index.sync(moved)) == {"copied": 4}
+    assert embedder.embedded == 0 and len(index) == 8
 
 
 def test_a_root_through_a_symlink_is_the_same_root(index: SimilarityIndex, photos: Path) -> None:

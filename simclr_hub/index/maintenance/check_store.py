@@ -14,6 +14,7 @@ import numpy as np
 
 from ...errors import IndexDamagedError
 from ...images import describe
+from ..database import refuse_foreign_journal
 from ..records import Photo, checksum
 from ..report import CheckReport
 from ..search import faiss_cache
@@ -50,6 +51,7 @@ def check_store(file: Path, report: CheckReport, *, read_only: bool) -> None:
 def connect(file: Path, *, writable: bool = False) -> sqlite3.Connection:
     """A connection for reading that gives damaged text as it is; a writable one plays a journal back first."""
     mode = "rw" if writable else "ro"
+    refuse_foreign_journal(file)
     db = sqlite3.connect(f"{file.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=30)
     db.text_factory = lambda data: data.decode(errors="surrogateescape")
     return db

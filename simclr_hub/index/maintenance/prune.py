@@ -19,7 +19,8 @@ def forget_missing(store: Store, *, force: bool = False) -> int:
             not, since no sync can mark those.
 
     Raises:
-        PruneRefusedError: more than a tenth is missing, or the last listing of a root with photos failed.
+        PruneRefusedError: more than a tenth is missing, or failed after it had a vector, or the last listing of a root
+            with photos failed.
     """
     photos, roots = store.photos(), store.roots()
     used = {photo.root_id for photo in photos}
@@ -32,10 +33,14 @@ def forget_missing(store: Store, *, force: bool = False) -> int:
                     f"{describe(os.fsdecode(root.path))} could not be listed in full at its last sync; "
                     "sync it again, or force the pruning"
                 )
-        if len(doomed) > SHARE * len(photos):
+        # Vectors of photos that failed since: what they held once is not to be lost for a disk that answered wrongly.
+        failed = sum(p.state == "failed" for p in photos)
+        orphans = min(failed, store.unused_vectors())
+        if len(doomed) + orphans > SHARE * len(photos):
+            unread = f" and {orphans:,} can no longer be decoded" if orphans else ""
             raise PruneRefusedError(
-                f"{len(doomed):,} of {len(photos):,} photos are missing, more than {SHARE:.0%}: "
-                "is a disk unplugged? Sync again, or force the pruning"
+                f"{len(doomed):,} of {len(photos):,} photos are missing{unread}, more than {SHARE:.0%}: "
+                "is a disk unplugged or failing? Sync again, or force the pruning"
             )
     with store.transaction():
         for photo in doomed:

@@ -93,7 +93,7 @@ def _readable(file: Path, stack: ExitStack) -> sqlite3.Connection:
     copy, fresh = (file.with_name(f"{_PARTIAL}.{name}") for name in ("copy", "fresh"))
     # By another process: closing the file outside SQLite would drop the locks that this process has on it.
     subprocess.run(
-        [sys.executable, "-c", "import shutil, sys; shutil.copyfile(*sys.argv[1:])", file, copy], check=True
+        [sys.executable, "-I", "-c", "import shutil, sys; shutil.copyfile(*sys.argv[1:])", file, copy], check=True
     )
     Store.create(fresh, About({}, 1))
     page = bytearray(fresh.read_bytes()[:_PAGE])
