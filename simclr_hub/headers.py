@@ -271,7 +271,7 @@ def _open_bmp(data: bytes) -> Image.Image:
     bmp = _Bmp(data)
     if bmp.by_masks:
         return _bmp_by_masks(data, bmp)
-    image = _open(data[:46] + bytes(4) + data[50:] if False else data)
+    image = _open(data[:46] + bytes(4) + data[50:] if bmp.few_colours else data)
     if (bmp.bits > 1 and image.mode == "1") or (bmp.bits < 8 and image.mode == "L"):
         raise NotReadError(f"BMP with {bmp.bits} bits a pixel and a palette that counts from black is not read")
     return image
