@@ -83,7 +83,7 @@ def test_an_index_is_whitened_in_place_and_equals_a_fresh_one(
         for index in (old, fresh):
             index.sync(photos.parent / "more")
         query = photos.parent / "more" / "new.png"
-        found, other = old.search(query, k=9), fresh.search(query, k=9)
+        found, other = old.search(query, k=9, with_self=True), fresh.search(query, k=9, with_self=True)
         assert [m.path for m in found] == [m.path for m in other] and found[0].score == pytest.approx(1)
         cosines = whitening.apply(np.stack([expected_vector(query), expected_vector(found[4].path)]), normalize=True)
         assert found[4].score == pytest.approx(float(cosines[0] @ cosines[1]), abs=1e-5)
@@ -91,14 +91,14 @@ def test_an_index_is_whitened_in_place_and_equals_a_fresh_one(
         assert [v.shape for v in (raw[1], old.vectors()[1])] == [(120, DIM), (121, DIM)]
         assert old.status()["whitening"] is None and old.check().sound
     with SimilarityIndex.open(tmp_path / "fresh", model=FakeEmbedder()) as again:
-        assert again.search(query, k=1)[0].score == pytest.approx(1)
+        assert again.search(query, k=1, with_self=True)[0].score == pytest.approx(1)
 
 
 def test_a_vector_may_be_the_models_or_a_whitened_one(tmp_path: Path, photos: Path, whitening: Whitening) -> None:
     with make(tmp_path / "i", photos, whiten=whitening) as index:
         paths, vectors = index.vectors()
         queries = [vectors[4], 3 * expected_vector(paths[9]).astype(np.float32), vectors[0], Path(paths[7])]
-        found = index.search(queries, k=2)
+        found = index.search(queries, k=2, with_self=True)
         assert [m[0].path for m in found] == [paths[4], paths[9], paths[0], paths[7]]
         assert [m[0].score for m in found] == pytest.approx([1] * 4, abs=1e-6)
         with pytest.raises(ValueError, match=f"of {DIM + 1} numbers; this index holds vectors of {DIM}"):
@@ -107,11 +107,11 @@ def test_a_vector_may_be_the_models_or_a_whitened_one(tmp_path: Path, photos: Pa
 
 def test_an_open_index_sees_that_another_whitened_it(tmp_path: Path, photos: Path, whitening: Whitening) -> None:
     with make(tmp_path / "i", photos) as one, SimilarityIndex.open(tmp_path / "i", model=FakeEmbedder()) as other:
-        before = other.search(photos / "3.png", k=5)
+        before = other.search(photos / "3.png", k=5, with_self=True)
         one.whiten(whitening)
-        after = other.search(photos / "3.png", k=5)
+        after = other.search(photos / "3.png", k=5, with_self=True)
         assert [m.score for m in before] != [m.score for m in after] and after[0].score == pytest.approx(1)
-        assert after == one.search(photos / "3.png", k=5)
+        assert after == one.search(photos / "3.png", k=5, with_self=True)
         more = replace(whitening, matrix=whitening.matrix[:, :3].copy())
         one.whiten(more)
         assert other.vectors()[1].shape[1] == 3 and other.status()["whitening"]["dim"] == 3
@@ -184,7 +184,7 @@ def test_export_and_import_keep_it(tmp_path: Path, photos: Path, whitening: Whit
         index.export(tmp_path / "i.parquet")
         with SimilarityIndex.from_export(tmp_path / "i.parquet", tmp_path / "j", FakeEmbedder()) as again:
             equal(index, again)
-            assert again.search(photos / "8.png", k=1)[0].score == pytest.approx(1)
+            assert again.search(photos / "8.png", k=1, with_self=True)[0].score == pytest.approx(1)
         table = pa.read_table(tmp_path / "i.parquet")
         rows = {row["path"]: row["vector"] for row in table.select(["path", "vector"]).to_pylist()}
         for path, vector in zip(*index.vectors(), strict=True):
@@ -271,7 +271,10 @@ def test_the_default_checkpoint_whitens_by_default_and_has_thresholds_for_both(t
             assert index.status()["made_by"]["whitening"] == default.sha256 and index.status()["dim"] == 256
     with SimilarityIndex.create(tmp_path / "s", layer="h+stage3") as index:
         index.sync(SAMPLE_PHOTOS)
-        assert index.status()["dim"] == 384 and index.search(SAMPLE_PHOTOS / "cat_1.jpg", k=1)[0].score > 0.999
+        assert (
+            index.status()["dim"] == 384
+            and index.search(SAMPLE_PHOTOS / "cat_1.jpg", k=1, with_self=True)[0].score > 0.999
+        )
         assert load_calibration(tmp_path / "s", index.status()["made_by"]) is None
     with pytest.raises(CheckpointError, match="no whitening comes with it"):
         SimilarityIndex.create(tmp_path / "z", layer="z", whiten=True)
