@@ -13,6 +13,7 @@ from simclr_hub.embedder import Embedding, Failure
 from simclr_hub.images import FileBytes
 from simclr_hub.index import SimilarityIndex, isolated
 
+PYTHON = sys.executable
 STUB = """
 import os, signal, sys, time
 import PIL.Image
@@ -34,9 +35,10 @@ PIL.Image.open = open
 @pytest.fixture
 def stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Paths of photos; children that decode them run the stub above."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site/sitecustomize.py").write_text(STUB)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    child = tmp_path / "python"  # a child is isolated: nothing else gets the stub into it
+    child.write_text(f"#!{PYTHON}\n{STUB}\nexec(sys.argv[-1])\n")
+    child.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(child))
     make_photo(tmp_path / "photos/good.png", 0)
     for name in ("HANG", "HUGE", "SEGV", "nope"):
         (tmp_path / f"photos/{name}.jpg").write_bytes(name.encode() * 10)
@@ -57,7 +59,7 @@ for path in sys.stdin.buffer.read().split(b"\\0"):
 
 def test_children_go_on_behind_the_guilty(stubs: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     child = tmp_path / "child"
-    child.write_text(FAKE_CHILD.format(python=sys.executable))
+    child.write_text(FAKE_CHILD.format(python=PYTHON))
     child.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(child))
     hang, _, segv, good, nope = stubs
