@@ -53,8 +53,10 @@ def find_guilty(paths: list[bytes]) -> dict[bytes, str]:
 
 def _module_path() -> list[str]:
     """Return where this process finds modules, without the current folder; and where this package lies."""
-    package = str(Path(__file__).resolve().parents[2])
-    return [*(path for path in sys.path if path and path != os.getcwd()), package]
+    package, here = str(Path(__file__).resolve().parents[2]), ""
+    with suppress(OSError):  # the current folder may be gone
+        here = os.getcwd()
+    return [*(path for path in sys.path if path not in ("", here)), package]
 
 
 def _reason(returncode: int) -> str:

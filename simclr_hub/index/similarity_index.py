@@ -192,7 +192,6 @@ class SimilarityIndex:
         with self._store.writing():
             self._syncing = True
             try:
-                self._remember(exclude, include_hidden)
                 path = as_recorded(on_disk(folder), self._store.roots().values())
                 if moved_from is not None:
                     move_roots(self._store, moved_from, path)
@@ -200,6 +199,7 @@ class SimilarityIndex:
                     self._store,
                     self._maker.embedder,
                     path,
+                    rules=self._rules(exclude, include_hidden),
                     exclude={self._own},
                     progress=progress,
                     on_failure=on_failure,
@@ -520,17 +520,14 @@ class SimilarityIndex:
         import_index(path, directory, progress=progress)
         return cls.open(directory, model)
 
-    def _remember(self, exclude: str | Sequence[str] | None, include_hidden: bool | None) -> None:
-        """Record what syncs leave out, if it is told."""
+    def _rules(self, exclude: str | Sequence[str] | None, include_hidden: bool | None) -> Rules:
+        """Return what a sync leaves out: what it was told, else what the index remembers."""
         old = self._store.about.rules
         exclude = [exclude] if isinstance(exclude, str) else exclude
-        rules = Rules(
+        return Rules(
             old.exclude if exclude is None else tuple(exclude),
             old.include_hidden if include_hidden is None else include_hidden,
         )
-        if rules != old:
-            with self._store.transaction():
-                self._store.put_rules(rules)
 
     def _those(self, wanted: Callable[[Photo], bool]) -> list[tuple[str, Photo]]:
         """Return the photos that are wanted, with their paths, sorted by these."""

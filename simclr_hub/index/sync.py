@@ -12,7 +12,7 @@ from dataclasses import replace
 from ..errors import ImageError, RootUnavailableError
 from ..formats import reader_has_come
 from ..images import describe
-from ..scan import scan
+from ..scan import Rules, scan
 from .maker import EmbedderLike
 from .pipeline import Pipeline
 from .plan import make_plan, place
@@ -26,6 +26,7 @@ def sync_folder(
     embedder: Callable[[], EmbedderLike],
     folder: bytes,
     *,
+    rules: Rules | None = None,
     exclude: Collection[tuple[int, int]] = (),
     progress: Callable[[int, int], object] | None = None,
     on_failure: Callable[[ImageError], object] | None = None,
@@ -36,6 +37,7 @@ def sync_folder(
         store: what to bring up to date.
         embedder: called once, and only if there is unknown content.
         folder: real absolute path.
+        rules: what of the folder is left out, remembered from now on; None: what the store remembers.
         exclude: (device, inode) of directories that are not entered.
         progress: called with (done, total) photos that had to be read.
         on_failure: called with why a photo cannot be used, as it is found.
@@ -47,13 +49,15 @@ def sync_folder(
     where = place(folder, store.roots().values())
     path = where.root.path if where.root else folder
     try:
-        listing = scan(path, where.folder, rules=store.about.rules, exclude=exclude)
+        listing = scan(path, where.folder, rules=rules or store.about.rules, exclude=exclude)
     except RootUnavailableError:
         if where.root and not where.folder:
             with store.transaction():
                 store.put_root(path, "unavailable")
         raise
     with store.transaction():
+        if rules is not None and rules != store.about.rules:
+            store.put_rules(rules)
         if where.root and where.folder and not listing.errors:
             root = where.root  # the rest of it was not listed: what is known of its listing stays
         else:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from index_fakes import FakeEmbedder, make_photo
 
+from simclr_hub.errors import RootUnavailableError
 from simclr_hub.index import SimilarityIndex
 from simclr_hub.scan import Stamp
 
@@ -32,6 +33,13 @@ def test_a_pattern_that_is_none_changes_nothing(index: SimilarityIndex, photos: 
     with pytest.raises(ValueError, match="exclude="):
         index.sync(photos, exclude=["[z-a]"])
     assert index.status()["exclude"] == ["b.*"] and len(index) == 3
+
+
+def test_rules_of_a_folder_that_is_not_there_are_not_remembered(index: SimilarityIndex, photos: Path) -> None:
+    index.sync(photos, exclude=["b.*"])
+    with pytest.raises(RootUnavailableError, match="nothing was changed"):
+        index.sync(photos / "nowhere", exclude=["a.*"], include_hidden=True)
+    assert (index.status()["exclude"], index.status()["include_hidden"]) == (["b.*"], False)
 
 
 def test_rules_go_with_an_export(index: SimilarityIndex, photos: Path, tmp_path: Path) -> None:
