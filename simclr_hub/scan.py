@@ -84,10 +84,12 @@ class Rules:
     include_hidden: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.include_hidden, bool):
+            raise ValueError(f"include_hidden={self.include_hidden!r}: give True or False")
         for pattern in self.exclude:
             try:
-                if not pattern.strip("/"):
-                    raise ValueError("it is empty")
+                if not isinstance(pattern, str) or not pattern.strip("/"):
+                    raise ValueError("it is empty, or no text")
                 re.compile(_translate(pattern))
             except (re.error, ValueError) as e:
                 raise ValueError(f"exclude={pattern!r}: not a pattern: {e}") from None

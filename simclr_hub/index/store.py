@@ -121,7 +121,11 @@ class Store(Database):
         self._changed: set[bytes] = set()
         self._whitening: Whitening | None = None
         try:
-            self.about = About(**self._meta("about"))
+            try:
+                self.about = About(**self._meta("about"))
+                _ = self.about.rules
+            except (TypeError, ValueError) as e:  # of a stranger's making: every row's checksum may be right
+                raise self.damaged(f"its record of what made it cannot be read: {e}") from e
         except BaseException:
             self.close()
             raise

@@ -1,5 +1,6 @@
 """An index that somebody else prepared, or replaced."""
 
+import json
 import os
 import sqlite3
 import struct
@@ -12,6 +13,7 @@ from index_fakes import FakeEmbedder
 from simclr_hub.errors import IndexDamagedError, IndexWriteError
 from simclr_hub.index import SimilarityIndex, isolated
 from simclr_hub.index.maintenance.check import check_index
+from simclr_hub.index.records import checksum
 from simclr_hub.index.store import STORE_NAME
 
 
@@ -91,3 +93,16 @@ def test_children_load_nothing_from_the_current_folder(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert isolated.find_guilty([os.fsencode(photos / "a.png")]) == {}
     assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize(
+    "change", [{"exclude": 5}, {"exclude": [5]}, {"exclude": ["[z-a]"]}, {"include_hidden": "yes"}, {"new": 1}]
+)
+def test_a_record_of_a_strangers_making_is_damage(index: SimilarityIndex, change: dict[str, object]) -> None:
+    file = index._store.file
+    with index._store.writing(), index._store.transaction():
+        text = json.dumps(index._store._meta("about") | change)
+        index._store._execute("UPDATE meta SET value = ?, crc = ? WHERE key = 'about'", text, checksum("about", text))
+    index.close()
+    with pytest.raises(IndexDamagedError, match="record of what made it"):
+        SimilarityIndex.open(file.parent, model=FakeEmbedder())
