@@ -29,7 +29,7 @@ from simclr_hub.index.duplicates.default_calibration import calibrate_default
 from simclr_hub.modeling_simclr import SimCLRModel
 from simclr_hub.whitening import IMAGES, WHITENING_NAMES, Whitening
 
-from .data import Rows
+from .data import open_rows
 
 _ASSETS = Path(str(files("simclr_hub") / "assets"))
 _TARGET = _ASSETS / "default"
@@ -60,7 +60,7 @@ def write_whitenings(data: str, target: Path = _TARGET) -> None:
         data: a folder or data set as for `pretrain`.
         target: a model directory.
     """
-    rows = Rows(data, "train")
+    rows = open_rows(data, "train")
     chosen = np.linspace(0, len(rows) - 1, min(IMAGES, len(rows))).astype(int).tolist()
     embedder = Embedder(target, layer="h+stage3")
     both = embed([rows[i] for i in chosen], target, layer="h+stage3")
