@@ -226,6 +226,23 @@ def scan(
     return Listing(photos, dict(skipped), errors)
 
 
+def scan_whole(folder: str | os.PathLike[str], rules: Rules | None = None) -> tuple[bytes, Listing]:
+    """Return a folder's absolute path and its listing, of which nothing may be missing.
+
+    Raises:
+        RootUnavailableError: the folder, or one below it, cannot be listed.
+    """
+    root = os.fsencode(os.path.abspath(folder))
+    try:
+        listing = scan(root, rules=rules)
+    except RootUnavailableError as e:
+        cause = e.__cause__
+        raise RootUnavailableError(f"{describe(folder)}: {getattr(cause, 'strerror', None) or cause}") from e
+    for path, why in sorted(listing.errors.items()):
+        raise RootUnavailableError(f"{describe(os.path.join(folder, os.fsdecode(path)))}: {why}")
+    return root, listing
+
+
 def _entries(folder: bytes) -> Iterator[os.DirEntry[bytes]]:
     """Yield its entries in the order of their names, so that runs compare."""
     with os.scandir(folder) as entries:

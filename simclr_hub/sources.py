@@ -13,7 +13,7 @@ from torch import Tensor
 from .archives import archive_images, is_archive
 from .errors import RootUnavailableError, UnreadableImageError
 from .images import FileBytes, UnusableImage, describe
-from .scan import Rules, scan
+from .scan import Rules, scan_whole
 from .web import is_url
 
 
@@ -59,13 +59,10 @@ def folder_images(folder: str | os.PathLike[str], rules: Rules | None = None) ->
     Raises:
         UnreadableImageError: the folder, or one below it, cannot be listed, or there is no image in it.
     """
-    root = os.fsencode(os.path.abspath(folder))
     try:
-        listing = scan(root, rules=rules)
+        _, listing = scan_whole(folder, rules)
     except RootUnavailableError as e:
-        raise UnreadableImageError(f"{describe(folder)}: {e.__cause__}") from e
-    for path, why in sorted(listing.errors.items()):
-        raise UnreadableImageError(f"{describe(os.path.join(folder, os.fsdecode(path)))}: {why}")
+        raise UnreadableImageError(str(e)) from e
     if not listing.photos:
         left_out = ", ".join(f"{n:,} {reason}" for reason, n in sorted(listing.skipped.items()))
         told = f" ({left_out})" if left_out else ""

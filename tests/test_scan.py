@@ -7,7 +7,7 @@ from PIL import Image
 
 from simclr_hub import scan as scan_module
 from simclr_hub.errors import RootUnavailableError
-from simclr_hub.scan import Rules, Stamp, lies_aside, scan
+from simclr_hub.scan import Rules, Stamp, lies_aside, scan, scan_whole
 
 
 @pytest.fixture
@@ -114,6 +114,15 @@ def test_a_file_that_cannot_be_examined_is_an_observation(photos: Path, monkeypa
     listing = scan(root_of(photos))
     assert list(listing.photos) == [b"below/c.png", b"below/d.png"]
     assert listing.errors == {b"a.png": "Input/output error"}  # b.png is simply gone
+
+
+def test_a_whole_listing_names_what_it_lacks(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(scan_whole(photos)[1].photos) == list(scan(root_of(photos)).photos)
+    with pytest.raises(RootUnavailableError, match="nowhere: No such file or directory$"):
+        scan_whole(photos / "nowhere")
+    fail_listing(monkeypatch, photos / "below")
+    with pytest.raises(RootUnavailableError, match="photos/below: Permission denied"):
+        scan_whole(photos)
 
 
 def fail_listing(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

@@ -24,9 +24,9 @@ from torch.utils.data import Dataset
 
 from simclr_hub._files import new_directory
 from simclr_hub.errors import ImageError, RecipeError, RootUnavailableError
-from simclr_hub.images import FileBytes, describe, load_image
+from simclr_hub.images import FileBytes, load_image
 from simclr_hub.progress import progress_bar
-from simclr_hub.scan import SEPARATOR, Rules, scan
+from simclr_hub.scan import SEPARATOR, Rules, scan_whole
 
 from .augmentations import Views
 
@@ -250,13 +250,10 @@ class FolderRows(Sequence[str]):
     """
 
     def __init__(self, folder: str, split: str, rules: Rules | None = None):
-        root = os.fsencode(os.path.abspath(folder))
         try:
-            listing = scan(root, rules=rules)
+            root, listing = scan_whole(folder, rules)
         except RootUnavailableError as e:
-            raise RecipeError(f"data={folder}: {e.__cause__}") from e
-        for path, why in sorted(listing.errors.items()):
-            raise RecipeError(f"data={folder}: {describe(os.fsdecode(path))}: {why}")
+            raise RecipeError(f"data={e}") from e
         self.skipped = listing.skipped
         photos = sorted(listing.photos)
         splits = _splits(photos)
