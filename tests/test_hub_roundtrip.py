@@ -446,7 +446,9 @@ def check_download_fault(hub, ours, cache, fault, expected):
         assert answer["killed"] == str(fault.kind).startswith("kill")
         assert answer["killed"] or (answer["error"] == "CheckpointError" and "\n" not in answer["message"]), answer
     for file in cache.glob("models--*/blobs/*"):  # what has its final name is whole
-        if not file.name.endswith(".incomplete"):
+        # Killed while it looks up the umask, huggingface_hub leaves the empty file that it does that with.
+        is_umask_probe = file.name.startswith("tmp_") and not file.stat().st_size
+        if not (file.name.endswith(".incomplete") or is_umask_probe):
             known = {blob.etag: blob.data for blob in hub.head("org/model").files.values()}
             assert file.read_bytes() == known[file.name], fault
     assert ours.result(LOAD, cache=str(cache)) == expected
