@@ -5,27 +5,29 @@ rows and names cannot fall out of step. Memory is bounded however long the input
 and run the model, one core each: no thread waits for another, and never do more threads run than there are cores.
 """
 
-import copy
 import math
 import os
 import threading
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ._threads import Pool, result_of
 from .configuration_simclr import SimCLRConfig
-from .errors import CheckpointError, ImageError, UnsupportedImageError
+from .errors import CheckpointError, CorruptImageError, ImageError, UnsupportedImageError
 from .fast import Layer, fast_copy
 from .image_processing_simclr import SimCLRImageProcessor, normalize_pixels, transform
-from .images import describe, load_image
+from .images import FileBytes, describe, load_image
 from .loading import load, load_whitening, weights_hash
 from .modeling_simclr import SimCLRModel
 from .progress import progress_bar
@@ -81,8 +83,16 @@ class _Ready(NamedTuple):
 _Batch = list[tuple[int, Any, "Future[_Ready]"]]
 
 
+#: Images that could not be used of which a warning names the reason.
+_NAMED = 3
+#: Attributes of an `Embedder` that no other process can have.
+_OF_A_PROCESS = ("_torch", "_built", "_building", "_decoding")
+
+
 class Embedder:
-    """A model made ready to embed, kept for reuse.
+    """A model made ready to embed, kept for reuse: `embedder(images)` is as `embed(images)`.
+
+    It can be pickled, the weights included, and gives the same vectors in another process.
 
     Args:
         model: None (the default checkpoint), an official name ("simclr-v2-r50-sk"), a directory, a Hub id
@@ -148,6 +158,8 @@ class Embedder:
             normalize_pixels(torch.zeros(1, 3, 1, 1), *self._mean_std)  # impossible ones are refused here
             mean_std = "mean {}, std {}, ".format(*(np.array(value).tolist() for value in self._mean_std))
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if str(self._device) == "cuda":  # the current one, which is another in each thread
+            self._device = torch.device("cuda", torch.cuda.current_device())
         self._dtype = dtype or torch.float32
         check_runtime(runtime, self._device, self._dtype)
         cpu = self._device.type == "cpu"
@@ -180,13 +192,11 @@ class Embedder:
         self._reduce_to = None if self._exact else math.ceil((2 * self._size + 1) / self._crop)
         fast = fast_copy(model, self._device, self._dtype)
         self._model = Layer(fast, self._projection, stage3=layer == H_STAGE3)
-        self._torch = torch_runner(self._model, self._device, self._dtype)
+        self._start()
         faster = cpu and self._dtype == torch.float32 and not self._exact and is_installed()
         self._runtime = runtime or ("onnxruntime" if faster else "torch")
         # Images of a stream before the faster runtime is built, which costs about as much as it saves on so many.
         self._patience = max(16, 512 * 64**2 // self._size**2) if runtime in (None, "torch") else 0
-        self._built: Runner | None = None
-        self._building = threading.Lock()
         self._in_memory = in_memory
         self.whitening: Whitening | None = None
         if whiten:
@@ -194,6 +204,50 @@ class Embedder:
             self.check_whitening(self.whitening)
             self.dim = self.whitening.dim
             self.fingerprint["whitening"] = self.whitening.sha256
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to this process: threads and their locks, and what was built to run the model."""
+        return {key: value for key, value in vars(self).items() if key not in _OF_A_PROCESS}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._start()
+
+    def _start(self) -> None:
+        """Make what `__getstate__` leaves out."""
+        self._torch = torch_runner(self._model, self._device, self._dtype)
+        self._built: Runner | None = None
+        self._building = threading.Lock()
+        self._decoding: dict[object, Any] = {}
+
+    @overload
+    def __call__(
+        self, images: Any, *, progress: bool | None = None, on_error: Literal["raise"] = "raise"
+    ) -> np.ndarray: ...
+
+    @overload
+    def __call__(
+        self, images: Any, *, progress: bool | None = None, on_error: Literal["skip"]
+    ) -> tuple[np.ndarray, list[Any]]: ...
+
+    def __call__(
+        self, images: Any, *, progress: bool | None = None, on_error: Literal["raise", "skip"] = "raise"
+    ) -> np.ndarray | tuple[np.ndarray, list[Any]]:
+        """Embed images as `embed` does.
+
+        Args:
+            images: what `embed` takes.
+            progress: show a bar; None shows one on a terminal when it takes over two seconds.
+            on_error: "raise", or "skip" for what cannot be used.
+
+        Returns:
+            float32 (N, D); with `on_error="skip"` the rows (M, D) and what they are of.
+
+        Raises:
+            ImageError: the first image that cannot be used, named.
+        """
+        _check_on_error(on_error)
+        return _rows(self, images, progress, on_error)
 
     def checkpoint_whitening(self) -> Whitening | None:
         """The whitening that comes with the checkpoint for this layer; None if none does.
@@ -223,7 +277,8 @@ class Embedder:
         """The same without whitening; what is loaded is shared."""
         if self.whitening is None:
             return self
-        plain = copy.copy(self)
+        plain = object.__new__(type(self))
+        vars(plain).update(vars(self))
         plain.whitening, plain.dim = None, len(self.whitening.mean)
         plain.fingerprint = {key: value for key, value in self.fingerprint.items() if key != "whitening"}
         return plain
@@ -260,7 +315,9 @@ class Embedder:
                 f"{self.fingerprint['weights'][:12]}: give the one that was learnt with this model"
             )
 
-    def stream(self, sources: Iterable[Any], *, signatures: bool = False) -> Iterator[Embedding | Failure]:
+    def stream(
+        self, sources: Iterable[Any], *, signatures: bool = False
+    ) -> Generator[Embedding | Failure, None, None]:
         """Embed images one after another, reading ahead; results come in the order of the input, one for each.
 
         Args:
@@ -270,23 +327,26 @@ class Embedder:
         Yields:
             `Embedding` or `Failure`.
         """
-        pool = ThreadPoolExecutor(self._workers, "simclr-embed", initializer=torch.set_num_threads, initargs=(1,))
-        waiting: deque[Callable[[], list[Embedding | Failure]]] = deque()
+        pool = Pool(self._workers, "simclr-embed", partial(torch.set_num_threads, 1))
+        # What runs all cores or a GPU has a thread of its own: this one must stay free to be interrupted.
+        single = Pool(1, "simclr-run", partial(torch.set_num_threads, torch.get_num_threads()))
+        waiting: deque[Future[list[Embedding | Failure]]] = deque()
         try:
-            batches = self._batches(enumerate(sources), lambda x: pool.submit(self._prepare, x, signatures))
+            batches = self._batches(enumerate(sources), lambda x: pool.submit(partial(self._prepare, x, signatures)))
             first = list(islice(batches, 2))
             # One batch alone gets all cores, with PyTorch; of many, each gets one. Compiled code has its own threads.
             alone = len(first) < 2 and self._patience > 0
-            here = alone or self._device.type != "cpu" or self._runtime == "compile"
+            together = alone or self._device.type != "cpu" or self._runtime == "compile"
             for batch in chain(first, batches):
                 run = partial(self._run, batch, self._torch if alone else self._runner(batch[0][0]))
-                waiting.append(run if here else pool.submit(run).result)
-                if len(waiting) > (2 if here else self._workers + 1):
-                    yield from waiting.popleft()()
+                waiting.append((single if together else pool).submit(run))
+                if len(waiting) > (2 if together else self._workers + 1):
+                    yield from result_of(waiting.popleft())
             while waiting:
-                yield from waiting.popleft()()
+                yield from result_of(waiting.popleft())
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.close()
+            single.close()
             # PyTorch gives every new thread the number that was set last, which was the pool's.
             torch.set_num_threads(torch.get_num_threads())
 
@@ -307,6 +367,18 @@ class Embedder:
 
     def _prepare(self, source: Any, signatures: bool) -> "_Ready":
         """What one image comes to before the model; runs on the threads."""
+        task = object()
+        self._decoding[task] = source
+        try:
+            return self._decode(source, signatures)
+        finally:
+            del self._decoding[task]
+
+    def decoding(self) -> list[Any]:
+        """Return the images that are being read and decoded at this moment, also for streams that were left."""
+        return list(self._decoding.values())
+
+    def _decode(self, source: Any, signatures: bool) -> "_Ready":
         try:
             image = load_image(source, reduce_to=self._reduce_to)
             pixels = transform(image.pixels[None], self._size, exact=self._exact, crop_proportion=self._crop)
@@ -335,10 +407,17 @@ class Embedder:
         for position, source, _ in batch:
             if position in errors:
                 results.append(Failure(position, source, errors[position]))
-            else:
-                vector, ready = next(pairs)
+                continue
+            vector, ready = next(pairs)
+            if np.isfinite(vector).all():
                 results.append(Embedding(position, source, vector, ready.content_hash, ready.info, ready.signature))
+            else:
+                error = CorruptImageError(f"{describe(source)}: its features are not finite ({self._told()})")
+                results.append(Failure(position, source, error))
         return results
+
+    def _told(self) -> str:
+        return f"model {self.fingerprint['model'] or 'in memory'}, {self.fingerprint['precision']}"
 
     def _forward(self, pixels: Tensor, run: Runner) -> np.ndarray:
         """(B, 3, size, size) to vectors (B, D)."""
@@ -353,6 +432,7 @@ class Embedder:
         return vectors
 
 
+@overload
 def embed(
     images: Any,
     model: "str | os.PathLike[str] | SimCLRModel | None" = None,
@@ -365,7 +445,41 @@ def embed(
     exact: bool | None = None,
     runtime: str | None = None,
     progress: bool | None = None,
-) -> np.ndarray:
+    on_error: Literal["raise"] = "raise",
+) -> np.ndarray: ...
+
+
+@overload
+def embed(
+    images: Any,
+    model: "str | os.PathLike[str] | SimCLRModel | None" = None,
+    *,
+    layer: str = "h",
+    normalize: bool = False,
+    batch_size: int | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    exact: bool | None = None,
+    runtime: str | None = None,
+    progress: bool | None = None,
+    on_error: Literal["skip"],
+) -> tuple[np.ndarray, list[Any]]: ...
+
+
+def embed(
+    images: Any,
+    model: "str | os.PathLike[str] | SimCLRModel | None" = None,
+    *,
+    layer: str = "h",
+    normalize: bool = False,
+    batch_size: int | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    exact: bool | None = None,
+    runtime: str | None = None,
+    progress: bool | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
+) -> np.ndarray | tuple[np.ndarray, list[Any]]:
     """SimCLR features of images: h, never the projection g(h) unless `layer` asks for it.
 
     Args:
@@ -382,18 +496,24 @@ def embed(
         exact: the official transform alone, of every pixel.
         runtime: "torch", "onnxruntime" or "compile".
         progress: show a bar; None shows one on a terminal when it takes over two seconds.
+        on_error: "raise" ends at the first image that cannot be used; "skip" leaves those out, and one warning says
+            how many and which.
 
     Returns:
-        float32 (N, D); row i is image i.
+        float32 (N, D), finite; row i is image i. With `on_error="skip"`: the rows (M, D) of the images that can be
+        used, and a list of what these M are: as given, the paths of a folder's images, the names of an archive's.
 
     Raises:
-        ImageError: the first image that cannot be used, named; `Embedder.stream` goes on instead.
+        ImageError: the first image that cannot be used, named; or the folder or archive itself cannot be read.
         CheckpointError: the model cannot be loaded.
+        ValueError: a setting that the model or device does not have.
 
     Example:
         >>> embed("photos/").shape  # doctest: +SKIP
         (1204, 256)
+        >>> vectors, paths = embed("photos/", on_error="skip")  # doctest: +SKIP
     """
+    _check_on_error(on_error)
     embedder = Embedder(
         model,
         layer=layer,
@@ -404,21 +524,48 @@ def embed(
         exact=exact,
         runtime=runtime,
     )
+    return _rows(embedder, images, progress, on_error)
+
+
+def _rows(
+    embedder: Embedder, images: Any, progress: bool | None, on_error: str
+) -> np.ndarray | tuple[np.ndarray, list[Any]]:
+    """What `embed` returns; called by what the user calls, whose line the warning is of."""
     sources = as_sources(images)
     total = len(sources) if hasattr(sources, "__len__") else None
     rows = np.empty((64 if total is None else total, embedder.dim), np.float32)
-    count = 0
-    with progress_bar("embedding", total, show=progress) as advance:
-        for item in embedder.stream(sources):
+    used: list[Any] = []
+    count, failures = 0, 0
+    first: list[str] = []
+    with progress_bar("embedding", total, show=progress) as advance, closing(embedder.stream(sources)) as stream:
+        for item in stream:
+            advance(1)
             if isinstance(item, Failure):
-                raise item.error
+                if on_error == "raise":
+                    raise item.error
+                failures += 1
+                if failures <= _NAMED:
+                    first.append(str(item.error))
+                continue
             if count == len(rows):  # in place, so that nothing is there twice
                 rows.resize((count + count // 4 + 1, embedder.dim), refcheck=False)
             rows[count] = item.vector
             count += 1
-            advance(1)
+            if on_error == "skip":  # a member of an archive would be its bytes
+                used.append(item.source.name if isinstance(item.source, FileBytes) else item.source)
     rows.resize((count, embedder.dim), refcheck=False)
-    return rows
+    if on_error == "raise":
+        return rows
+    if failures:
+        more = "; ..." if failures > _NAMED else ""
+        text = f"{failures:,} of {count + failures:,} images were left out: {'; '.join(first)}{more}"
+        warnings.warn(text, UserWarning, stacklevel=3)
+    return rows, used
+
+
+def _check_on_error(on_error: str) -> None:
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error={on_error!r} is neither 'raise' nor 'skip'")
 
 
 def _projection_index(layer: str, config: SimCLRConfig) -> int:

@@ -31,6 +31,9 @@ FORMATS = tuple(
 #: Key of `Image.info`: (black, white) as sample values, where the mode alone does not tell them.
 LEVELS = "simclr_levels"
 
+#: Scans of a JPEG times its pixels: 12 s of decoding. The largest image that Pillow allows may have 22 scans.
+MAX_SCANNED = 4_000_000_000
+
 
 class NotReadError(ValueError):
     """A sound file, as far as can be seen, of a kind that is not read; the text says what of it."""
@@ -72,16 +75,19 @@ def is_misread(image: ImageFile.ImageFile) -> bool:
     """Tell whether Pillow misreads the file of an image that it has opened and not loaded yet.
 
     Raises:
-        NotReadError: a kind of TIFF that is not in the tables.
+        NotReadError: a kind of TIFF that is not in the tables, or a JPEG that would take minutes.
     """
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return _kind_of(image).misread
-    if image.format not in ("PNG", "BMP") or image.fp is None:
+    if image.format not in ("PNG", "BMP", "JPEG", "MPO") or image.fp is None:
         return False
     at = image.fp.tell()
     image.fp.seek(0)
-    head = image.fp.read(70)
+    head = image.fp.read(70 if image.format in ("PNG", "BMP") else -1)
     image.fp.seek(at)
+    if image.format in ("JPEG", "MPO"):
+        refuse_endless_jpeg(head, image)
+        return False
     if image.format == "BMP":
         bmp = _Bmp(head)
         return bmp.by_masks or bmp.few_colours
@@ -119,6 +125,34 @@ def _jpeg_segments(data: bytes) -> list[tuple[int, int, int]]:
             return found
         at += 2 + size
     return []
+
+
+def refuse_endless_jpeg(data: bytes, image: Image.Image) -> None:
+    """Refuse a JPEG whose decoding would take minutes: each of its scans costs a pass over all pixels.
+
+    Encoders write about ten. libjpeg-turbo leaves this limit to its callers (its report on "two issues with the JPEG
+    standard").
+
+    Args:
+        data: the file.
+        image: opened from it, with its whole size.
+
+    Raises:
+        NotReadError: it has too many scans for its size.
+    """
+    at = {marker: start for marker, start, _ in _jpeg_segments(data)}
+    colours = [data[at[0xDA] + 4 : at[0xDA] + 5]] if at else []
+    if any(data[at[frame] + 9 : at[frame] + 10] in colours for frame in (0xC0, 0xC1, 0xC9) if frame in at):
+        return  # not progressive, and the first scan holds all colours: no other is read
+    scans = data.count(b"\xff\xda")  # which compressed values never hold
+    if scans * image.width * image.height > MAX_SCANNED:
+        raise NotReadError(f"JPEG of {image.width:,} x {image.height:,} pixels in {scans:,} scans is not read")
+
+
+def _open_jpeg(data: bytes) -> ImageFile.ImageFile:
+    image = _open(data)
+    refuse_endless_jpeg(data, image)
+    return image
 
 
 def _jpeg_versions(data: bytes) -> Iterator[bytes]:
@@ -645,4 +679,4 @@ _STARTS = {
     "AVIF": re.compile(rb".{4}ftyp(avi[fs]|mif1|msf1)", re.DOTALL),
 }
 _VERSIONS = {"JPEG": _jpeg_versions, "PNG": _png_versions, "TIFF": _tiff_versions, "AVIF": _avif_versions}
-_OPENERS = {"PNG": _open_png, "BMP": _open_bmp, "PPM": _open_pnm, "TIFF": _open_tiff}
+_OPENERS = {"JPEG": _open_jpeg, "PNG": _open_png, "BMP": _open_bmp, "PPM": _open_pnm, "TIFF": _open_tiff}

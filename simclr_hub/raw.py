@@ -15,6 +15,7 @@ from PIL import ExifTags, Image
 
 from .errors import CorruptImageError, ImageTooLargeError, UnsupportedImageError
 from .headers import is_raw as is_raw
+from .headers import refuse_endless_jpeg
 from .metadata import exif_info
 
 #: A preview is used from this short side on: twice what the networks look at.
@@ -73,7 +74,9 @@ def _preview(rawpy: ModuleType, raw: Any) -> Image.Image | None:
         thumbnail = raw.extract_thumb()
         if thumbnail.format != rawpy.ThumbFormat.JPEG:
             return None  # a small bitmap
-        return Image.open(io.BytesIO(thumbnail.data), formats=("JPEG",))
+        image = Image.open(io.BytesIO(thumbnail.data), formats=("JPEG",))
+        refuse_endless_jpeg(thumbnail.data, image)
+        return image
     except Exception:  # none, of an unsupported kind, or damaged: there are still the sensor's values
         return None
 

@@ -1,6 +1,7 @@
 """`simclr-hub`: thin commands that parse, call the library and print; each is loaded when it runs.
 
-Exit codes: 0 done, 1 fatal, 2 usage, 3 done but some photos could not be read.
+Exit codes: 0 done, 1 fatal, 2 usage, 3 done but some photos could not be read, 130 stopped by
+Ctrl-C, 143 by SIGTERM.
 """
 
 import importlib
@@ -65,18 +66,20 @@ def main(args: list[str] | None = None) -> Any:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that its encoding does not have
     from ..errors import SimCLRHubError
+    from ._interrupts import INTERRUPTED, ended_by_signals, leave
 
     try:
-        code = cli.main(args, standalone_mode=False)
+        with ended_by_signals():
+            code = cli.main(args, standalone_mode=False)
     except click.exceptions.Exit as e:
         code = e.exit_code
     except click.ClickException as e:
         e.show()
         code = e.exit_code
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):
         click.echo("stopped; what was recorded is kept", err=True)
-        code = 130
+        code = INTERRUPTED
     except (SimCLRHubError, OSError) as e:
         click.echo(f"error: {e}", err=True)
         code = 1
-    sys.exit(code if isinstance(code, int) else 0)
+    leave(code if isinstance(code, int) else 0)

@@ -1,7 +1,8 @@
 """Decode suspects in a child process, where a crash, a hang or a hunger for memory costs only the child.
 
-After a crash, the photos that were being decoded may hold the one that killed the process. Each is decoded here with
-limits on time and memory, one after another in one child; when the child dies, the one it was at is guilty.
+After a crash, the photos that were being decoded may hold the one that killed the process, and after an interrupt one
+that does not end. Each is read and decoded here with limits on time and memory, one after another in one child; when
+the child dies, the one it was at is guilty.
 """
 
 import faulthandler
@@ -10,7 +11,8 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import ImageError, UnreadableImageError
@@ -18,12 +20,14 @@ from ..images import FileBytes, describe, load_image, read_file
 
 #: For one photo.
 SECONDS = 60
+#: In the reason of a photo that must not be decoded in this process again, and of one that cannot even be read.
+DOES_NOT_END, UNREAD = "decoding it ends the process", "reading it does not end"
 #: On top of what the child needs itself; the largest image allowed takes about 2 GiB.
 MEMORY = 4 << 30
 
 
 def find_guilty(paths: list[bytes]) -> dict[bytes, str]:
-    """Decode each photo (absolute path) alone; those that cannot be decoded so, with the reason."""
+    """Decode each photo (absolute path) alone; those that cannot be read or decoded so, with the reason."""
     guilty: dict[bytes, str] = {}
     todo = list(paths)
     while todo:
@@ -45,10 +49,18 @@ def find_guilty(paths: list[bytes]) -> dict[bytes, str]:
         verdicts = [json.loads(line) for line in lines[1:]]
         guilty.update({path: error for path, error in zip(todo, verdicts, strict=False) if error is not None})
         if len(verdicts) < len(todo):
-            path = todo[len(verdicts)]
-            guilty[path] = f"{describe(os.fsdecode(path))}: decoding it ends the process: {_reason(child.returncode)}"
+            path, name = todo[len(verdicts)], describe(os.fsdecode(todo[len(verdicts)]))
+            if child.returncode == -getattr(signal, "SIGALRM", 0) != 0:
+                guilty[path] = f"{name}: {UNREAD} within {SECONDS} s"
+            else:
+                guilty[path] = f"{name}: {DOES_NOT_END}: {_reason(child.returncode)}"
         todo = todo[len(verdicts) + 1 :]
     return guilty
+
+
+def is_guilty(error: str | None) -> bool:
+    """Return whether a recorded error says that a photo must not be read or decoded in this process."""
+    return error is not None and (f": {DOES_NOT_END}: " in error or f": {UNREAD} " in error)
 
 
 def _module_path() -> list[str]:
@@ -73,23 +85,37 @@ def main(seconds: int, memory: int) -> None:
     _limit_memory(memory)
     print("ready", flush=True)
     for path in paths:
-        faulthandler.dump_traceback_later(seconds, exit=True)  # works even while C code runs
-        print(json.dumps(_decode(path, memory)), flush=True)
-        faulthandler.cancel_dump_traceback_later()
+        print(json.dumps(_decode(path, seconds, memory)), flush=True)
 
 
-def _decode(path: bytes, memory: int) -> str | None:
+def _decode(path: bytes, seconds: int, memory: int) -> str | None:
     """What is wrong with it, if anything."""
     name = describe(os.fsdecode(path))
     try:
-        load_image(FileBytes(name, read_file(path, follow_symlinks=False)[0]))
+        with _limited_reading(seconds):
+            data, _ = read_file(path, follow_symlinks=False)
+        faulthandler.dump_traceback_later(seconds, exit=True)  # works even while C code runs
+        load_image(FileBytes(name, data))
     except UnreadableImageError:
         return None  # the sync will see that itself
     except ImageError as e:
         return str(e)
     except MemoryError:
         return f"{name}: decoding it takes more than {memory >> 20:,} MiB"
+    finally:
+        faulthandler.cancel_dump_traceback_later()
     return None
+
+
+@contextmanager
+def _limited_reading(seconds: int) -> Iterator[None]:
+    """End the process by another signal than decoding does, where there are signals."""
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(seconds)
+    yield
+    if hasattr(signal, "alarm"):
+        signal.alarm(0)
 
 
 def _limit_memory(memory: int) -> None:

@@ -1,7 +1,8 @@
 """From the files that have to be read to committed rows: read ahead, recognise, embed what is unknown, commit.
 
 Unusual: content that the store knows is never embedded again, whatever its name; and the paths that are about to be
-decoded are recorded first, so that after a crash the photo that caused it is found.
+decoded are recorded first, so that after a crash the photo that caused it is found. One that is still being read or
+decoded when the sync is interrupted stays recorded, and the next sync tries it alone.
 """
 
 import hashlib
@@ -10,17 +11,17 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .._threads import Pool
 from ..embedder import Embedding, Failure
 from ..errors import CorruptImageError, ImageError, IndexError_, UnreadableImageError
 from ..images import FileBytes, describe, read_file
 from ..scan import Listing
-from .isolated import find_guilty
+from .isolated import UNREAD, find_guilty, is_guilty
 from .maker import EmbedderLike, unit_vector
 from .plan import Plan
 from .records import Photo, Root, Stamp, file_metadata, is_below
@@ -84,6 +85,8 @@ class Pipeline:
         self._gone: dict[bytes, list[Photo]] = {}  # by content: recorded photos whose file is gone
         self._spellings: dict[str, Stamp] | None = None  # of the listed photos, made when it is needed
         self._in_flight: set[bytes] = set()
+        self._reading: set[bytes] = set()
+        self._guilty: dict[bytes, str] = {}  # by content: why it must not be decoded here, without the name
         # For the next commit.
         self._embedded: dict[bytes, tuple[np.ndarray, Embedding]] = {}
         self._changes: list[Callable[[], None]] = []
@@ -115,12 +118,23 @@ class Pipeline:
         self._commit()
 
     def _without_guilty(self, todo: list[bytes], folder: bytes) -> list[bytes]:
-        """Those that do not end the process that decodes them: the last sync's suspects are tried alone."""
+        """Those that do not end the process that decodes them: the last sync's suspects are tried alone.
+
+        So is what was found guilty once, should its file have changed.
+        """
         suspects = {path for path in self._store.in_flight() if is_below(path, folder)}
-        guilty = find_guilty([path for path in map(self._root.join, todo) if path in suspects])
-        for path in todo:
-            if (why := guilty.get(self._root.join(path))) is not None:
-                self._fail(path, self._listing.photos[path], CorruptImageError(why))
+        known = {path for path, photo in self._recorded.items() if is_guilty(photo.error)}
+        alone = [path for path in todo if path in known or self._root.join(path) in suspects]
+        guilty = find_guilty([self._root.join(path) for path in alone])
+        for path in alone:
+            if (why := guilty.get(self._root.join(path))) is None:
+                continue
+            if UNREAD in why:
+                self._fail(path, self._listing.photos[path], UnreadableImageError(why))
+                continue
+            self._fail(path, self._listing.photos[path], CorruptImageError(why))
+            if is_guilty(why) and isinstance(read := self._read(path), tuple):  # its copies would not end either
+                self._guilty[read[0].content_hash] = why.replace(self._name(path), "", 1)
         self._decoded += suspects
         self._commit()
         return [path for path in todo if self._root.join(path) not in guilty]
@@ -128,22 +142,40 @@ class Pipeline:
     def _embed(self, todo: list[bytes], embedder: Callable[[], EmbedderLike]) -> None:
         """Read the files, embed what is unknown, commit as it comes."""
         sources = self._sources(todo)
+        made: EmbedderLike | None = None
+        stream: Iterator[Embedding | Failure] = iter(())
         try:
             first = next(sources, None)
             if first is not None:  # otherwise no model is needed
-                for item in embedder().stream(itertools.chain([first], sources), signatures=True):
+                made = embedder()
+                stream = made.stream(itertools.chain([first], sources), signatures=True)
+                for item in stream:
                     self._result(item)
                     self._commit_if_due()
             self._commit()
-        except BaseException:
+        except BaseException as e:
+            for generator in (stream, sources):
+                if hasattr(generator, "close"):  # leaves behind what does not end
+                    generator.close()
+            suspects = self._suspects(made, isinstance(e, Exception))
             with suppress(IndexError_):  # the first error is the one to tell
-                self._decoded += self._in_flight
-                self._commit()
+                self._decoded += self._in_flight - suspects
+                self._commit(in_flight=sorted(suspects - self._in_flight))
             raise
         finally:
             sources.close()
         if self._waiting:
             raise RuntimeError(f"the embedder gave no result for {len(self._waiting)} photos")
+
+    def _suspects(self, embedder: EmbedderLike | None, failed: bool) -> set[bytes]:
+        """What was begun and does not end; of an embedder that does not tell, all that it was given and owes."""
+        owed = list(self._given.values())
+        if embedder is None or (failed and not hasattr(embedder, "decoding")):
+            owed = []
+        elif hasattr(embedder, "decoding"):
+            begun = {source.content_hash for source in embedder.decoding() if isinstance(source, FileBytes)}
+            owed = [seen for seen in owed if seen.content_hash in begun]
+        return {self._root.join(path) for path in {*(seen.path for seen in owed), *self._reading}}
 
     def _sources(self, todo: list[bytes]) -> Generator[FileBytes, None, None]:
         """The files of unknown content, each recorded as in flight before it is given away."""
@@ -154,6 +186,8 @@ class Pipeline:
                 self._fail(path, self._listing.photos[path], read)
             elif read is None:
                 self._vanish(path)
+            elif (why := self._guilty.get(read[0].content_hash)) is not None:
+                self._fail(path, read[0].stamp, CorruptImageError(self._name(path) + why))
             elif not self._known(read[0]):
                 batch.append(read)
                 size += len(read[1])
@@ -172,24 +206,17 @@ class Pipeline:
 
     def _read_ahead(self, todo: list[bytes]) -> Iterator[tuple[bytes, _Read]]:
         """The files in order, read by threads."""
-        pool = ThreadPoolExecutor(2, "simclr-read")
-        ahead: deque[tuple[bytes, Future[_Read]]] = deque()
-        try:
-            for path in todo:
-                ahead.append((path, pool.submit(self._read, path)))
-                if len(ahead) > READ_AHEAD:
-                    path, future = ahead.popleft()
-                    yield path, future.result()
-            for path, future in ahead:
-                yield path, future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        with Pool(2, "simclr-read") as pool:
+            yield from pool.map(self._read, todo, READ_AHEAD)
 
     def _read(self, path: bytes) -> _Read:
+        self._reading.add(path)
         try:
             data, stat = read_file(self._root.join(path), follow_symlinks=False)
         except ImageError as e:
             return None if isinstance(e.__cause__, (FileNotFoundError, NotADirectoryError)) else e
+        finally:
+            self._reading.discard(path)
         return _Seen(path, Stamp.of(stat), hashlib.sha256(data).digest()), data
 
     def _known(self, seen: _Seen) -> bool:

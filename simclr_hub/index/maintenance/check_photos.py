@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ... import _files
+from ..._threads import Pool
 from ...embedder import Failure
 from ...errors import ImageError, SimCLRHubError
 from ...images import FileBytes, describe, read_file
@@ -48,11 +48,11 @@ def check_photos(
     position = _Position(store.file.with_name(POSITION_NAME))
     total = store.counts()["live"]
     roots = store.roots()
-    with ThreadPoolExecutor(4, "simclr-check") as pool:
+    with Pool(4, "simclr-check") as pool:
         while page := store.page((position.root_id, position.path), PAGE):
             live = [photo for photo in page if photo.state == "live"]
             paths = [store.locate(photo, roots) for photo in live]
-            for path, outcome in zip(paths, pool.map(_compare, live, paths), strict=True):
+            for (_, path), outcome in pool.map(_compare, zip(live, paths, strict=True), 8):
                 position.add(path, outcome)
             position.move(page[-1])
             if progress:
@@ -103,7 +103,8 @@ class _Position:
             self._file.unlink(missing_ok=True)
 
 
-def _compare(photo: Photo, path: bytes) -> Outcome:
+def _compare(given: tuple[Photo, bytes]) -> Outcome:
+    photo, path = given
     try:
         data, stat = read_file(path, follow_symlinks=False)
     except ImageError as e:
