@@ -420,8 +420,12 @@ class Embedder:
         return f"model {self.fingerprint['model'] or 'in memory'}, {self.fingerprint['precision']}"
 
     def _forward(self, pixels: Tensor, run: Runner) -> np.ndarray:
-        """(B, 3, size, size) to vectors (B, D)."""
+        """(B, 3, size, size) to vectors (B, D), which need not be finite."""
         vectors = run(pixels)
+        with np.errstate(all="ignore"):
+            return self._finished(vectors)
+
+    def _finished(self, vectors: np.ndarray) -> np.ndarray:
         if self.layer == H_STAGE3:
             parts = np.split(vectors, [self.width_of_h], 1)
             vectors = np.concatenate([unit_rows(part)[0] for part in parts], 1, dtype=np.float32)

@@ -1,6 +1,10 @@
 import copy
+import multiprocessing
+import pickle
 import threading
 import time
+import zipfile
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from simclr_hub import embedder as embedder_module
 from simclr_hub.images import load_image
 from simclr_hub.signature import picture_signature
 from simclr_hub.sources import folder_images
+from simclr_hub.whitening import Whitening
 
 
 def test_rows_equal_the_eager_model(photos, tiny_dir):
@@ -310,3 +315,110 @@ def test_reduced_decoding_leaves_twice_the_input_in_the_crop(tiny_dir, large_pho
     embed([large_photo / "photo.jpg"], model=tiny_dir)
     (side,) = asked
     assert 0.875 * (side - 2) < 2 * 64 < 0.875 * side
+
+
+def test_an_embedder_is_called_as_embed_is(photos, tiny_model):
+    expected = embed(photos, model=tiny_model, layer="z")
+    embedder = Embedder(tiny_model, layer="z")
+    assert np.array_equal(embedder(photos), expected)
+    assert embedder(photos / "0.jpg").shape == (1, embedder.dim)
+    assert embedder([]).shape == (0, embedder.dim)
+
+
+@pytest.mark.parametrize("call", ["embed", "Embedder"])
+def test_what_cannot_be_used_is_skipped_when_asked(photos, tiny_model, call):
+    expected = embed(photos, model=tiny_model)
+    for i in range(5):
+        (photos / f"broken {i}.jpg").write_bytes(b"no image")
+    embedder = Embedder(tiny_model)
+
+    def skipping(images):
+        if call == "embed":
+            return embed(images, model=tiny_model, on_error="skip")
+        return embedder(images, on_error="skip")
+
+    with pytest.warns(
+        UserWarning, match="^5 of 11 images were left out: .*broken 0.*broken 1.*broken 2.*; ...$"
+    ) as told:
+        vectors, paths = skipping(photos)
+    assert told[0].filename == __file__ and "broken 3" not in str(told[0].message)
+    assert paths == [path for path in folder_images(photos) if "broken" not in path.name]
+    np.testing.assert_allclose(vectors, expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(errors.UnsupportedImageError, match="broken 0"):
+        embed(photos, model=tiny_model)
+    vectors, paths = skipping(paths[:2])  # without a warning
+    assert len(vectors) == len(paths) == 2
+    with pytest.warns(UserWarning, match="^1 of 1 images were left out: [^;]*$"):
+        vectors, paths = skipping([b"no image"])
+    assert vectors.shape == (0, 256) and paths == []
+
+
+def test_of_an_archive_the_members_names_are_kept(photos, tiny_model, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("0.jpg", "1.jpg"):
+            archive.write(photos / name, name)
+        archive.writestr("2.jpg", b"no image")
+    with pytest.warns(UserWarning, match="1 of 3 images"):
+        vectors, names = embed(tmp_path / "a.zip", model=tiny_model, on_error="skip")
+    assert [str(name).rpartition("/")[2] for name in names] == ["0.jpg", "1.jpg"] and len(vectors) == 2
+
+
+def test_another_way_with_errors_is_refused_before_the_model_is_loaded(tiny_model):
+    with pytest.raises(ValueError, match="on_error='ignore'"):
+        embed([], model="no such model", on_error="ignore")
+    with pytest.raises(ValueError, match="on_error=None"):
+        Embedder(tiny_model)([], on_error=None)
+
+
+@pytest.mark.parametrize("settings", [{}, {"layer": "h+stage3"}, {"normalize": True}, {"dtype": torch.float16}])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_failures_of_their_rows(photos, tiny_model, settings, value, monkeypatch):
+    embedder = Embedder(tiny_model, batch_size=3, **settings)
+    run = embedder._torch
+
+    def spoilt(pixels):
+        vectors = run(pixels)
+        vectors[1, 5] = value
+        return vectors
+
+    monkeypatch.setattr(embedder, "_torch", spoilt)
+    paths = folder_images(photos)
+    items = list(embedder.stream(paths))
+    assert [type(item) for item in items] == [Embedding, Failure, Embedding] * 2
+    for item in (items[1], items[4]):
+        assert str(item.error).startswith(f"{item.source}: its features are not finite (model in memory, float")
+        assert isinstance(item.error, errors.CorruptImageError)
+    with pytest.raises(errors.ImageError, match="1.jpg: its features are not finite"):
+        embedder(photos)
+
+
+def in_another_process(embedder, images):
+    return embedder(images), embedder.fingerprint, embedder._runtime
+
+
+def test_an_embedder_can_be_pickled(photos, tiny_model):
+    embedder = Embedder(tiny_model, layer="h+stage3", batch_size=2, workers=2)
+    embedder._patience = 2
+    rows = embedder(photos)
+    assert embedder._built is not None
+    again = pickle.loads(pickle.dumps(embedder))
+    assert again._built is None and again.fingerprint == embedder.fingerprint and np.array_equal(again(photos), rows)
+    assert np.array_equal(copy.deepcopy(embedder)(photos), rows)
+
+
+@pytest.mark.slow
+def test_an_embedder_gives_the_same_in_another_process(photos, tiny_model, tiny_dir):
+    with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as pool:
+        for model in (tiny_dir, tiny_model):
+            embedder = Embedder(model, batch_size=2, workers=2)
+            found = pool.submit(in_another_process, embedder, photos).result()
+            assert np.array_equal(found[0], embedder(photos))
+            assert found[1:] == (embedder.fingerprint, embedder._runtime)
+
+
+def test_one_that_whitens_travels_too_and_its_twin_shares_the_model(photos, tiny_model):
+    features = np.random.default_rng(0).normal(size=(600, 256)).astype(np.float32)
+    embedder = Embedder(tiny_model, whiten=Whitening.learn(features, shrinkage=0.1, learnt_from="numbers"))
+    plain = embedder.unwhitened()
+    assert plain._model is embedder._model and plain._building is embedder._building
+    assert np.array_equal(pickle.loads(pickle.dumps(embedder))(photos), embedder(photos))

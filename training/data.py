@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from simclr_hub._files import new_directory
+from simclr_hub._threads import Pool
 from simclr_hub.errors import ImageError, RecipeError, RootUnavailableError
 from simclr_hub.images import FileBytes, load_image
 from simclr_hub.progress import progress_bar
@@ -341,9 +341,10 @@ def _decode_all(rows: Sequence[Any], side: int, path: Path) -> tuple[list[int], 
         except ImageError as e:
             return e
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool, progress_bar("decoding", len(rows)) as advance:
+    cores = os.cpu_count() or 1
+    with Pool(cores, "simclr-decode") as pool, progress_bar("decoding", len(rows)) as advance:
         for start in range(0, len(rows), _CHUNK):
-            for i, image in enumerate(pool.map(small, rows[start : start + _CHUNK]), start):
+            for i, (_, image) in enumerate(pool.map(small, rows[start : start + _CHUNK], 2 * cores), start):
                 if isinstance(image, ImageError):
                     unreadable.append(str(image))
                 else:

@@ -1,14 +1,12 @@
 """Ctrl-C while something does not end: a decoder, a read, a model; what is kept, and what the next sync does."""
 
-import _thread
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from index_fakes import FakeEmbedder, check_index, make_photo
 from PIL import Image
 from tiny import SAMPLE_PHOTOS
@@ -29,8 +26,9 @@ from simclr_hub.errors import ImageError, UnsupportedImageError
 from simclr_hub.images import FileBytes, load_image, read_file
 from simclr_hub.index import SimilarityIndex, isolated, pipeline
 from simclr_hub.index.maintenance import check_photos
+from simclr_hub.index.store import STORE_NAME, Store
 
-pytestmark = pytest.mark.filterwarnings("error")
+Ended = list[tuple[int, float]]
 #: What starts with this is never done.
 STUCK = b"\xff\xd8\xff stuck"
 
@@ -112,7 +110,6 @@ def test_an_interrupted_sync_remembers_the_photo_that_did_not_end(
     assert tiny_index._store.in_flight() == {stuck}
     assert len(tiny_index) >= 2  # a.png and b.png were embedded before
     check_photos_have_vectors(tiny_index)
-    monkeypatch.setattr(tiny_index._store, "writing", tiny_index._store.writing)  # the lock is free
     asked: list[list[bytes]] = []
 
     def find(paths: list[bytes]) -> dict[bytes, str]:
@@ -160,6 +157,7 @@ def test_what_the_embedder_does_not_answer_stays_recorded(
     assert index._store.in_flight() == {bytes(photos / "b.png")}
     assert check_index(index) == [str(photos / "a.png")]
     monkeypatch.undo()
+    monkeypatch.setattr(pipeline, "find_guilty", lambda paths: {})
     with SimilarityIndex.open(index._store.file.parent, model=embedder) as other:  # the lock was released
         assert other.sync(photos).embedded == 3
 
@@ -277,3 +275,176 @@ def test_a_pool_gives_results_in_order_and_errors(gate: Gate) -> None:
         pool.submit(gate.wait)
         waiting = pool.submit(gate.wait)
     assert waiting.cancelled()
+
+
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> Ended:
+    """The exit codes with which the process would have been ended, and when."""
+    codes: Ended = []
+    monkeypatch.setattr(_interrupts.os, "_exit", lambda code: codes.append((code, time.monotonic())) or sys.exit())
+    return codes
+
+
+def press(number: int = signal.SIGINT) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of `ended`
+@pytest.mark.parametrize("presses", [1, 2])
+def test_the_command_line_ends_without_its_main_thread(
+    ended: Ended, presses: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """At a second Ctrl-C at once, otherwise before two seconds are over."""
+    with _interrupts.ended_by_signals():
+        with pytest.raises(KeyboardInterrupt):
+            pressed = time.monotonic()
+            press()
+            time.sleep(10)
+        if presses == 1:
+            time.sleep(2)
+        else:
+            time.sleep(_interrupts.AGAIN + 0.1)
+            with pytest.raises(KeyboardInterrupt):
+                press()
+                time.sleep(10)
+            time.sleep(0.2)
+    ((code, when),) = ended
+    assert code == 130 and when - pressed < (2 if presses == 1 else 0.8)
+    assert "stopped; what was recorded is kept" in capfd.readouterr().err
+
+
+def test_one_signal_that_comes_twice_is_one(ended: Ended) -> None:
+    with _interrupts.ended_by_signals():
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                press()
+                time.sleep(10)
+        time.sleep(0.1)
+    assert not ended
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("left", [False, True])
+def test_a_command_that_is_stopped(
+    number: int, code: int, left: bool, ended: Ended, gate: Gate, photos: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """SIGTERM is as Ctrl-C; threads that still work are not waited for."""
+    monkeypatch.setattr(_interrupts, "_terminated", False)
+    monkeypatch.setattr("simclr_hub.cli.index.open_or_create", lambda path, *_, **__: SimilarityIndex.create(
+        path, model=FakeEmbedder()))  # fmt: skip
+    make_photo(photos / "e.png", 9)
+
+    def read(path: bytes, **settings: Any) -> Any:
+        if path.endswith(b"e.png"):
+            if left:
+                threading.Thread(target=lambda: (time.sleep(0.2), press(number))).start()
+                gate.wait()
+            else:
+                press(number)
+        return read_file(path, **settings)
+
+    monkeypatch.setattr(pipeline, "read_file", read)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as exit:
+        main(["index", str(photos), "-o", str(tmp_path / "i")])
+    assert ([c for c, _ in ended] if left else [exit.value.code]) == [code]
+    assert "photos are in the index. Go on with: simclr-hub index" in capsys.readouterr().err
+    assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+    with SimilarityIndex.open(tmp_path / "i", model=FakeEmbedder()) as index:
+        check_index(index)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_does_not_tell_its_parent_of_signals() -> None:
+    with _interrupts.ended_by_signals():
+        if (child := os.fork()) == 0:
+            fine = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and signal.set_wakeup_fd(-1) == -1
+            os._exit(0 if fine else 1)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+STUB = """
+import sys, time
+import PIL.Image
+real = PIL.Image.open
+def open(file, *args, **kwargs):
+    start = file.read(4)
+    file.seek(0)
+    if start == b"HANG":
+        time.sleep(1000)
+    return real(file, *args, **kwargs)
+PIL.Image.open = open
+"""
+
+
+@pytest.mark.slow
+def test_a_whole_run(tmp_path: Path, photos: Path, tiny_dir: Path) -> None:
+    """Ctrl-C ends it, the next run tries the photo alone and goes on with the rest."""
+    (photos / "hang.jpg").write_bytes(b"HANG" * 10)
+    make_photo(photos / "z.png", 9)
+    child = tmp_path / "python"
+    child.write_text(f"#!{sys.executable}\n{STUB}\nexec(sys.argv[-1])\n")
+    child.chmod(0o755)
+    arguments = ["index", str(photos), "-o", str(tmp_path / "i"), "--model", str(tiny_dir)]
+    run = f"{STUB}\nfrom simclr_hub.cli import main\nfrom simclr_hub.index import isolated\n"
+    run += f"isolated.SECONDS, sys.executable = 5, {str(child)!r}\nmain({arguments})"
+    with subprocess.Popen([sys.executable, "-c", run], stderr=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "i").exists() or not in_flight(tmp_path / "i"):
+            assert process.poll() is None
+            time.sleep(0.2)
+        time.sleep(1)
+        pressed = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130 and time.monotonic() - pressed < 2
+        assert process.stderr and "stopped; " in process.stderr.read()
+    assert in_flight(tmp_path / "i") == {bytes(photos / "hang.jpg")}
+    subprocess.run([sys.executable, "-c", run], check=True)
+    with SimilarityIndex.open(tmp_path / "i", model=tiny_dir) as index:
+        ((path, why),) = index.failures()
+        assert why == f"{photos / 'hang.jpg'}: decoding it ends the process: no end within 5 s"
+        assert len(index) == 5 and index._store.in_flight() == set()
+
+
+def in_flight(directory: Path) -> set[bytes]:
+    with closing(Store(directory / STORE_NAME)) as store:
+        return store.in_flight()
+
+
+def jpeg_of_many_scans(number: int, *, progressive: bool = True) -> bytes:
+    """One of 2,000 x 2,000 pixels, its shortest scan again and again."""
+    file = BytesIO()
+    Image.new("RGB", (2000, 2000), (200, 100, 50)).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    starts = [i for i in range(len(data)) if data.startswith(b"\xff\xda", i)]
+    scans = [data[a:b] for a, b in zip(starts, [*starts[1:], len(data) - 2], strict=True)]
+    return data[:-2] + min(scans[1:], key=len) * number + b"\xff\xd9"
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused(tmp_path: Path, photos: Path, index: SimilarityIndex) -> None:
+    data = jpeg_of_many_scans(5000)
+    assert len(data) < 1_000_000
+    (photos / "slow.jpg").write_bytes(data)
+    started = time.monotonic()
+    text = "JPEG of 2,000 x 2,000 pixels in 5,010 scans is not read"
+    opened = Image.open(BytesIO(data))
+    for given in (data, photos / "slow.jpg", opened, FileBytes("slow.jpg", data)):
+        with pytest.raises(UnsupportedImageError, match=text):
+            load_image(given)
+        with pytest.raises(UnsupportedImageError, match=text):
+            load_image(given, reduce_to=128)
+    assert index.sync(photos).failed == 1 and text in index.failures()[0][1]
+    assert time.monotonic() - started < 2
+    assert load_image(jpeg_of_many_scans(3)).pixels.shape == (3, 2000, 2000)
+
+
+def test_scans_that_are_not_read_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sequential JPEG of one scan, and whatever follows it."""
+    file = BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "JPEG")
+    monkeypatch.setattr(headers, "MAX_SCANNED", 64 * 64)
+    assert load_image(file.getvalue() + 99 * b"\xff\xda").pixels.shape == (3, 64, 64)
+    # Three scans of one colour each are all read.
+    data = file.getvalue().replace(b"\xff\xda\x00\x0c\x03", b"\xff\xda\x00\x0c\x01")
+    with pytest.raises(ImageError):
+        load_image(data + b"\xff\xda")

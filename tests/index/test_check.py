@@ -258,7 +258,8 @@ def test_only_so_many_damaged_photos_are_named(directory: Path, photos: Path, mo
     for name in ("a.png", "b.png"):
         make_photo(photos / name, 77)
     recorded = iter([photo.stamp for photo in closed_photos(directory) if photo.path in (b"a.png", b"b.png")])
-    monkeypatch.setattr(check_photos, "Pool", lambda *_: Pool(1, "one"))  # in order
+    pool = check_photos.Pool
+    monkeypatch.setattr(check_photos, "Pool", lambda *_: pool(1, "one"))  # in order
     monkeypatch.setattr("simclr_hub.index.maintenance.check_photos.Stamp.of", lambda stat: next(recorded))
     monkeypatch.setattr(check_photos, "NAMED", 1)
     report = deep(directory)
