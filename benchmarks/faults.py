@@ -9,6 +9,10 @@
 - torn: stores that are half from before and half from after a commit.
 - io: every n-th write, fsync, rename, truncation or creation of a file fails with ENOSPC, EIO or EDQUOT, once or from
   then on, during a sync, a prune and a repair.
+- unreadable: photos change, are touched and cannot be read for a while; each sync is followed by a prune.
+- roots: folders vanish, leave an empty mount point, come back; copies of them appear and go; syncs and prunes.
+- together: two processes sync and a third prunes, all at once, while photos come, move, change and go. These three
+  count, after every round, the photos without their row and the rows without their vector.
 - images: mutants of images of every format; each gives pixels or an ImageError, in a process with limits on time and
   memory.
 - hostile: a folder or tar of odd files goes through `simclr-hub index`; found = embedded + failed.
@@ -39,6 +43,8 @@ ROOT = Path(__file__).parents[1]
 TESTS = [str(ROOT / "tests" / name) for name in ("index", "faults")]
 #: Of one child that decodes images.
 MEMORY, SECONDS, BATCH = 3 << 30, 60, 1000
+#: What the chunks of a campaign counted.
+TOTALS: Counter[str] = Counter()
 
 
 def campaign(name: str, count: int, chunk: int, run: Callable[[Path, int, int], Any]) -> None:
@@ -58,7 +64,7 @@ def campaign(name: str, count: int, chunk: int, run: Callable[[Path, int, int], 
             shutil.rmtree(folder, ignore_errors=True)
         print(f"{name}: {min((seed + 1) * chunk, count):,} of {count:,}, {failed} chunks failed", flush=True)
     print(json.dumps({"campaign": name, "count": count, "chunks": chunks, "failed": failed,
-                      "seconds": round(time.monotonic() - started)}), flush=True)  # fmt: skip
+                      "seconds": round(time.monotonic() - started), **TOTALS}), flush=True)  # fmt: skip
 
 
 def kills(folder: Path, count: int, seed: int) -> None:
@@ -95,6 +101,19 @@ def torn(folder: Path, count: int, seed: int) -> None:
 
 def io(folder: Path, count: int, seed: int) -> None:
     print(importlib.import_module("test_io_errors").every_call(folder, 1), flush=True)
+
+
+def of_folders(name: str) -> Callable[[Path, int, int], None]:
+    """A campaign of tests/faults/test_campaigns.py, whose losses are counted."""
+
+    def run(folder: Path, count: int, seed: int) -> None:
+        result = getattr(importlib.import_module("test_campaigns"), name)(folder, count, seed)
+        print(" ", json.dumps(result), flush=True)
+        TOTALS.update(result)
+        if result["lost rows"] or result["lost vectors"]:
+            raise RuntimeError(f"lost: {result}")
+
+    return run
 
 
 def seeds() -> list[tuple[str, bytes]]:
@@ -237,8 +256,9 @@ def hostile(files: Path) -> None:
         }))  # fmt: skip
 
 
+FOLDERS = {name: (of_folders(name), 1000, 100) for name in ("unreadable", "roots", "together")}
 CAMPAIGNS = {"kills": (kills, 2000, 50), "races": (races, 1000, 100), "store": (store, 500, 50),
-             "cache": (cache, 500, 50), "torn": (torn, 200, 20), "io": (io, 1, 1)}  # fmt: skip
+             "cache": (cache, 500, 50), "torn": (torn, 200, 20), "io": (io, 1, 1), **FOLDERS}  # fmt: skip
 
 
 def main() -> None:
