@@ -1,7 +1,7 @@
 """A progress bar with rate and time left, on a terminal, for work of over two seconds."""
 
 import sys
-import time
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -54,16 +54,18 @@ def progress_bar(
     )
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
     task = bar.add_task(what, total=total)
-    started = time.monotonic()
+    start = threading.Timer(0 if show else DELAY, bar.start)  # also while the first of all does not end
+    start.daemon = True
+    start.start()
 
     def advance(n: int, total: int | None = total, what: str | None = None) -> None:
         bar.update(task, advance=n, total=total, description=what)
-        if not bar.live.is_started and (show or time.monotonic() - started > DELAY):
-            bar.start()
 
     try:
         yield advance
     finally:
+        start.cancel()
+        start.join()
         bar.stop()
 
 

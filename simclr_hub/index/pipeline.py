@@ -125,6 +125,8 @@ class Pipeline:
         suspects = {path for path in self._store.in_flight() if is_below(path, folder)}
         known = {path for path, photo in self._recorded.items() if is_guilty(photo.error)}
         alone = [path for path in todo if path in known or self._root.join(path) in suspects]
+        if alone and self._progress:  # which may take a minute for each
+            self._progress(0, self._total)
         guilty = find_guilty([self._root.join(path) for path in alone])
         for path in alone:
             if (why := guilty.get(self._root.join(path))) is None:

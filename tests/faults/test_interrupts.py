@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,17 @@ from index_fakes import FakeEmbedder, check_index, make_photo
 from PIL import Image
 from tiny import SAMPLE_PHOTOS
 
-from simclr_hub import Embedder, SimCLRModel, _threads, embed, headers
+from simclr_hub import Embedder, SimCLRModel, _threads, headers, progress
 from simclr_hub import embedder as embedder_module
 from simclr_hub.cli import _interrupts, main
 from simclr_hub.embedder import Embedding, Failure
-from simclr_hub.errors import ImageError, UnsupportedImageError
+from simclr_hub.errors import UnsupportedImageError
 from simclr_hub.images import FileBytes, load_image, read_file
 from simclr_hub.index import SimilarityIndex, isolated, pipeline
 from simclr_hub.index.maintenance import check_photos
 from simclr_hub.index.store import STORE_NAME, Store
+from simclr_hub.raw import _preview
+from simclr_hub.training import data
 
 Ended = list[tuple[int, float]]
 #: What starts with this is never done.
@@ -236,9 +239,14 @@ def test_a_model_that_does_not_end(
             assert index._store.in_flight() == set()  # no photo's fault
 
 
-@pytest.mark.parametrize("door", ["embed", "search", "a file object"])
+@pytest.mark.parametrize("door", ["embed", "search", "a file object", "training data"])
 def test_other_doors(
-    door: str, tiny_index: SimilarityIndex, photos: Path, tiny_model: SimCLRModel, gate: Gate, stuck_decoder: None
+    door: str,
+    tiny_index: SimilarityIndex,
+    photos: Path,
+    gate: Gate,
+    stuck_decoder: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Slow(BytesIO):
         def read(self, size: int | None = -1) -> bytes:
@@ -246,14 +254,33 @@ def test_other_doors(
             return b""
 
     (photos / "stuck.jpg").write_bytes(STUCK)
-    tiny_index._maker._embedder = Embedder(tiny_model)
+    embedder = tiny_index._maker.embedder()
+    assert isinstance(embedder, Embedder)
+    monkeypatch.setattr(data, "load_image", embedder_module.load_image)
     with interrupted(gate):
-        if door == "embed":
-            embed([photos / "a.png", STUCK], model=tiny_model)
-        elif door == "search":
-            tiny_index.search(photos / "stuck.jpg")
-        else:
-            list(Embedder(tiny_model).stream([Slow()]))
+        match door:
+            case "embed":
+                embedder([photos / "a.png", STUCK])
+            case "search":
+                tiny_index.search(photos / "stuck.jpg")
+            case "a file object":
+                embedder(Slow())
+            case _:
+                data._decode_all([FileBytes("a.jpg", STUCK)], 64, photos / "array")
+
+
+def test_a_bar_is_shown_before_the_first_photo_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = threading.Event()
+    monkeypatch.setattr(progress, "DELAY", 0.05)
+    monkeypatch.setattr("rich.progress.Progress.start", lambda self: shown.set())
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with progress.progress_bar("indexing", None):
+        assert shown.wait(10)
+    shown.clear()
+    with progress.progress_bar("indexing", None) as advance:  # soon done
+        advance(1)
+    time.sleep(0.1)
+    assert not shown.is_set()
 
 
 def test_left_threads_keep_no_process(tiny_model: SimCLRModel, gate: Gate, stuck_decoder: None) -> None:
@@ -411,7 +438,7 @@ def in_flight(directory: Path) -> set[bytes]:
         return store.in_flight()
 
 
-def jpeg_of_many_scans(number: int, *, progressive: bool = True) -> bytes:
+def jpeg_of_many_scans(number: int) -> bytes:
     """One of 2,000 x 2,000 pixels, its shortest scan again and again."""
     file = BytesIO()
     Image.new("RGB", (2000, 2000), (200, 100, 50)).save(file, "JPEG", progressive=True)
@@ -422,13 +449,13 @@ def jpeg_of_many_scans(number: int, *, progressive: bool = True) -> bytes:
 
 
 def test_a_jpeg_of_thousands_of_scans_is_refused(tmp_path: Path, photos: Path, index: SimilarityIndex) -> None:
-    data = jpeg_of_many_scans(5000)
-    assert len(data) < 1_000_000
-    (photos / "slow.jpg").write_bytes(data)
+    slow = jpeg_of_many_scans(5000)
+    assert len(slow) < 1_000_000
+    (photos / "slow.jpg").write_bytes(slow)
     started = time.monotonic()
     text = "JPEG of 2,000 x 2,000 pixels in 5,010 scans is not read"
-    opened = Image.open(BytesIO(data))
-    for given in (data, photos / "slow.jpg", opened, FileBytes("slow.jpg", data)):
+    opened = Image.open(BytesIO(slow))
+    for given in (slow, photos / "slow.jpg", opened, FileBytes("slow.jpg", slow)):
         with pytest.raises(UnsupportedImageError, match=text):
             load_image(given)
         with pytest.raises(UnsupportedImageError, match=text):
@@ -446,5 +473,13 @@ def test_scans_that_are_not_read_do_not_count(monkeypatch: pytest.MonkeyPatch) -
     assert load_image(file.getvalue() + 99 * b"\xff\xda").pixels.shape == (3, 64, 64)
     # Three scans of one colour each are all read.
     data = file.getvalue().replace(b"\xff\xda\x00\x0c\x03", b"\xff\xda\x00\x0c\x01")
-    with pytest.raises(ImageError):
+    with pytest.raises(UnsupportedImageError, match="JPEG of 64 x 64 pixels in 2 scans is not read"):
         load_image(data + b"\xff\xda")
+
+
+def test_such_a_preview_of_a_raw_file_is_none() -> None:
+    for number, used in ((3, True), (5000, False)):
+        thumbnail = SimpleNamespace(format="JPEG", data=jpeg_of_many_scans(number))
+        rawpy: Any = SimpleNamespace(ThumbFormat=SimpleNamespace(JPEG="JPEG"))
+        preview = _preview(rawpy, SimpleNamespace(extract_thumb=lambda thumbnail=thumbnail: thumbnail))
+        assert (preview is not None) == used

@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -70,6 +72,54 @@ def test_children_go_on_behind_the_guilty(stubs: list[bytes], tmp_path: Path, mo
         hang: f"{hang.decode()}: {why}: no end within 60 s",
     }
     assert isolated.find_guilty([good, good]) == {}
+
+
+def test_a_read_that_does_not_end_is_no_verdict_on_the_content(
+    stubs: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = tmp_path / "child"
+    child.write_text(FAKE_CHILD.format(python=PYTHON).replace("SIGSEGV", "SIGALRM"))
+    child.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(child))
+    hang, _, slow, good, _ = stubs
+    guilty = isolated.find_guilty([good, slow, hang])
+    assert guilty[slow] == f"{slow.decode()}: reading it does not end within 60 s" and list(guilty) == [slow, hang]
+    assert isolated.is_guilty(guilty[slow]) and isolated.is_guilty(guilty[hang])
+    assert not isolated.is_guilty("x.jpg: no image") and not isolated.is_guilty(None)
+
+
+def test_reading_and_decoding_have_limits_of_their_own(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    monkeypatch.setattr(isolated.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(isolated.signal, "alarm", calls.append)
+    monkeypatch.setattr(isolated.faulthandler, "dump_traceback_later", lambda seconds, exit: calls.append("decoding"))
+    monkeypatch.setattr(isolated.faulthandler, "cancel_dump_traceback_later", lambda: calls.append("over"))
+    assert isolated._decode(bytes(photos / "a.png"), 7, 1 << 30) is None
+    assert calls == [7, 0, "decoding", "over"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # nobody has waited for it
+def test_an_interrupt_ends_the_child(stubs: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    child, pid = tmp_path / "child", tmp_path / "pid"
+    code = f"import os, time\nopen({str(pid)!r}, 'w').write(str(os.getpid()))\ntime.sleep(99)"
+    child.write_text(f"#!{PYTHON} -IS\n{code}")
+    child.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(child))
+
+    def press() -> None:
+        while not pid.exists() or not pid.read_text():
+            time.sleep(0.05)
+        pressed.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    pressed: list[float] = []
+    thread = threading.Thread(target=press)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        isolated.find_guilty(stubs)
+    assert time.monotonic() - pressed[0] < 2
+    thread.join()
+    assert os.waitpid(int(pid.read_text()), 0)[1] == signal.SIGKILL
 
 
 @pytest.mark.slow
