@@ -232,11 +232,15 @@ def test_a_model_that_does_not_end(
 ) -> None:
     for number in (1, 4):  # one batch on all cores; many, each on one
         embedder = Embedder(tiny_model, batch_size=4 // number, workers=2)
-        monkeypatch.setattr(embedder, "_torch", lambda pixels: gate.wait())
+        ran: list[threading.Thread] = []  # the main thread is interrupted only when it does not run C code itself
+        monkeypatch.setattr(
+            embedder, "_torch", lambda pixels, ran=ran: (ran.append(threading.current_thread()), gate.wait())
+        )
         with SimilarityIndex.create(tmp_path / f"{number}.index", model=embedder) as index:
             with interrupted(gate):
                 index.sync(photos)
             assert index._store.in_flight() == set()  # no photo's fault
+            assert threading.main_thread() not in ran
 
 
 @pytest.mark.parametrize("door", ["embed", "search", "a file object", "training data"])
