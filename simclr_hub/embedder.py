@@ -328,7 +328,7 @@ class Embedder:
             `Embedding` or `Failure`.
         """
         pool = Pool(self._workers, "simclr-embed", partial(torch.set_num_threads, 1))
-        # What runs all cores or a GPU has a thread of its own: this one must stay free to be interrupted.
+        # A GPU and compiled code, which may hang, have a thread of their own: this one stays free to be interrupted.
         single = Pool(1, "simclr-run", partial(torch.set_num_threads, torch.get_num_threads()))
         waiting: deque[Future[list[Embedding | Failure]]] = deque()
         try:
@@ -336,7 +336,11 @@ class Embedder:
             first = list(islice(batches, 2))
             # One batch alone gets all cores, with PyTorch; of many, each gets one. Compiled code has its own threads.
             alone = len(first) < 2 and self._patience > 0
-            together = alone or self._device.type != "cpu" or self._runtime == "compile"
+            together = self._device.type != "cpu" or self._runtime == "compile"
+            if alone and not together:
+                for batch in first:
+                    yield from self._run(batch, self._torch)  # here: a new thread would cost as much as a small image
+                return
             for batch in chain(first, batches):
                 run = partial(self._run, batch, self._torch if alone else self._runner(batch[0][0]))
                 waiting.append((single if together else pool).submit(run))
@@ -396,7 +400,7 @@ class Embedder:
         errors: dict[int, ImageError] = {}
         for position, _, future in batch:
             try:
-                good.append(future.result())
+                good.append(result_of(future))
             except ImageError as e:
                 errors[position] = e
         vectors: Iterable[np.ndarray] = (

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from index_fakes import FakeEmbedder, check_index, make_photo
 from PIL import Image
 from tiny import SAMPLE_PHOTOS
@@ -227,20 +228,26 @@ def test_a_disk_that_does_not_answer(
     assert index.sync(photos).unchanged == 4 and asked == [[stuck]] and index.failures() == []
 
 
+@pytest.mark.parametrize("how", ["one batch", "a core for each", "compiled"])
 def test_a_model_that_does_not_end(
-    tiny_model: SimCLRModel, photos: Path, tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    tiny_model: SimCLRModel, photos: Path, tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    for number in (1, 4):  # one batch on all cores; many, each on one
-        embedder = Embedder(tiny_model, batch_size=4 // number, workers=2)
-        ran: list[threading.Thread] = []  # the main thread is interrupted only when it does not run C code itself
-        monkeypatch.setattr(
-            embedder, "_torch", lambda pixels, ran=ran: (ran.append(threading.current_thread()), gate.wait())
-        )
-        with SimilarityIndex.create(tmp_path / f"{number}.index", model=embedder) as index:
-            with interrupted(gate):
-                index.sync(photos)
-            assert index._store.in_flight() == set()  # no photo's fault
-            assert threading.main_thread() not in ran
+    embedder = Embedder(tiny_model, batch_size=4 if how == "one batch" else 1, workers=2)
+    ran: list[threading.Thread] = []
+
+    def run(pixels: torch.Tensor) -> None:
+        ran.append(threading.current_thread())
+        gate.wait()
+
+    monkeypatch.setattr(embedder, "_torch", run)
+    if how == "compiled":
+        monkeypatch.setattr(embedder, "_built", run)
+        embedder._runtime = "compile"
+    with SimilarityIndex.create(tmp_path / "i", model=embedder) as index:
+        with interrupted(gate):
+            index.sync(photos)
+        assert index._store.in_flight() == set()  # no photo's fault
+    assert (threading.main_thread() in ran) == (how == "one batch")  # which C code would hold
 
 
 @pytest.mark.parametrize("door", ["embed", "search", "a file object", "training data"])
