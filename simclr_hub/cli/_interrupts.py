@@ -91,8 +91,8 @@ def _watch(signals: socket.socket) -> None:
 
 def _end(number: int) -> NoReturn:
     """End the process without its main thread."""
-    shown = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar hides the cursor
-    with suppress(OSError):
+    with suppress(AttributeError, OSError, ValueError):  # there may be no standard error, or a closed one
+        shown = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar hides the cursor
         os.write(2, f"{shown}\nstopped; what was recorded is kept\n".encode())
     os._exit(128 + number)
 

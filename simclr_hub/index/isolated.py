@@ -113,9 +113,11 @@ def _limited_reading(seconds: int) -> Iterator[None]:
     if hasattr(signal, "alarm"):
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(seconds)
-    yield
-    if hasattr(signal, "alarm"):
-        signal.alarm(0)
+    try:
+        yield
+    finally:
+        if hasattr(signal, "alarm"):
+            signal.alarm(0)
 
 
 def _limit_memory(memory: int) -> None:

@@ -14,7 +14,10 @@ from .store import Store
 
 
 class EmbedderLike(Protocol):
-    """What the index needs of `simclr_hub.Embedder`; one that whitens also needs its `unwhitened`."""
+    """What the index needs of `simclr_hub.Embedder`; one that whitens also needs its `unwhitened`.
+
+    One that tells what it is `decoding` keeps a sync that is interrupted from suspecting more than that.
+    """
 
     @property
     def dim(self) -> int: ...  # noqa: D102

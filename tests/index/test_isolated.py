@@ -96,6 +96,9 @@ def test_reading_and_decoding_have_limits_of_their_own(photos: Path, monkeypatch
     monkeypatch.setattr(isolated.faulthandler, "cancel_dump_traceback_later", lambda: calls.append("over"))
     assert isolated._decode(bytes(photos / "a.png"), 7, 1 << 30) is None
     assert calls == [7, 0, "decoding", "over"]
+    calls.clear()
+    assert isolated._decode(b"/nowhere.png", 7, 1 << 30) is None
+    assert calls == [7, 0, "over"]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # nobody has waited for it
