@@ -118,6 +118,7 @@ def test_bad_input_is_one_line(run, args, code, message):
     got, _, err = run(*args)
     assert got == code and message in err
     assert code == 2 or len(err.strip().splitlines()) == 1
+    assert list(Path().iterdir()) == []  # no empty index, no half a file
 
 
 def test_a_query_that_is_no_photo_is_named(run, index):

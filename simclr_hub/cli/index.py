@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from .._files import FOLDER, check_output
-from ..errors import ImageError, SimCLRHubError
+from ..errors import ImageError, RootUnavailableError, SimCLRHubError
 from ..images import describe
 from ..index import SimilarityIndex, SyncReport
 from ..index.store import STORE_NAME
@@ -107,6 +107,8 @@ def open_or_create(
     """The index at `path`, made if there is none; a new one not in the folder `photos`."""
     if not (path / STORE_NAME).is_file():
         check_output(path, FOLDER, photos=[photos])
+        if not os.path.isdir(os.path.expanduser(photos)):  # an index made before that is known would stay, empty
+            raise RootUnavailableError(f"{photos}: there is no such folder; no index was made")
         try:
             return SimilarityIndex.create(
                 path, model=model, gps=gps, whiten=False if no_whiten else None, layer=layer or "h"
