@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from ._files import write_file
+from ._files import Kind, write_output
 from .errors import CheckpointError
 
 #: Beside a checkpoint's weights; for h, and for h with stage 3 beside it.
@@ -169,13 +169,15 @@ class Whitening:
         return save(tensors, {_KEY: json.dumps(told, sort_keys=True)})
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it to a safetensors file.
+        """Write it to a safetensors file; a whitening that is there is replaced.
 
         Raises:
+            FileExistsError: something else is there.
+            OutputError: another suffix, or a folder that is missing or read-only.
             OSError: it could not be written.
         """
         data = self.to_bytes()
-        write_file(Path(path), lambda file: file.write(data))
+        write_output(Path(path), lambda file: file.write(data), WHITENING)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Whitening":
@@ -210,6 +212,18 @@ class Whitening:
         if not isinstance(told, dict) or told.keys() != _TOLD:
             raise ValueError("it does not tell what it was learnt from")
         return cls(tensors["mean"], tensors["matrix"], **told)
+
+
+def _is_whitening(path: Path) -> bool:
+    try:
+        Whitening.load(path)
+    except CheckpointError:
+        return False
+    return True
+
+
+#: The kind of file that one is, see `_files.check_output`.
+WHITENING = Kind("a whitening", (".safetensors",), _is_whitening)
 
 
 def unit_rows(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

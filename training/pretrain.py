@@ -28,7 +28,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint, set_seed
 from transformers.utils import logging
 
-from simclr_hub._files import new_directory
+from simclr_hub._files import check_place, new_directory
 from simclr_hub.configuration_simclr import SimCLRConfig
 from simclr_hub.errors import CheckpointError, RecipeError
 from simclr_hub.image_processing_simclr import SimCLRImageProcessor
@@ -136,12 +136,14 @@ def pretrain(name: str, settings: tuple[str, ...] = ()) -> Path:
     Raises:
         RecipeError: the recipe or a setting is wrong, the data cannot be opened, or another process runs in
             the same output directory.
+        OutputError: the output directory lies among the images.
         TrainingError: the loss is no longer a number; names the step.
     """
     recipe = load_recipe(name, settings)
     if not recipe.get("data"):
         raise RecipeError(f"{name} needs data=FOLDER (images, class folders or parquet) or a dataset's id on the Hub")
     output = Path(str(recipe["training"].get("output_dir") or f"runs/{Path(name).stem}"))
+    check_place(output, _listed(recipe["data"]))
     try:
         args = SimCLRTrainingArguments(**{**recipe["training"], "output_dir": str(output)})
         views = Views(**recipe["views"])

@@ -479,11 +479,12 @@ class SimilarityIndex:
         """Write the photos that have a vector to a Parquet file; how many. See `from_export` and docs/index.md.
 
         Args:
-            path: must not exist.
+            path: ends in .parquet; must not exist.
             progress: called with (done, total) photos.
 
         Raises:
             FileExistsError: there is something at `path`.
+            OutputError: another suffix, or a folder that is missing or read-only.
             IndexWriteError: it could not be written; nothing is there then.
             MissingExtraError: pyarrow is not installed.
         """

@@ -330,6 +330,7 @@ def test_a_whitening_leaves_with_the_weights_and_only_with_its_own(source, stage
     (source / "whitening.safetensors").write_bytes(whitening.to_bytes()[:-1])
     with pytest.raises(CheckpointError, match="not a whitening that can be used"):
         stage(source)
+    (source / "whitening.safetensors").unlink()
     replace(whitening, learnt_from="/home/somebody/photos").save(source / "whitening.safetensors")
     with pytest.raises(PublishError, match="holds a path of this machine"):
         stage(source)
