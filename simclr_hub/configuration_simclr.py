@@ -257,8 +257,8 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
         _one_of("projection_type", self.projection_type, ("nonlinear", "linear"))
         if self.projection_type == "linear" and self.projection_layers > 1:
             raise ValueError(
-                f"projection_layers={self.projection_layers} with projection_type='linear': 0 is no head, a linear head "
-                "has 1 layer"
+                f"projection_layers={self.projection_layers} with projection_type='linear': 0 is no head, a linear "
+                "head has 1 layer"
             )
         if not 0 <= self.classifier_layer <= self.projection_layers:
             raise ValueError(

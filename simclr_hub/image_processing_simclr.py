@@ -82,10 +82,10 @@ class SimCLRImageProcessor(TorchvisionBackend):
         image_std: likewise, from 0.001 to 100.
 
     Raises:
-        ValueError: a key that there is not; a value out of bounds or of another type; a size that is not square; with `exact=True` one of at most 32 that is not the image's; an image
-            that cannot be read; pixels of another type, or floats outside [0, 1]; an impossible mean or std; an option
-            that would change nothing, such as `do_resize=False`: the network's input is always RGB in [0, 1] of one
-            size.
+        ValueError: a key that there is not; a value out of bounds or of another type; with `exact=True` a size of at
+            most 32 that is not the image's; an image that cannot be read; pixels of another type, or floats outside
+            [0, 1]; an option that would change nothing, such as `do_resize=False`: the network's input is always RGB
+            in [0, 1] of one size.
     """
 
     valid_kwargs = SimCLRImageProcessorKwargs
@@ -207,8 +207,8 @@ def _refuse_numbers(options: Mapping[str, Any]) -> None:
         if not all(isinstance(side, int) and _within(side, *SIZES) and side == sides[0] for side in sides):
             told = dict(value) if isinstance(value, SizeDict) else value
             raise ValueError(
-                f"size={_short(told)} is not square, or not of {SIZES[0]} to {SIZES[1]} whole pixels: give one side, such "
-                "as size=224"
+                f"size={_short(told)} is not square, or not of {SIZES[0]} to {SIZES[1]} whole pixels: give one side, "
+                "such as size=224"
             )
     for name in ("exact", "do_normalize", "do_rescale"):
         if (value := options.get(name)) is not None and not isinstance(value, bool):

@@ -70,7 +70,7 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
         variant: as transformers has it: "fp16" in model.fp16.safetensors.
 
     Raises:
-        ValueError: there are none, they are elsewhere, or there is something that transformers would follow or unpickle.
+        ValueError: there are none, they are elsewhere, or transformers would follow or unpickle something there.
     """
     names = sorted(os.listdir(folder))
     for name in names:

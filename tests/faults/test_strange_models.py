@@ -85,6 +85,11 @@ def distributed(folder: Path) -> None:
     shutil.move(folder / "model.safetensors", folder / "shard-00000-model-00001-of-00001.safetensors")
 
 
+def replaced(folder: Path, make) -> None:
+    (folder / "model.safetensors").unlink()
+    make(folder / "model.safetensors")
+
+
 SPOILT = {
     "a pickle": (pickled, "no model.safetensors.*pickle.*convert"),
     "an index of pickles": (pickled_index, "no model.safetensors"),
@@ -98,8 +103,8 @@ SPOILT = {
         "no weight_map",
     ),
     "linked weights": (linked("model.safetensors", "../outside.safetensors"), "link .*outside the model's folder"),
-    "weights that are a folder": (lambda f: (os.remove(f / "model.safetensors"), os.mkdir(f / "model.safetensors")), "no file"),
-    "a pipe": (lambda f: (os.remove(f / "model.safetensors"), os.mkfifo(f / "model.safetensors")), "no file"),
+    "weights that are a folder": (lambda f: replaced(f, os.mkdir), "no file"),
+    "a pipe": (lambda f: replaced(f, os.mkfifo), "no file"),
     "a linked config": (moved, "link .*outside the model's folder"),
     "an adapter": (adapter, "adapter_config.json is not read"),
     "a distributed checkpoint": (distributed, "shard-00000.* is not read"),
