@@ -118,7 +118,9 @@ class SimCLRImageProcessor(TorchvisionBackend):
         for name in ("preprocessor_config.json", "processor_config.json"):
             if os.path.lexists(path := folder / (kwargs.get("subfolder") or "") / name):
                 read_json(path)
-        found: tuple[dict[str, Any], dict[str, Any]] = super().get_image_processor_dict(folder.__fspath__(), **kwargs)
+        found: tuple[dict[str, Any], dict[str, Any]] = super().get_image_processor_dict(
+            pretrained_model_name_or_path, **kwargs
+        )
         return found
 
     def _validate_preprocess_kwargs(self, *args: Any, **kwargs: Any) -> None:

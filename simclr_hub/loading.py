@@ -132,7 +132,8 @@ def _locate(name: str | os.PathLike[str] | None) -> tuple[Path, str]:
     path = Path(name)
     if path.is_dir():
         return path, str(path.resolve())
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", name):
+    inside_one = isinstance(name, str) and "/" in name and os.path.isdir(name.partition("/")[0])  # a misspelt path
+    if inside_one or not isinstance(name, str) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", name):
         raise CheckpointError(
             f"{os.fspath(name)}: neither a directory, nor an official name, nor a Hub id such as org/name or "
             "org/name@revision"

@@ -31,7 +31,7 @@ _FROM_TRANSFORMERS = {
     "keys and values": "lr_scheduler_kwargs",
     "none or tensorboard": "report_to",  # which stay on this machine
 }
-_KIND_OF = {name: kind for kind, names in _FROM_TRANSFORMERS.items() for name in names.split()}
+KIND_OF = {name: kind for kind, names in _FROM_TRANSFORMERS.items() for name in names.split()}
 _OWN_KINDS = {int: "a whole number", float: "a number", str: "text"}
 #: Beyond it no whole number makes sense; workers are processes.
 _LARGEST = {"dataloader_num_workers": 256, "dataloader_prefetch_factor": 1024}
@@ -152,7 +152,7 @@ def check_settings(settings: Mapping[Any, Any], others: Iterable[str] = ()) -> N
     own = {
         name: _OWN_KINDS[kind] for name, kind in SimCLRTrainingArguments.__annotations__.items() if kind in _OWN_KINDS
     }
-    kinds = own | _KIND_OF
+    kinds = own | KIND_OF
     for name, value in settings.items():
         if name not in kinds:
             if name in SimCLRTrainingArguments.__dataclass_fields__:

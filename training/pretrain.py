@@ -38,7 +38,7 @@ from simclr_hub.loading import load
 from simclr_hub.modeling_simclr import SimCLRModel
 from simclr_hub.scan import Rules
 
-from .arguments import SimCLRTrainingArguments, check_settings, shown, unknown
+from .arguments import KIND_OF, SimCLRTrainingArguments, check_settings, shown, unknown
 from .augmentations import Views
 from .curves import draw_curves
 from .data import ImageArray, ImageViews
@@ -60,11 +60,12 @@ TOP = (
 
 
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
-    **dict.fromkeys(("data", "exclude"), ((str, list), "text, or a list of texts")),
+    **dict.fromkeys(("data", "exclude"), ((str, list), "text, in quotes if need be, or a list of texts")),
     **dict.fromkeys(("split", "eval_split", "init_from"), ((str,), "text")),
     "include_hidden": ((bool,), "true or false"),
     "side": ((int,), "a whole number of pixels, or null for the originals"),
 }
+_TEXTS = {key for key, (kinds, _) in _KINDS.items() if str in kinds} | {k for k, v in KIND_OF.items() if v == "text"}
 #: Bytes of a recipe, and images' sides in it, in pixels.
 RECIPE_LIMIT, LARGEST_SIDE = 1 << 18, 2048
 
@@ -136,7 +137,7 @@ def load_recipe(name: str, settings: tuple[str, ...] = ()) -> dict[str, Any]:
             target, key = recipe[section], rest
         else:
             target = recipe if key in TOP else recipe["training"]
-        target[key] = _parse(value, setting)
+        target[key] = _text(value) if key in _TEXTS else _parse(value, setting)
     _check(recipe, name)
     return recipe
 
@@ -190,6 +191,17 @@ def _sections(loaded: Any, name: str, allowed: tuple[str, ...]) -> dict[str, Any
         if not isinstance(recipe[section], dict):
             raise RecipeError(f"{name}: {section} must have keys, not {recipe[section]!r}")
     return recipe
+
+
+def _text(value: str) -> str | list[Any] | None:
+    """Read a setting whose value is text or a list of texts: a folder may be called 2019 or [2019] Trip."""
+    try:
+        found = yaml.load(value, yaml.BaseLoader)
+    except yaml.YAMLError:
+        return value
+    if found in (None, "", "null", "~"):
+        return None
+    return found if isinstance(found, (str, list)) else value
 
 
 def _parse(text: str, name: str) -> Any:

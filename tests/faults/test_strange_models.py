@@ -172,6 +172,13 @@ def test_a_file_or_a_wish_for_pickles_is_refused(model_dir):
         SimCLRModel.from_pretrained(model_dir, use_safetensors=False)
 
 
+def test_a_misspelt_path_is_not_asked_of_the_hub(model_dir, monkeypatch):
+    monkeypatch.chdir(model_dir.parent)
+    monkeypatch.setattr("simclr_hub.loading.snapshot", lambda *_: pytest.fail("the Hub was asked"))
+    with pytest.raises(CheckpointError, match="model/finall: neither a directory"):
+        load("model/finall")
+
+
 def test_code_and_foreign_files_beside_the_weights_are_not_run(model_dir, tmp_path):
     (model_dir / "evil.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\nclass C: pass")
     (model_dir / "pytorch_model.bin").write_bytes(pickle.dumps(Exploding(tmp_path / "executed")))

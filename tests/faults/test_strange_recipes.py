@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import TrainingArguments
 
 from simclr_hub.errors import PublishError, RecipeError
-from simclr_hub.training.arguments import _KIND_OF, SimCLRTrainingArguments
+from simclr_hub.training.arguments import KIND_OF, SimCLRTrainingArguments
 from simclr_hub.training.data import open_rows
 from simclr_hub.training.pretrain import RECIPE_LIMIT, load_recipe, pretrain
 from simclr_hub.training.trained_cards import recipe_text
@@ -54,8 +54,8 @@ def test_what_reaches_out_is_refused_in_a_recipe_and_in_a_setting(key, write):
 
 def test_every_argument_of_transformers_is_refused_unless_it_was_looked_at():
     fields = {field.name for field in dataclasses.fields(TrainingArguments)}
-    assert _KIND_OF.keys() <= fields
-    assert not {name for name in _KIND_OF if name.startswith(("hub_", "trackio_", "push_"))}
+    assert KIND_OF.keys() <= fields
+    assert not {name for name in KIND_OF if name.startswith(("hub_", "trackio_", "push_"))}
 
 
 @pytest.mark.parametrize("value", ["wandb", "all", "trackio", "[tensorboard, comet_ml]", "[[wandb]]", "true"])
@@ -131,6 +131,24 @@ def test_a_strange_recipe_is_one_error_that_names_the_key(text, said, write):
     with pytest.raises(RecipeError, match=said) as e:
         load_recipe(write(text))
     assert "strange.yaml" in str(e.value) and len(str(e.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("setting", "taken"),
+    [
+        ("data=2019", "2019"),
+        ("data=2019-08-01", "2019-08-01"),
+        ("data=[2019] Trip", "[2019] Trip"),
+        ("data=[2019, a b]", ["2019", "a b"]),
+        ("data={a}", "{a}"),
+        ("data='2019'", "2019"),
+        ("exclude=*.png", "*.png"),
+        ("init_from=null", None),
+        ("init_from=", None),
+    ],
+)
+def test_a_folder_may_be_called_a_number(setting, taken):
+    assert load_recipe("photos", (setting,))[setting.partition("=")[0]] == taken
 
 
 @pytest.mark.parametrize(
