@@ -159,7 +159,7 @@ def test_packed_in_several_streams_it_is_read_on(pack, read):
     assert isinstance(found, (FileBytes, UnusableImage))
 
 
-def test_members_that_share_their_bytes_are_given_once(read):
+def test_members_that_share_their_bytes_are_refused(read):
     """A zip bomb without a high ratio: many entries for one file."""
     data = zip_of({"a.png": PNG, "b.png": PNG}, zipfile.ZIP_DEFLATED)
     start, end = data.find(b"PK\x01\x02"), data.rfind(b"PK\x05\x06")
