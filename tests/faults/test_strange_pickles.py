@@ -89,7 +89,7 @@ def test_a_strange_pickle_is_refused_before_it_is_opened(what, form, tmp_path, m
     shared_ = (
         PAIR in STRANGE[what] or LISTS in STRANGE[what] or what in ("of three", "protocol 4", "deep", "deep lists")
     )
-    said = "name one another" if shared_ else "takes memory" if b"\xff\xff\xff\x7f" in STRANGE[what] else "pickle|opcode"
+    said = "name one another" if shared_ else "takes memory" if b"\xff\xff\xff\x7f" in STRANGE[what] else "pickle|code"
     with pytest.raises(CheckpointError, match=f"x.pth: .*({said if form != 'bare' or shared_ else ''})") as e:
         convert(path, tmp_path / "out")
     assert len(str(e.value)) < 500
