@@ -37,6 +37,7 @@ IMAGES = 10_000
 #: Widths of features beyond which a file is refused: the widest released SimCLR has 6,144.
 _WIDEST = 1 << 15
 _LARGEST = 1 << 30  # bytes of a file
+_LONGEST = 10_000  # letters
 _KEY = "simclr_hub.whitening"  # one key of JSON: several keys would be written in an order left to chance
 _TOLD = {"layer", "learnt_from", "images", "shrinkage", "weights"}
 _PLENTY = 10  # images for each of the features' numbers with which nothing need be chosen
@@ -81,14 +82,12 @@ class Whitening:
             raise ValueError("a whitening with numbers that are not finite")
         if self.layer not in WHITENING_NAMES:
             raise ValueError(f"a whitening of layer {self.layer!r}, not {' or '.join(WHITENING_NAMES)}")
-        texts = isinstance(self.learnt_from, str) and isinstance(self.weights, str)
+        texts = all(isinstance(text, str) and len(text) <= _LONGEST for text in (self.learnt_from, self.weights))
         counted = isinstance(self.images, int) and not isinstance(self.images, bool) and self.images > 1
         real = isinstance(self.shrinkage, float) and math.isfinite(self.shrinkage) and self.shrinkage > 0
         if not (texts and counted and real):
-            raise ValueError(
-                f"a whitening learnt from {self.images!r} images of {self.learnt_from!r} with shrinkage "
-                f"{self.shrinkage!r} and weights {self.weights!r}"
-            )
+            told = f"{self.images!r} images of {self.learnt_from!r} with shrinkage {self.shrinkage!r}"
+            raise ValueError(f"a whitening learnt from {told[:200]} and weights {str(self.weights)[:100]!r}")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Whitening) and self.sha256 == other.sha256
@@ -187,8 +186,8 @@ class Whitening:
             CheckpointError: it is damaged, or no whitening.
         """
         try:
-            if os.path.getsize(path) > _LARGEST:
-                raise ValueError("it is too large")
+            if not os.path.isfile(path) or os.path.getsize(path) > _LARGEST:  # a pipe would be waited for
+                raise ValueError("it is too large, or no file")
             return cls.from_bytes(Path(path).read_bytes())
         except (OSError, ValueError) as e:
             raise CheckpointError(f"{os.fspath(path)}: not a whitening that can be used: {e}") from e
@@ -205,7 +204,7 @@ class Whitening:
             size = int.from_bytes(data[:8], "little")
             header: Any = json.loads(data[8 : 8 + size])
             told: Any = json.loads(header.get("__metadata__", {}).get(_KEY, "null"))
-        except (SafetensorError, KeyError) as e:  # KeyError: a type of numbers that numpy has not
+        except (SafetensorError, KeyError, RecursionError) as e:  # KeyError: a type of numbers that numpy has not
             raise ValueError(str(e)) from e
         if tensors.keys() != {"mean", "matrix"}:
             raise ValueError(f"it holds {', '.join(sorted(tensors)) or 'nothing'}, not mean and matrix")

@@ -78,7 +78,7 @@ def test_images_come_from_the_data_as_training_reads_them(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("setting", "named"),
     [
-        ("views.sizs=32", "simclr_cifar10: .*'sizs'"),
+        ("views.sizs=32", "simclr_cifar10: .*sizs"),
         ("views.blur_p=3", "simclr_cifar10: blur_p=3 is not a probability"),
         ("views.operations=[crop, {blurr: {p: 1}}]", "unknown operation 'blurr'"),
         ("side=big", "side=big must be"),

@@ -253,7 +253,7 @@ def test_the_card_of_a_model_with_a_recipe_and_results(source, stage):
     )
     assert r"| accuracy (%) | 12.5 | ours \| theirs | `make x` |" in card
     card = (stage(source, recipe="tiny_imagenet_default", results=source / "none.json") / "README.md").read_text()
-    assert "stem_type: small" in card and "None were given." in card
+    assert "stem_type: small" in card and "None were measured." in card
 
 
 def test_a_processor_with_a_mean_is_described(source, stage):
