@@ -94,6 +94,70 @@ def test_groups_that_neighbours_do_not_link_are_joined(monkeypatch: pytest.Monke
     assert len(found) == 1 and len(found[0].others) == 39
 
 
+def noisy(one: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+    """Signatures of copies that were re-encoded: no two are equal."""
+    rows = np.repeat(one, count, 0)
+    rows[:, 5:] = (rows[:, 5:] + np.random.default_rng(seed).integers(-1, 2, (count, rows.shape[1] - 5))).clip(0, 255)
+    return rows
+
+
+def near(vector: np.ndarray, count: int, by: float) -> np.ndarray:
+    vectors = vector + by * np.random.default_rng(1).standard_normal((count, len(vector))).astype(np.float32)
+    result: np.ndarray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return result
+
+
+@pytest.mark.parametrize("apart", [set(), {(3, 400)}])
+def test_each_picture_is_one_group_whatever_the_number_of_its_copies(
+    signatures: np.ndarray, apart: set[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two pictures, 500 copies of each in 25 tight crowds: nobody's neighbours are of another crowd."""
+    monkeypatch.setattr(grouping, "MIN_SHAPES", 2.0)
+    compared = []
+    compare = grouping.compare
+    monkeypatch.setattr(grouping, "compare", lambda a, b: compared.append(len(a)) or compare(a, b))
+    vectors = np.concatenate([np.repeat(near(one, 25, 0.02), 20, 0) for one in unrelated(2)])
+    vectors = np.concatenate([near(one, 1, 1e-4) for one in vectors])
+    rows = np.concatenate([noisy(signatures[0:1], 500), noisy(signatures[1:2], 500, 1)])
+    found = group(vectors, rows, apart).same()
+    assert sorted((star.kept, len(star.others)) for star in found) == [(0, 499 - len(apart)), (500, 499)]
+    assert sum(compared) < 30 * len(rows)
+
+
+def test_equal_signatures_are_never_compared_and_stay_with_their_picture(
+    signatures: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = []
+    compare = grouping.compare
+    monkeypatch.setattr(grouping, "compare", lambda a, b: compared.append(len(a)) or compare(a, b))
+    rows = np.concatenate([np.repeat(signatures[:1], 300, 0), np.repeat(noisy(signatures[:1], 1), 300, 0)])
+    found = group(unrelated(600), rows).same()
+    assert [(star.kept, len(star.others)) for star in found] == [(0, 599)] and sum(compared) == 1
+    scores = dict(found[0].others)
+    assert scores[299] == 1 > scores[300] == scores[599]
+    # A file without a signature is like nothing.
+    assert not group(unrelated(5), np.zeros((5, rows.shape[1]), np.uint8)).same()
+
+
+def test_files_that_a_person_set_apart_are_not_one_for_being_equal() -> None:
+    fog = signature(Image.fromarray(np.random.default_rng(0).integers(90, 110, (30, 40, 3), np.uint8)))
+    rows = np.repeat(fog, 40, 0)
+    # 1 and 2 differ from 0, but not from each other.
+    found = group(unrelated(40), rows, {(0, 1), (0, 2)}).same()
+    assert [(star.kept, len(star.others)) for star in found] == [(0, 37), (1, 1)]
+
+
+def test_blank_pages_are_one_group_a_colour_and_proportion(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = [
+        signature(Image.new("RGB", size, (level, level, 255)))
+        for level in (255, 254, 200, 0)
+        for size in ((60, 40), (66, 44), (40, 40))
+    ]
+    rows = np.concatenate(pages * 50)
+    found = group(near(unrelated(1)[0], len(rows), 1e-4), rows).same()
+    assert sorted(len(star.others) + 1 for star in found) == [50, 50, 100, 100, 100, 200]
+
+
 def test_chance_is_the_share_of_pairs_that_are_nearer() -> None:
     vectors = unrelated(300)
     cosines = (vectors @ vectors.T)[np.triu_indices(300, 1)]

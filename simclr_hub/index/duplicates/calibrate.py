@@ -11,11 +11,11 @@ from PIL import Image
 from ...embedder import Embedding
 from ...errors import ImageError
 from ...images import load_image
-from ...signature import SIGNATURE_VERSION, as_rows, low_frequencies, unpack
+from ...signature import SIGNATURE_VERSION, as_rows, unpack
 from ...whitening import Whitening
 from ..maker import EmbedderLike, unit_vector
 from .calibration import CORRELATION, CORRELATION_ALONE, Calibration, chance_of, identity
-from .candidates import neighbours
+from .candidates import neighbours, shapes
 from .edits import EDITS
 from .grouping import MIN_SHAPES, NEAREST, NEAREST_BY_SIGNATURE
 from .same_picture import compare
@@ -108,7 +108,7 @@ def _measured(
     labels: np.ndarray | None,
 ) -> dict[str, Any]:
     """What the thresholds give on the photos that they were measured with."""
-    sources = ((originals, NEAREST, -1.0), (low_frequencies(signatures), NEAREST_BY_SIGNATURE, MIN_SHAPES))
+    sources = ((originals, NEAREST, -1.0), (shapes(signatures), NEAREST_BY_SIGNATURE, MIN_SHAPES))
     pairs = [
         np.sort(np.stack([rows, found], 1)[cosines >= least], 1)
         for vectors, k, least in sources
