@@ -140,7 +140,7 @@ def measure(name: str, number: int) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = memory()
     started = time.process_time()
-    grouping = Grouping(contents, Calibration({}, 1, 0.97, [(1e-5, 0.99), (1e-7, 0.995)]))
+    grouping = Grouping(contents, Calibration({}, 1, 0.97, [(1, 0.6)]))
     same = grouping.same()
     similar = grouping.similar(same)
     seconds = time.process_time() - started

@@ -144,9 +144,9 @@ def test_what_lies_outside_the_trash_comes_first_in_every_tier(
                 smaller(aside / path.name, path, 0.5)
     index.sync(photos, include_hidden=True)
     index.sync(aside, include_hidden=True)
-    Calibration(
-        provisional(np.ones((1, 5), np.float32), FakeEmbedder().fingerprint).made_by, 1, 2.0, [(1.0, 0.5)]
-    ).save(index._store.file.with_name(CALIBRATION_NAME))
+    Calibration(provisional(np.ones((1, 5), np.float32), FakeEmbedder().fingerprint).made_by, 1, 2.0, [(1, 0.2)]).save(
+        index._store.file.with_name(CALIBRATION_NAME)
+    )
     groups = index.duplicates([tier])
     asides = [[".Trash" in member.path for member in (group.keep, *group.others)] for group in groups]
     assert any(any(some) for some in asides)
@@ -173,9 +173,9 @@ def test_similar_groups_have_one_file_of_each_picture(index: SimilarityIndex, ph
     smaller(photos / "cat_1.jpg", photos / "small.jpg")
     index.sync(photos)
     # By the colours alone all of these photos are much alike.
-    Calibration(
-        provisional(np.ones((1, 5), np.float32), FakeEmbedder().fingerprint).made_by, 1, 2.0, [(1.0, 0.5)]
-    ).save(index._store.file.with_name(CALIBRATION_NAME))
+    Calibration(provisional(np.ones((1, 5), np.float32), FakeEmbedder().fingerprint).made_by, 1, 2.0, [(1, 0.2)]).save(
+        index._store.file.with_name(CALIBRATION_NAME)
+    )
     found = index.duplicates(["similar"])
     assert found and {group.tier for group in found} == {"similar"}
     in_similar = [Path(m.path).name for group in found for m in (group.keep, *group.others)]
@@ -335,11 +335,11 @@ def test_calibration_needs_photos_that_can_be_read(index: SimilarityIndex, photo
         index.calibrate()
 
 
-def test_similarity_by_chance_depends_on_how_many_there_are() -> None:
-    calibration = Calibration({}, 1, 0.9, [(0.1, 0.5), (0.01, 0.7), (0.001, 0.8)])
-    assert calibration.similar(1) == 0.5 and calibration.similar(10) == 0.7
-    assert calibration.similar(100) == pytest.approx(0.8) and calibration.similar(10**9) == 0.8
-    assert calibration.similar(50) == pytest.approx(0.7 + 0.1 * np.log10(5))
+def test_from_where_on_two_are_similar_depends_on_how_many_there_are() -> None:
+    calibration = Calibration({}, 1, 0.9, [(100, 0.5), (200, 0.6), (400, 0.8)])
+    assert calibration.similar(0) == calibration.similar(1) == calibration.similar(100) == 0.5
+    assert calibration.similar(200) == pytest.approx(0.6) and calibration.similar(10**9) == 0.8
+    assert calibration.similar(283) == pytest.approx(0.7, abs=0.001)
     same = calibration.is_same(np.array([0.954, 0.955, 0.955, 0.97]), np.array([1, 0.9, 0.89, -1]))
     assert same.tolist() == [False, True, False, True]
 
@@ -351,4 +351,5 @@ def test_the_default_checkpoint_comes_with_its_thresholds(tmp_path: Path) -> Non
     assert calibration is not None, "run simclr_hub.index.duplicates.default_calibration for the new checkpoint"
     same = calibration.measured["same_picture"]
     assert same["precision"] >= 0.999 and np.mean(list(same["recall"].values())) > 0.95
-    assert calibration.chance == sorted(calibration.chance, reverse=True)
+    assert calibration.similar_from == sorted(calibration.similar_from)
+    assert calibration.measured["similar"]["precision_same_class"] >= 0.88

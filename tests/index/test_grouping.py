@@ -7,14 +7,16 @@ from PIL import Image
 from tiny import SAMPLE_PHOTOS
 
 from simclr_hub.index.duplicates import grouping
-from simclr_hub.index.duplicates.calibration import Calibration, chance_of
+from simclr_hub.index.duplicates.calibration import Calibration
 from simclr_hub.index.duplicates.edits import crop
 from simclr_hub.index.duplicates.grouping import Contents, Grouping
+from simclr_hub.index.duplicates.likeness import NEIGHBOURS, likeness, thresholds
 from simclr_hub.index.duplicates.stars import Star
 from simclr_hub.signature import as_rows, picture_signature
+from simclr_hub.whitening import Whitening
 
 PATHS = sorted(Path(SAMPLE_PHOTOS).glob("*.jpg"))[:24]
-CALIBRATION = Calibration({}, 1, 0.9, [(1.0, 0.6)])
+CALIBRATION = Calibration({}, 1, 0.9, [(1, 0.6)])
 SMALL = 0.3  # between unrelated vectors
 
 
@@ -158,11 +160,40 @@ def test_blank_pages_are_one_group_a_colour_and_proportion(monkeypatch: pytest.M
     assert sorted(len(star.others) + 1 for star in found) == [50, 50, 100, 100, 100, 200]
 
 
-def test_chance_is_the_share_of_pairs_that_are_nearer() -> None:
+def test_likeness_is_the_cosine_less_half_of_what_each_has_with_its_nearest() -> None:
+    vectors = unrelated(40)
+    vectors[20:] = near(vectors[20], 20, 0.05)  # of these every one is like every other
+    cosines = vectors @ vectors.T
+    np.fill_diagonal(cosines, -2)
+    crowd = np.sort(cosines)[:, :-11:-1].mean(1)
+    found, scores = likeness(vectors)
+    a, b = found.T
+    assert (a < b).all() and len(np.unique(found, axis=0)) == len(found)
+    np.testing.assert_allclose(scores, cosines[a, b] - (crowd[a] + crowd[b]) / 4, atol=1e-5)
+    wanted = {(min(i, int(j)), max(i, int(j))) for i in range(40) for j in np.argsort(-cosines[i])[:16]}
+    assert set(map(tuple, found.tolist())) == wanted
+    for few in (vectors[:0], vectors[:1]):
+        assert [len(column) for column in likeness(few)] == [0, 0]
+    assert likeness(vectors[:2])[0].tolist() == [[0, 1]]
+
+
+def test_what_is_similar_is_rarer_than_a_threshold_and_in_more_photos_rarer_still() -> None:
     vectors = unrelated(300)
-    cosines = (vectors @ vectors.T)[np.triu_indices(300, 1)]
-    chance = chance_of(vectors)
-    assert [rate for rate, _ in chance] == [0.1, 0.01, 0.001]
-    for rate, cosine in chance:
-        assert (cosines > cosine).mean() == pytest.approx(rate, rel=0.05)
-    assert chance_of(vectors[:1]) == [(1.0, 1.0)] and len(chance_of(vectors[:3])) == 1
+    _, scores = likeness(vectors)
+    measured = thresholds(vectors)
+    assert [size for size, _ in measured] == [300, 600, 1200, 2400]
+    for size, least in measured:
+        assert (scores >= least).sum() == pytest.approx(NEIGHBOURS * 300 * 300 / size / 2, abs=1.1)
+    assert thresholds(vectors[:1]) == [(1, 1.0)] and len(thresholds(vectors[:3])) == 1
+
+
+def test_only_similar_ones_are_compared_whitened(signatures: np.ndarray) -> None:
+    """3 and 7 are alike in what the whitening keeps."""
+    vectors = unrelated(len(signatures))
+    vectors[7, :100] = vectors[3, :100]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    whitening = Whitening(np.zeros(200, np.float32), np.eye(200, 100, dtype=np.float32), "h", "nothing", 2, 0.1)
+    found = group(vectors, signatures)
+    assert found.similar([]) == []
+    (star,) = found.similar([], whitening)
+    assert (star.kept, star.others) == (3, [(7, pytest.approx(1))])

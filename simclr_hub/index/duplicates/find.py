@@ -96,7 +96,7 @@ def find_duplicates(
         apart = {(min(pair), max(pair)) for pair in rows}
         grouping = Grouping(Contents(contents.vectors, contents.signatures, rank, apart), calibration, progress)
         same = grouping.same()
-        similar = grouping.similar(same) if "similar" in tiers else []
+        similar = grouping.similar(same, contents.whitening) if "similar" in tiers else []
     return _Writer(contents, best, shots).groups(same, similar, tiers)
 
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...signature import unpack
+from ...whitening import Whitening
 from .calibration import Calibration
 from .candidates import neighbours, shapes
+from .likeness import likeness
 from .same_picture import compare
 from .stars import Star, stars
 
@@ -31,7 +33,7 @@ class Contents:
     """What is to be grouped, each content once.
 
     Attributes:
-        vectors: float32 (N, D) of length 1.
+        vectors: float32 (N, D) of length 1, as the model gave them.
         signatures: uint8 (N, 455); zeros where there is none.
         rank: (N,), of two the smaller is rather kept.
         apart: pairs of rows, the smaller first, that must not be in one group.
@@ -56,8 +58,6 @@ class Grouping:
         self, contents: Contents, calibration: Calibration, progress: Callable[[int, int], object] | None = None
     ):
         self._contents, self._calibration, self._progress = contents, calibration, progress
-        self._threshold = calibration.similar(len(contents.vectors))
-        self._near: list[np.ndarray] = []  # pairs of rows that are similar by their vectors
 
     def same(self) -> list[Star]:
         """Groups that show the same picture."""
@@ -75,17 +75,28 @@ class Grouping:
             groups = self._regrouped(groups, new[fresh], pairs, scores)
         return _with_equal(groups, equal)
 
-    def similar(self, same: list[Star]) -> list[Star]:
-        """Groups of similar pictures, each of them the kept one of its copies; after `same`."""
+    def similar(self, same: list[Star], whitening: Whitening | None = None) -> list[Star]:
+        """Groups of similar pictures with their cosines, each of them the kept one of its copies; after `same`.
+
+        Args:
+            same: what `same` gave.
+            whitening: that the vectors are compared with.
+        """
         contents = self._contents
-        kept = np.arange(len(contents.vectors))
-        for group in same:
-            kept[[row for row, _ in group.others]] = group.kept
-        near = kept[np.concatenate([*self._near, np.empty((0, 2), np.int64)])]
-        pairs = np.unique(np.sort(near[near[:, 0] != near[:, 1]], 1), axis=0)
-        cosines = np.einsum("pd,pd->p", contents.vectors[pairs[:, 0]], contents.vectors[pairs[:, 1]])
-        enough = cosines >= self._threshold
-        return stars(pairs[enough], cosines[enough].clip(max=1), contents.rank, contents.apart)
+        copies = np.array([row for group in same for row, _ in group.others], np.int64)
+        kept = np.setdiff1d(np.arange(len(contents.vectors)), copies)
+        vectors = contents.vectors[kept]
+        if whitening:
+            vectors = whitening.apply(vectors, normalize=True)
+        pairs, scores = likeness(vectors)
+        enough = scores >= self._calibration.similar(len(kept))
+        found = stars(kept[pairs[enough]], scores[enough], contents.rank, contents.apart)
+        result = []
+        for star in found:
+            first, *others = np.searchsorted(kept, [star.kept, *(row for row, _ in star.others)])
+            cosines = (vectors[others] @ vectors[first]).tolist()
+            result.append(Star(star.kept, [(row, c) for (row, _), c in zip(star.others, cosines, strict=True)]))
+        return result
 
     def _stars(self, pairs: np.ndarray, scores: np.ndarray) -> list[Star]:
         return stars(pairs, scores, self._contents.rank, self._contents.apart, self._scores)
@@ -105,7 +116,7 @@ class Grouping:
         return keys
 
     def _same_pairs(self, among: np.ndarray, queries: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs (P, 2) of rows of `among` that show the same picture, and their scores (P,); notes similar ones."""
+        """Pairs (P, 2) of rows of `among` that show the same picture, and their scores (P,)."""
         number = len(self._contents.vectors)
         # Each pair once, though both are neighbours of each other or both sources have it; 8 bytes each.
         found = [self._keys(pairs) for pairs in self._candidates(among, queries)]
@@ -128,10 +139,8 @@ class Grouping:
         contents = self._contents
         of_query = None if queries is None else np.searchsorted(among, queries)
         vectors = contents.vectors if len(among) == len(contents.vectors) else contents.vectors[among]
-        for rows, found, cosines in neighbours(vectors, NEAREST, of_query):
-            pairs = np.stack([among[rows], among[found]], 1)
-            self._near.append(pairs[cosines >= self._threshold])
-            yield pairs
+        for rows, found, _ in neighbours(vectors, NEAREST, of_query):
+            yield np.stack([among[rows], among[found]], 1)
         for rows, found, cosines in neighbours(shapes(contents.signatures[among]), NEAREST_BY_SIGNATURE, of_query):
             yield np.stack([among[rows], among[found]], 1)[cosines >= MIN_SHAPES]
 
