@@ -4,6 +4,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# A process a core; more than four would wait for memory and for the disk.
+PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test slow check bench
 
@@ -11,10 +13,10 @@ demo: $(INSTALLED)  ## index the sample photos, search, write gallery.html
 	$(BIN)/simclr-hub demo
 
 test: $(INSTALLED)  ## the fast suite
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 slow: $(INSTALLED)  ## kills, mutations, races: minutes
-	$(BIN)/pytest -m "slow and not gpu"
+	$(BIN)/pytest -m "slow and not gpu" $(PARALLEL)
 
 check: $(INSTALLED)  ## style and types
 	$(BIN)/ruff check .

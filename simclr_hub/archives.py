@@ -5,6 +5,7 @@ place as an `UnusableImage`, so that it becomes one failure and the rest is read
 """
 
 import bz2
+import copy
 import gzip
 import lzma
 import os
@@ -12,7 +13,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import repeat
 from typing import IO, Any, cast
 
@@ -24,13 +25,15 @@ MAX_RATIO = 200
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
 _NESTED = (*SUFFIXES, ".7z", ".rar", ".tar.zst")
-_SMALL = 1 << 26
+_SMALL, _MUCH = 1 << 26, 1 << 30  # of one, and of all in a zip file together
+_MEMORY = 1 << 28  # of a decompressor; xz -9 takes 65 MiB
 _HEADERS = 1 << 20  # of one tar member: names and attributes
 _CHUNK = 1 << 20
+_PATIENCE = 64  # reads at the end, of which tarfile makes a few
 #: What the standard library raises on damaged archives.
 _DAMAGED = (
     OSError, EOFError, ValueError, IndexError, KeyError, OverflowError, NotImplementedError, RuntimeError,
-    zipfile.BadZipFile, tarfile.TarError, struct.error, zlib.error, lzma.LZMAError,
+    zipfile.BadZipFile, tarfile.TarError, struct.error, zlib.error, lzma.LZMAError, MemoryError,
 )  # fmt: skip
 
 
@@ -71,7 +74,9 @@ def archive_images(
 def _zip_images(
     path: str | os.PathLike[str], name: str, chosen: Iterator[bool]
 ) -> Iterator[FileBytes | UnusableImage]:
+    packed = unpacked = 0
     with zipfile.ZipFile(path) as archive:
+        overlapping = _overlapping(archive.infolist())
         for member in archive.infolist():
             shown = f"{name}/{describe(member.filename)}"
             if member.is_dir() or member.filename.startswith("__MACOSX/"):  # attributes under the images' names
@@ -84,15 +89,63 @@ def _zip_images(
                     refused = UnsupportedImageError(f"{shown}: encrypted; unpack it with its password first")
                 elif member.file_size > max(_SMALL, MAX_RATIO * member.compress_size):
                     refused = _bomb(shown)
+                elif member.header_offset in overlapping:
+                    refused = CorruptImageError(f"{shown}: its bytes are another member's, too")
+                elif unpacked + member.file_size > max(_MUCH, MAX_RATIO * (packed + member.compress_size)):
+                    refused = _bomb(f"{shown} and what stands before it")
+                else:
+                    packed, unpacked = packed + member.compress_size, unpacked + member.file_size
             yield _zip_member(archive, member, shown) if refused is None else UnusableImage(shown, refused)
 
 
 def _zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, shown: str) -> FileBytes | UnusableImage:
     try:
+        if member.compress_type in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+            return FileBytes(shown, _unpacked(archive, member))
         with archive.open(member) as file:
-            return FileBytes(shown, file.read(member.file_size + 1))  # the checksum is compared at the end
+            data = file.read(member.file_size + 1)  # the checksum is compared at the end
+        if len(data) < member.file_size:
+            raise EOFError("it is less than was announced")
+        return FileBytes(shown, data)
+    except MemoryError:
+        return UnusableImage(shown, ImageTooLargeError(f"{shown}: more memory than there is"))
     except _DAMAGED as e:
         return UnusableImage(shown, CorruptImageError(f"{shown}: damaged in the archive: {e or type(e).__name__}"))
+
+
+def _overlapping(members: list[zipfile.ZipInfo]) -> set[int]:
+    """Offsets of members whose bytes are also a later one's: a bomb of any size without a high ratio."""
+    found: set[int] = set()
+    end = 0
+    for member in sorted(members, key=lambda m: m.header_offset):
+        if member.header_offset < end:
+            found.add(member.header_offset)
+        end = max(end, member.header_offset + 30 + len(member.orig_filename) + member.compress_size)
+    return found
+
+
+def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """Unpack a member of bzip2 or LZMA, of which zipfile unpacks all that a piece holds, whatever was announced.
+
+    Raises:
+        zipfile.BadZipFile: it is more, less or another than announced.
+    """
+    raw = copy.copy(member)
+    raw.compress_type, raw.file_size, raw.CRC = zipfile.ZIP_STORED, raw.compress_size, None  # type: ignore[assignment]
+    with archive.open(raw) as packed:
+        if member.compress_type == zipfile.ZIP_BZIP2:
+            data = _Pieces(packed, bz2.BZ2Decompressor).read(member.file_size + 1)
+        else:
+            size = int.from_bytes(packed.read(4)[2:], "little")
+            options = lzma._decode_filter_properties(lzma.FILTER_LZMA1, packed.read(size))  # type: ignore[attr-defined]
+            # Nothing can refer further back than to the beginning, so that a larger window is memory for nothing.
+            options["dict_size"] = min(options["dict_size"], max(member.file_size, 4096))
+            data = _Pieces(packed, lambda: lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[options])).read(
+                member.file_size + 1
+            )
+    if len(data) != member.file_size or zlib.crc32(data) != member.CRC:
+        raise zipfile.BadZipFile(f"it is not the {member.file_size:,} bytes that were announced")
+    return data
 
 
 def _tar_images(
@@ -148,16 +201,57 @@ def _bomb(shown: str) -> ImageTooLargeError:
     return ImageTooLargeError(f"{shown}: packed more than {MAX_RATIO} times smaller than it is; unpack it first")
 
 
+class _Pieces:
+    """What a decompressor makes of a file, made as it is read and never more than that.
+
+    Args:
+        raw: the packed file.
+        decompressor: makes one for each of its streams, which may stand one after another.
+    """
+
+    def __init__(self, raw: IO[bytes], decompressor: Callable[[], Any]):
+        self._raw, self._new = raw, decompressor
+        self._now: Any = decompressor()
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes, fewer only at the end.
+
+        Raises:
+            EOFError: nothing is left, and its end never came.
+        """
+        pieces: list[bytes] = []
+        while size > 0:
+            packed = b""
+            if self._now.eof:
+                packed = (self._now.unused_data or self._raw.read(_CHUNK)).lstrip(b"\0")  # xz pads with zeros
+                if not packed:
+                    break
+                self._now = self._new()
+            elif self._now.needs_input and not (packed := self._raw.read(_CHUNK)):
+                if not pieces:
+                    raise EOFError("it ends within what is packed")
+                break
+            piece = self._now.decompress(packed, max_length=size)
+            pieces.append(piece)
+            size -= len(piece)
+        return b"".join(pieces)
+
+
 class _Unpacked:
     """The bytes of a tar file, unpacked as they are read, within limits."""
 
     def __init__(self, raw: IO[bytes], name: str):
-        self._raw, self._name, self._got = raw, name, 0
+        self._raw, self._name, self._got, self._nothing = raw, name, 0, 0
         self._allowed: int | None = None
         magic = raw.read(6)
         raw.seek(0)
-        openers: list[tuple[bytes, Any]] = [(b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open)]
-        self._file: IO[bytes] = next((o(raw, "rb") for start, o in openers if magic.startswith(start)), raw)
+        self._file: Any = raw
+        if magic.startswith(b"\x1f\x8b"):
+            self._file = gzip.open(raw, "rb")
+        elif magic.startswith(b"BZh"):
+            self._file = _Pieces(raw, bz2.BZ2Decompressor)
+        elif magic.startswith(b"\xfd7zXZ\0"):
+            self._file = _Pieces(raw, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MEMORY))
 
     def allow(self, most: int | None) -> None:
         """How many bytes may be read until the next call; what tarfile keeps in memory is bounded by it."""
@@ -165,8 +259,11 @@ class _Unpacked:
 
     def read(self, size: int) -> bytes:
         """At most `size` bytes, fewer only at the end."""
-        data = self._file.read(size)
+        data: bytes = self._file.read(size)
         self._got += len(data)
+        self._nothing = 0 if data else self._nothing + 1
+        if self._nothing > _PATIENCE:  # tarfile passes over a member of 2^63 bytes block by block, also after the end
+            raise EOFError("it ends before a member does")
         if self._got > max(_SMALL, MAX_RATIO * self._raw.tell()):
             raise _bomb(self._name)
         if self._allowed is not None:

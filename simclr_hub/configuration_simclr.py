@@ -1,14 +1,20 @@
 """SimCLRConfig: every SimCLR v1 and v2 architecture as one transformers config.
 
-Travels to the Hub as remote code, so it imports only the standard library, transformers and huggingface_hub.
-Unusual: an unknown key is an error. transformers turns it into an attribute, so that a typo gives another model.
+Travels to the Hub as remote code, so it imports only the standard library, transformers, huggingface_hub, and what
+travels beside it.
+Unusual: an unknown key is an error. transformers turns it into an attribute, so that a typo gives another model. And
+every number has bounds, so that a stranger's config.json cannot ask for more than a machine has.
 """
 
+import os
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
+
+from .model_folder import read_json
 
 #: Blocks in each of the four groups, by the depth in the name (official `resnet.py`, `resnet()`).
 DEPTHS = {
@@ -20,6 +26,26 @@ DEPTHS = {
     200: (3, 24, 36, 3),
 }
 
+#: What each number may be, both ends included; the released models stay far within.
+BOUNDS: dict[str, tuple[float, float]] = {
+    "num_channels": (1, 1024),
+    "width_multiplier": (1 / 64, 16),
+    "sk_ratio": (0, 1),
+    "se_ratio": (0, 1),
+    "projection_layers": (0, 16),
+    "projection_dim": (1, 1 << 16),
+    "projection_hidden_dim": (1, 1 << 16),
+    "classifier_layer": (0, 16),
+    "image_size": (1, 2048),
+    "batch_norm_eps": (1e-9, 1),
+    "batch_norm_momentum": (0, 1),
+    "num_labels": (0, 1 << 17),
+}
+MAX_GROUPS, MAX_BLOCKS = 8, 512
+#: Of f, g and a classifier together: 2.7 times the largest released model's, 8 GiB.
+MAX_PARAMETERS = 1 << 31
+
+_DTYPES = ("float32", "float16", "bfloat16", "float64")
 # What transformers itself writes into, or reads out of, a config besides declared fields.
 _TRANSFORMERS_KEYS = frozenset(
     "model_type num_labels torch_dtype name_or_path _name_or_path _commit_hash auto_map custom_pipelines "
@@ -27,6 +53,11 @@ _TRANSFORMERS_KEYS = frozenset(
     "_experts_implementation_internal per_layer_config quantization_config stage_names out_features out_indices "
     "_out_features _out_indices use_cache".split()
 )
+# Of these, what would fetch kernels from the Hub, load other libraries or change the layers: nothing for a ResNet.
+_WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("attn_implementation", "experts_implementation"), (None, "eager", "sdpa")),
+    **dict.fromkeys(("per_layer_config", "quantization_config"), (None, {})),
+}
 
 
 @strict
@@ -55,8 +86,9 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
         batch_norm_momentum: PyTorch's momentum of the moving statistics (1 - TensorFlow's decay).
 
     Raises:
-        ValueError: an unknown key.
-        StrictDataclassError: huggingface_hub's, for values of a wrong type or that do not fit each other.
+        ValueError: an unknown key, or one with which transformers would load more than this network.
+        StrictDataclassError: huggingface_hub's, for values of a wrong type, out of bounds, or that do not fit each
+            other.
 
     Example:
         >>> SimCLRConfig.v2(depth=152, width_multiplier=3, selective_kernel=True).hidden_size
@@ -86,13 +118,27 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
         if unknown:
             known = sorted(f for f in type(self).__annotations__ if not f.startswith("_"))
             raise ValueError(f"unknown SimCLRConfig key {', '.join(unknown)}; the architecture has {', '.join(known)}")
+        for name, allowed in _WITHOUT_EFFECT.items():
+            if kwargs.get(name) not in allowed:
+                raise ValueError(f"{name}={_short(kwargs[name])} has no place in a SimCLRConfig; leave it out")
+        if (classes := kwargs.get("num_labels")) is not None:
+            _within("num_labels", classes)  # before transformers names each of them
+        for name, dtype in (("dtype", self.dtype), ("torch_dtype", kwargs.get("torch_dtype"))):
+            if dtype is not None and str(dtype).removeprefix("torch.") not in _DTYPES:
+                raise ValueError(f"{name}={_short(dtype)} is not one of {', '.join(_DTYPES)}")
         self.depths = list(self.depths)
+        if not 1 <= len(self.depths) <= MAX_GROUPS:
+            raise ValueError(f"depths={_short(self.depths)}: {len(self.depths):,} groups, not 1 to {MAX_GROUPS}")
         self.stage_names = ["stem", *(f"stage{i}" for i in range(1, len(self.depths) + 1))]
         kwargs.pop("stage_names", None)
         self.set_output_features_output_indices(
             out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
         )
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
+        return read_json(Path(json_file))
 
     @classmethod
     def v1(cls, depth: int = 50, width_multiplier: float = 1, **kwargs: Any) -> "SimCLRConfig":
@@ -133,18 +179,65 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
         hidden = self.projection_hidden_dim or self.hidden_size
         return [hidden] * (self.projection_layers - 1) + [self.projection_dim] * min(self.projection_layers, 1)
 
+    @property
+    def encoder_parameters(self) -> int:
+        """Weights of f, counted without making it."""
+        bottleneck, selective = self.layer_type == "bottleneck", self.sk_ratio > 0
+        width = self.embedding_size
+
+        def conv(c_in: int, c_out: int, kernel: int = 1) -> int:
+            return c_in * c_out * kernel**2 + 2 * c_out  # and BatchNorm's two
+
+        if self.stem_type != "imagenet" or not selective:
+            total = conv(self.num_channels, width, 7 if self.stem_type == "imagenet" else 3)
+        else:
+            total = (
+                conv(self.num_channels, width // 2, 3) + conv(width // 2, width // 2, 3) + conv(width // 2, width, 3)
+            )
+        c_in = width
+        for i, (depth, c_out) in enumerate(zip(self.depths, self.hidden_sizes, strict=True)):
+            c = width * 2**i
+            mixing, reduced = max(int(c * self.sk_ratio), 32), max(1, int(c * self.se_ratio))
+            middle = conv(c, 2 * c, 3) + conv(c, mixing) + 2 * mixing * c if selective else conv(c, c, 3)
+            first, rest = (conv(x, c) + middle if bottleneck else conv(x, c, 3) for x in (c_in, c_out))
+            each = conv(c, c_out) if bottleneck else conv(c, c_out, 3)
+            each += 2 * reduced * c_out + reduced + c_out if self.se_ratio > 0 else 0
+            total += conv(c_in, c_out) + first + (depth - 1) * rest + depth * each
+            c_in = c_out
+        return total
+
+    @property
+    def projection_parameters(self) -> int:
+        """Weights of g."""
+        sizes = [self.hidden_size, *self.projection_sizes]
+        total = sum(d_in * d_out + 2 * d_out for d_in, d_out in zip(sizes, sizes[1:], strict=False))
+        return total - (sizes[-1] if self.projection_layers else 0)  # the last BatchNorm has no beta
+
+    def validate_bounds(self) -> None:
+        """Every number within `BOUNDS`, and no more of everything together than a machine can hold."""
+        for name in BOUNDS:
+            value = getattr(self, name)
+            if value is not None:  # the types say where it may be
+                _within(name, value)
+        if any(isinstance(n, bool) or n < 1 for n in self.depths):
+            raise ValueError(f"depths={_short(self.depths)}: at least one block in each group")
+        if sum(self.depths) > MAX_BLOCKS:
+            raise ValueError(f"depths={_short(self.depths)}: more than {MAX_BLOCKS} blocks")
+        classifier = (self.num_labels or 0) * max(self.hidden_size, *self.projection_sizes, 0)
+        if (parameters := self.encoder_parameters + self.projection_parameters + classifier) > MAX_PARAMETERS:
+            raise ValueError(
+                f"width_multiplier={self.width_multiplier:g}, depths={self.depths}, projection_layers="
+                f"{self.projection_layers}, projection_hidden_dim={self.projection_hidden_dim} and {self.num_labels} "
+                f"classes make {parameters:,} parameters, more than {MAX_PARAMETERS:,}"
+            )
+
     def validate_blocks(self) -> None:
-        """Depths, block type and their combination with selective kernels."""
-        if not self.depths or min(self.depths) < 1:
-            raise ValueError(f"depths={self.depths}: at least one group, at least one block in each")
+        """Block type and its combination with selective kernels."""
         _one_of("layer_type", self.layer_type, ("bottleneck", "basic"))
         if self.sk_ratio > 0 and self.layer_type == "basic":
             raise ValueError(
                 "sk_ratio > 0 with layer_type='basic': no SimCLR code builds it; use sk_ratio=0 or depth >= 50"
             )
-        for name in ("sk_ratio", "se_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} is not within [0, 1]")
 
     def validate_widths(self) -> None:
         """Channels must come out whole, an SK stem's also when halved."""
@@ -154,11 +247,6 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f"width_multiplier={self.width_multiplier}: 64 x width = {width:g} must be a multiple of {step}"
             )
-        for name in ("num_channels", "projection_dim", "image_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.projection_hidden_dim is not None and self.projection_hidden_dim < 1:
-            raise ValueError(f"projection_hidden_dim={self.projection_hidden_dim} must be at least 1, or null for h's")
 
     def validate_stem(self) -> None:
         """The stem is one of the three."""
@@ -167,15 +255,30 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
     def validate_projection(self) -> None:
         """The head and the layer that the classifier sits on."""
         _one_of("projection_type", self.projection_type, ("nonlinear", "linear"))
-        if self.projection_layers < 0 or (self.projection_type == "linear" and self.projection_layers > 1):
+        if self.projection_type == "linear" and self.projection_layers > 1:
             raise ValueError(
-                f"projection_layers={self.projection_layers} with projection_type={self.projection_type!r}: "
-                "0 is no head, a linear head has 1 layer, a nonlinear one any number"
+                f"projection_layers={self.projection_layers} with projection_type='linear': 0 is no head, a linear "
+                "head has 1 layer"
             )
         if not 0 <= self.classifier_layer <= self.projection_layers:
             raise ValueError(
                 f"classifier_layer={self.classifier_layer} must be 0 (h) to projection_layers={self.projection_layers}"
             )
+
+
+def _within(name: str, value: Any) -> None:
+    low, high = BOUNDS[name]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(f"{name}={_short(value)} must be a number from {low:g} to {high:g}")
+
+
+def _short(value: Any) -> str:
+    """Return a value as text for a message, however long it is."""
+    try:
+        text = repr(value)
+    except ValueError:  # more digits than Python prints
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

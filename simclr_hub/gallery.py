@@ -10,14 +10,32 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from ._files import write_file
+from ._files import Kind, check_output, write_output
 from .errors import ImageError
 from .images import describe, load_image
 from .index.search.match import Match, tell_share
-from .web import is_url, shown_url
 
+#: How the templates begin, by which a page of this package is known again.
+_HEAD = b"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="generator" content="simclr-hub">
+"""
 #: Longest side of a thumbnail in pixels.
 THUMBNAIL = 256
+
+
+def _is_page(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_HEAD)) == _HEAD
+    except OSError:
+        return False
+
+
+#: The kind of file that a page is, see `_files.check_output`.
+PAGE = Kind("a page", (".html", ".htm"), _is_page)
 
 
 @dataclass(frozen=True)
@@ -35,18 +53,22 @@ class Row:
     unlike: Sequence[Any] = ()
 
 
-def write_gallery(path: Path, rows: Sequence[Row], *, title: str, note: str = "") -> None:
+def write_gallery(path: Path, rows: Sequence[Row], *, title: str, note: str = "", force: bool = False) -> None:
     """Write the page; a photo that cannot be read any more keeps its place and its name.
 
     Args:
-        path: the HTML file, replaced if it exists.
+        path: the HTML file, .html or .htm; a page that this package wrote before is replaced.
         rows: the searches, in the order they are shown.
         title: heading of the page.
         note: what stands below it.
+        force: also replace another file.
 
     Raises:
+        OutputError: another suffix, or a folder that is missing or read-only.
+        FileExistsError: something else is at `path`.
         OSError: it cannot be written.
     """
+    check_output(path, PAGE, force=force)
     # Autoescape, and no value stands inside a script or a style: file names are not to be trusted.
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__), autoescape=True, undefined=jinja2.StrictUndefined
@@ -70,13 +92,14 @@ def write_gallery(path: Path, rows: Sequence[Row], *, title: str, note: str = ""
         }
         for row in rows
     ]
-    html = environment.get_template("gallery.html").render(title=title, note=note, sections=sections)
-    write_file(path, lambda file: file.write(html.encode(errors="backslashreplace")))
+    template = environment.get_template("gallery.html")
+    html = template.render(title=describe(title), note=describe(note), sections=sections)
+    write_output(path, lambda file: file.write(html.encode(errors="backslashreplace")), PAGE, force=force)
 
 
 def picture(source: Any) -> dict[str, str]:
     """A photo for a page: its "name", "full" path or what is wrong, and "data", a thumbnail as base64, or ""."""
-    full = shown_url(source) if is_url(source) else describe(source)
+    full = describe(source)
     name = Path(full).name or full
     try:
         image = Image.fromarray(load_image(source).pixels.permute(1, 2, 0).contiguous().numpy())

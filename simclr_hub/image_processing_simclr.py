@@ -1,6 +1,6 @@
 """SimCLRImageProcessor: the official evaluation transform, batched on tensors.
 
-Travels to the Hub as remote code, so it imports only numpy, Pillow, torch and transformers.
+Travels to the Hub as remote code, so it imports only numpy, Pillow, torch, transformers and what travels beside it.
 
 Unusual: TensorFlow 1's bicubic kernel (no half-pixel centres, Keys a = -0.75, offsets rounded to 1/1024) is not
 PyTorch's; the difference is up to 0.12 a pixel. It does not antialias either, so by default a photo of more than twice
@@ -16,7 +16,7 @@ import importlib
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,11 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from transformers import BatchFeature
 from transformers.image_processing_backends import TorchvisionBackend
-from transformers.image_utils import infer_channel_dimension_format
+from transformers.image_utils import SizeDict, infer_channel_dimension_format
 from transformers.processing_utils import ImagesKwargs
 
 from .headers import is_raw, read_picture
+from .model_folder import read_json
 from .pixels import loaded_rgb, rgb_of, rgb_of_tensor, tensor_of, to_tensor
 
 #: transformers' options that the official transform leaves no room for: the values that ask for nothing else.
@@ -45,6 +46,10 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "pad_size": (None,),
     "data_format": (None, "channels_first"),
 }
+#: What may stand in preprocessor_config.json beside the options.
+_ABOUT = {"image_processor_type", "processor_class", "feature_extractor_type", "auto_map", "custom_pipelines"}
+#: Pixels of a side; means and standard deviations of pixels in [0, 1]; both ends included.
+SIZES, MEANS, STDS = (1, 2048), (-100.0, 100.0), (1e-3, 100.0)
 
 
 class SimCLRImageProcessorKwargs(ImagesKwargs, total=False):
@@ -68,19 +73,19 @@ class SimCLRImageProcessor(TorchvisionBackend):
     RAW and URLs are read where the package simclr-hub is installed.
 
     Args:
-        size: side in pixels, an int or {"height", "width"}, square.
+        size: side in pixels, an int or {"height", "width"}, square, at most 2048.
         exact: see `SimCLRImageProcessorKwargs`.
-        crop_proportion: 0.875 in the official code.
+        crop_proportion: above 0, at most 1; 0.875 in the official code.
         do_normalize: last, subtract `image_mean` and divide by `image_std`; for weights that were trained so, which
             the official ones were not.
         image_mean: of [0, 1], one number or one a channel.
-        image_std: likewise, above 0.
+        image_std: likewise, from 0.001 to 100.
 
     Raises:
-        ValueError: a size that is not square; with `exact=True` one of at most 32 that is not the image's; an image
-            that cannot be read; pixels of another type, or floats outside [0, 1]; an impossible mean or std; an option
-            that would change nothing, such as `do_resize=False`: the network's input is always RGB in [0, 1] of one
-            size.
+        ValueError: a key that there is not; a value out of bounds or of another type; with `exact=True` a size of at
+            most 32 that is not the image's; an image that cannot be read; pixels of another type, or floats outside
+            [0, 1]; an option that would change nothing, such as `do_resize=False`: the network's input is always RGB
+            in [0, 1] of one size.
     """
 
     valid_kwargs = SimCLRImageProcessorKwargs
@@ -96,12 +101,30 @@ class SimCLRImageProcessor(TorchvisionBackend):
     image_std: float | Sequence[float] | None = None
 
     def __init__(self, **kwargs: Any):
+        if unknown := sorted(kwargs.keys() - self.valid_kwargs.__annotations__.keys() - _ABOUT):
+            raise ValueError(f"unknown image processor key {', '.join(unknown)}")
+        _refuse_numbers(kwargs)
         super().__init__(**kwargs)
         _refuse_options({name: getattr(self, name, None) for name in self._valid_kwargs_names})
         if self.do_rescale not in (None, True):
             raise ValueError(f"do_rescale={self.do_rescale}: the network takes [0, 1]")
 
+    @classmethod
+    def get_image_processor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers, but of a folder only small JSON files that lie in it are opened."""
+        folder = Path(pretrained_model_name_or_path)
+        for name in ("preprocessor_config.json", "processor_config.json"):
+            if os.path.lexists(path := folder / (kwargs.get("subfolder") or "") / name):
+                read_json(path)
+        found: tuple[dict[str, Any], dict[str, Any]] = super().get_image_processor_dict(
+            pretrained_model_name_or_path, **kwargs
+        )
+        return found
+
     def _validate_preprocess_kwargs(self, *args: Any, **kwargs: Any) -> None:
+        _refuse_numbers(kwargs)
         _refuse_options(kwargs)
 
     def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list[Any]:
@@ -133,8 +156,6 @@ class SimCLRImageProcessor(TorchvisionBackend):
 
     def _preprocess(self, images: list[Tensor], **kwargs: Any) -> BatchFeature:  # type: ignore[override]
         size = kwargs["size"]
-        if size.height != size.width or not size.height:
-            raise ValueError(f"size={dict(size)} is not square: give one side in pixels, such as size=224")
         by_shape: dict[Any, list[int]] = {}
         for i, image in enumerate(images):
             by_shape.setdefault((image.shape, image.dtype), []).append(i)
@@ -165,6 +186,43 @@ def _refuse_options(options: dict[str, Any]) -> None:
                 raise ValueError(f"{name} has no effect without do_normalize=True")
     elif options["do_normalize"] and None in (options.get("image_mean"), options.get("image_std")):
         raise ValueError("do_normalize=True needs image_mean and image_std")
+
+
+def _refuse_numbers(options: Mapping[str, Any]) -> None:
+    """Name an option whose value is of another type or out of bounds.
+
+    Raises:
+        ValueError: it is there.
+    """
+    for name, ends in (("image_mean", MEANS), ("image_std", STDS)):
+        if (value := options.get(name)) is not None:
+            values = value if isinstance(value, (list, tuple)) else [value]
+            if len(values) not in (1, 3) or not all(_within(number, *ends) for number in values):
+                raise ValueError(f"{name}={_short(value)}: give 1 or 3 numbers from {ends[0]:g} to {ends[1]:g}")
+    if (value := options.get("crop_proportion")) is not None and not (_within(value, 0, 1) and value > 0):
+        raise ValueError(f"crop_proportion={_short(value)} must be above 0 and at most 1")
+    if (value := options.get("size")) is not None:
+        if isinstance(value, (Mapping, SizeDict)):
+            sides = [value.get("height"), value.get("width")]
+        else:
+            sides = list(value) if isinstance(value, (list, tuple)) and len(value) == 2 else [value]
+        if not all(isinstance(side, int) and _within(side, *SIZES) and side == sides[0] for side in sides):
+            told = dict(value) if isinstance(value, SizeDict) else value
+            raise ValueError(
+                f"size={_short(told)} is not square, or not of {SIZES[0]} to {SIZES[1]} whole pixels: give one side, "
+                "such as size=224"
+            )
+    for name in ("exact", "do_normalize", "do_rescale"):
+        if (value := options.get(name)) is not None and not isinstance(value, bool):
+            raise ValueError(f"{name}={_short(value)} must be true or false")
+
+
+def _within(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+
+def _short(value: Any) -> str:
+    return text if len(text := str(value)) <= 80 else f"{text[:77]}..."
 
 
 def _flat(images: Any) -> Iterator[Any]:

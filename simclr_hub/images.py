@@ -17,12 +17,13 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from ._text import shown, shown_url
 from .errors import CorruptImageError, ImageError, ImageTooLargeError, UnreadableImageError, UnsupportedImageError
 from .formats import READERS, SUFFIXES, open_image
 from .headers import FORMATS, NotReadError, read_picture
 from .metadata import read_info
 from .pixels import loaded_rgb, rgb_of, rgb_of_tensor, tensor_of, to_tensor
-from .web import fetch, is_url, shown_url
+from .web import fetch, is_url
 
 #: Larger files are refused unread. Pixels are bounded by Pillow: twice `PIL.Image.MAX_IMAGE_PIXELS`, 179 million.
 MAX_BYTES = 1 << 29
@@ -135,12 +136,12 @@ def load_bytes(data: bytes, name: str, reduce_to: int | None = None, content_has
 
 
 def describe(source: Any) -> str:
-    """A name for messages: a path printable in any terminal, or the type."""
+    """A name for messages: a path printable in any terminal, a URL without its secrets, or the type."""
     if isinstance(source, (FileBytes, UnusableImage)):
         return source.name
     if isinstance(source, (str, os.PathLike)):
         text = os.fsdecode(source)
-        return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+        return shown_url(text) if is_url(text) else shown(text)
     return f"<{type(source).__name__}>"
 
 
@@ -154,7 +155,7 @@ def read_file(path: str | os.PathLike[str] | bytes, *, follow_symlinks: bool = T
         ImageTooLargeError: larger than `MAX_BYTES`.
     """
     name = describe(path if not isinstance(path, bytes) else os.fsdecode(path))
-    if isinstance(path, str) and path.startswith(("http://", "https://")):
+    if is_url(path):
         raise UnreadableImageError(f"{name}: this is a URL, where a file is needed; download it first")
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a FIFO must not block
     if not follow_symlinks:

@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import logging
 
 from .checkpoints.fetch import lasting_name, official
@@ -17,6 +18,7 @@ from .checkpoints.snapshot import snapshot
 from .configuration_simclr import SimCLRConfig
 from .errors import CheckpointError
 from .image_processing_simclr import SimCLRImageProcessor
+from .model_folder import inside
 from .modeling_simclr import SimCLRModel
 from .whitening import WHITENING_NAMES, Whitening
 
@@ -35,18 +37,21 @@ def load(name: str | os.PathLike[str] | None = None) -> tuple[SimCLRModel, SimCL
             see `simclr_hub.checkpoints.fetch.official`.
 
     Raises:
-        CheckpointError: there is no such model, or its weights are damaged, incomplete or of another model.
+        CheckpointError: there is no such model; its weights are damaged, incomplete, of another model, no safetensors
+            or outside its folder; or a setting of it is out of bounds.
     """
     directory, source = _locate(name)
     try:
         with quiet_transformers():
             model = SimCLRModel.from_pretrained(directory, local_files_only=True, dtype=torch.float32)
-        if (directory / "preprocessor_config.json").exists():
+        if os.path.lexists(directory / "preprocessor_config.json"):
             processor = SimCLRImageProcessor.from_pretrained(directory, local_files_only=True)
         else:
             processor = SimCLRImageProcessor(size=model.config.image_size)
     except CheckpointError:
         raise
+    except StrictDataclassError as e:  # of the config; its cause says what
+        raise CheckpointError(f"{source}: {e.__cause__ or e}") from e
     except (
         Exception
     ) as e:  # transformers and safetensors raise OSError, ValueError, RuntimeError, SafetensorError, ...
@@ -68,7 +73,19 @@ def load_whitening(name: str | os.PathLike[str] | None = None, layer: str = "h")
     if layer not in WHITENING_NAMES:
         return None
     path = _locate(name)[0] / WHITENING_NAMES[layer]
-    return Whitening.load(path) if path.exists() else None
+    return own_whitening(path) if os.path.lexists(path) else None
+
+
+def own_whitening(path: Path) -> Whitening:
+    """Read a whitening that lies in a model's folder.
+
+    Raises:
+        CheckpointError: it is damaged, or elsewhere.
+    """
+    try:
+        return Whitening.load(inside(path))
+    except ValueError as e:
+        raise e if isinstance(e, CheckpointError) else CheckpointError(str(e)) from e
 
 
 @contextmanager
@@ -115,7 +132,8 @@ def _locate(name: str | os.PathLike[str] | None) -> tuple[Path, str]:
     path = Path(name)
     if path.is_dir():
         return path, str(path.resolve())
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", name):
+    inside_one = isinstance(name, str) and "/" in name and os.path.isdir(name.partition("/")[0])  # a misspelt path
+    if inside_one or not isinstance(name, str) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", name):
         raise CheckpointError(
             f"{os.fspath(name)}: neither a directory, nor an official name, nor a Hub id such as org/name or "
             "org/name@revision"

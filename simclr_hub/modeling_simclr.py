@@ -1,6 +1,6 @@
 """SimCLR's encoder f and projection head g in PyTorch, equal to the official inference graph.
 
-Travels to the Hub as remote code, so it imports only torch, transformers and the config beside it.
+Travels to the Hub as remote code, so it imports only torch, transformers and what travels beside it.
 
 Unusual, and where published ports go wrong (each changes h by 0.7 to 7 %):
 - the max-pool pads as TensorFlow's SAME does: an even side only at its end, not on both sides;
@@ -10,7 +10,9 @@ Unusual, and where published ports go wrong (each changes h by 0.7 to 7 %):
 Source: google-research/simclr, `resnet.py` and `model_util.py`.
 """
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutputW
 from transformers.utils.generic import ModelOutput
 
 from .configuration_simclr import SimCLRConfig
+from .model_folder import weight_files
 
 
 @dataclass
@@ -242,6 +245,7 @@ class SimCLRPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)  # type: ignore[assignment]  # transformers itself annotates it more narrowly
     _no_split_modules = ["SimCLRBlock"]
+    _has_projection = True
 
     def __init__(self, config: SimCLRConfig, *args: Any, **kwargs: Any):
         config.validate()  # from_pretrained(dir, depths=...) sets fields one by one, after the first validation
@@ -266,16 +270,36 @@ class SimCLRPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, but weights that are missing, unexpected or impossible raise ValueError.
+        """As in transformers, but from safetensors only, and weights that do not belong here raise ValueError.
 
-        Only a classifier may be missing (it is then new, to be trained), and only parts that this class does not
-        have (g in a backbone, a classifier in a bare model) may be left over.
+        Of a folder nothing is opened that lies outside it, and its config may not announce more weights than its files
+        have bytes. Weights may not be missing, unexpected or impossible: only a classifier may be missing (it is then
+        new, to be trained), and only parts that this class does not have (g in a backbone, a classifier in a bare
+        model) may be left over.
         """
         wants_info = kwargs.pop("output_loading_info", False)
+        if not kwargs.setdefault("use_safetensors", True):
+            raise ValueError("use_safetensors=False: weights are read from safetensors only; see `simclr-hub convert`")
+        if pretrained_model_name_or_path is not None and os.path.exists(pretrained_model_name_or_path):
+            cls._check_folder(Path(pretrained_model_name_or_path), kwargs)
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
         model._check_loaded(info, str(pretrained_model_name_or_path))
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _check_folder(cls, folder: Path, kwargs: dict[str, Any]) -> None:
+        """Refuse a folder before anything is opened or allocated that should not be."""
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: not a folder; give the folder that holds config.json and model.safetensors")
+        files = weight_files(folder / (kwargs.get("subfolder") or ""), kwargs.get("variant"))
+        config = kwargs.get("config")
+        if not isinstance(config, SimCLRConfig):
+            given = {k: v for k, v in kwargs.items() if k == "subfolder" or k in SimCLRConfig.__annotations__}
+            config = SimCLRConfig.from_pretrained(config or folder, local_files_only=True, **given)
+        parameters = config.encoder_parameters + (config.projection_parameters if cls._has_projection else 0)
+        if parameters > (size := sum(file.stat().st_size for file in files)):
+            raise ValueError(f"{folder}: weights are missing: {parameters:,} by its config, in {size:,} bytes")
 
     def _check_loaded(self, info: dict[str, Any], name: str) -> None:
         headless = self.config.projection_layers == 0  # then a head in the file is left out on purpose
@@ -386,6 +410,7 @@ class SimCLRBackbone(BackboneMixin, SimCLRPreTrainedModel):
     """The encoder's maps for detection and segmentation: `out_features` of "stem", "stage1" .. "stage4"."""
 
     has_attentions = False
+    _has_projection = False
     _keys_to_ignore_on_load_unexpected = [r"^classifier\.", r"(^|\.)projection\."]
 
     def __init__(self, config: SimCLRConfig):

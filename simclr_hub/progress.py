@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from ._text import shown
+
 #: Work that ends sooner shows no bar.
 DELAY = 2.0
 
@@ -46,18 +48,18 @@ def progress_bar(
             return Text(f"{speed:,.{0 if speed >= 10 else 1}f}/s" if speed else "", style="progress.data.speed")
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn() if in_bytes else MofNCompleteColumn(),
         TransferSpeedColumn() if in_bytes else Rate(),
         TimeRemainingColumn(),
     )
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task(what, total=total)
+    task = bar.add_task(shown(what), total=total)
     started = time.monotonic()
 
     def advance(n: int, total: int | None = total, what: str | None = None) -> None:
-        bar.update(task, advance=n, total=total, description=what)
+        bar.update(task, advance=n, total=total, description=what and shown(what))
         if not bar.live.is_started and (show or time.monotonic() - started > DELAY):
             bar.start()
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import jinja2
 
-from ._files import write_file
-from .gallery import picture
+from ._files import check_output, write_output
+from .gallery import PAGE, picture
 from .images import describe
 from .index.duplicates.find import DuplicateGroup, Member
 from .index.duplicates.keep import day
@@ -21,19 +21,31 @@ TIERS = {
 MOST_FILES = 100
 
 
-def write_review(path: Path, groups: Sequence[DuplicateGroup], *, title: str, note: str = "", most: int = 200) -> None:
+def write_review(
+    path: Path,
+    groups: Sequence[DuplicateGroup],
+    *,
+    title: str,
+    note: str = "",
+    most: int = 200,
+    force: bool = False,
+) -> None:
     """Write the page; of each tier only the first `most` groups are shown, of each the surest files; the page says so.
 
     Args:
-        path: the HTML file, replaced if it exists.
+        path: the HTML file, .html or .htm; a page that this package wrote before is replaced.
         groups: as `SimilarityIndex.duplicates` gives them.
         title: heading of the page.
         note: one sentence below it.
         most: groups of a tier.
+        force: also replace another file.
 
     Raises:
+        OutputError: another suffix, or a folder that is missing or read-only.
+        FileExistsError: something else is at `path`.
         OSError: it cannot be written.
     """
+    check_output(path, PAGE, force=force)
     # Autoescape, and no value stands inside a script or a style: file names are not to be trusted.
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__), autoescape=True, undefined=jinja2.StrictUndefined
@@ -53,8 +65,9 @@ def write_review(path: Path, groups: Sequence[DuplicateGroup], *, title: str, no
         ]
         if shown:
             sections.append({"name": name, "meaning": meaning, "groups": shown, "number": len(of_tier)})
-    html = environment.get_template("duplicates.html").render(title=title, note=note, sections=sections)
-    write_file(path, lambda file: file.write(html.encode(errors="backslashreplace")))
+    template = environment.get_template("duplicates.html")
+    html = template.render(title=describe(title), note=describe(note), sections=sections)
+    write_output(path, lambda file: file.write(html.encode(errors="backslashreplace")), PAGE, force=force)
 
 
 def first_word(group: DuplicateGroup) -> str:

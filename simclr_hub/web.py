@@ -16,6 +16,7 @@ from http import HTTPStatus
 from typing import Any, cast
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
+from ._text import printable, shown_url
 from .errors import ImageError, ImageTooLargeError, UnreadableImageError
 
 #: Of one image, after decompression.
@@ -49,34 +50,43 @@ def fetch(url: str, *, allow_private: bool = False, max_bytes: int = MAX_BYTES, 
             too slow.
         ImageTooLargeError: more than `max_bytes`.
     """
-    deadline = time.monotonic() + seconds
     name = shown_url(url)
+    cause: Exception | None = None
     try:
-        for _ in range(MAX_REDIRECTS + 1):
-            parts = _split(url)
-            connection, sock = _connect(parts, allow_private, deadline)
-            with sock:
-                connection.request("GET", _target(parts), headers={"Accept": "*/*", "User-Agent": "simclr-hub"})
-                response = connection.getresponse()
-                location = response.headers.get("Location")
-                if response.status in (301, 302, 303, 307, 308) and location:
-                    url = urljoin(url, location)
-                    continue
-                if response.status != 200:
-                    raise UnreadableImageError(f"{name}: the server answered {_status(response.status)}")
-                return _body(response, max_bytes, name)
-        raise UnreadableImageError(f"{name}: more than {MAX_REDIRECTS} redirects")
+        return _fetch(url, name, allow_private, max_bytes, time.monotonic() + seconds)
     except ImageError:
         raise
     except TimeoutError as e:
-        raise UnreadableImageError(f"{name}: not read within {seconds:g} s") from e
+        reason, cause = f"not read within {seconds:g} s", e
     except _NotPublic as e:
-        raise UnreadableImageError(
-            f"{name}: {e}; if it may be read, pass simclr_hub.web.fetch(url, allow_private=True)"
-        ) from e
-    except (OSError, http.client.HTTPException, ValueError, zlib.error) as e:
-        reason = getattr(e, "strerror", None) or str(e) or type(e).__name__
-        raise UnreadableImageError(f"{name}: {_printable(str(reason))}") from e
+        reason, cause = f"{e}; if it may be read, pass simclr_hub.web.fetch(url, allow_private=True)", e
+    except _Refused as e:
+        reason, cause = str(e), e
+    except (OSError, zlib.error) as e:
+        reason, cause = printable(str(getattr(e, "strerror", None) or e or type(e).__name__))[:200], e
+    except http.client.HTTPException as e:
+        reason = f"the server does not speak HTTP as it should ({type(e).__name__})"
+    except ValueError:
+        reason = "no URL that can be read: its host, port or IPv6 address is not valid"
+    # Raised here, and the last two without their cause, whose text may hold a part of the URL: a password, a token.
+    raise UnreadableImageError(f"{name}: {reason}") from cause
+
+
+def _fetch(url: str, name: str, allow_private: bool, max_bytes: int, deadline: float) -> bytes:
+    for _ in range(MAX_REDIRECTS + 1):
+        parts = _split(url)
+        connection, sock = _connect(parts, allow_private, deadline)
+        with sock:
+            connection.request("GET", _target(parts), headers={"Accept": "*/*", "User-Agent": "simclr-hub"})
+            response = connection.getresponse()
+            location = response.headers.get("Location")
+            if response.status in (301, 302, 303, 307, 308) and location:
+                url = urljoin(url, location)
+                continue
+            if response.status != 200:
+                raise UnreadableImageError(f"{name}: the server answered {_status(response.status)}")
+            return _body(response, max_bytes, name)
+    raise UnreadableImageError(f"{name}: more than {MAX_REDIRECTS} redirects")
 
 
 def is_public(address: str) -> bool:
@@ -90,18 +100,22 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast
 
 
-class _NotPublic(ValueError):
+class _Refused(ValueError):
+    """A URL that is not read, in words that hold nothing of it but its scheme."""
+
+
+class _NotPublic(_Refused):
     """An address that only `allow_private` lets through."""
 
 
 def _split(url: str) -> SplitResult:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https"):
-        raise ValueError(f"only http and https are read, not {parts.scheme or 'this'}")
-    if not parts.hostname:
-        raise ValueError("a URL without a host")
+        raise _Refused(f"only http and https are read, not {printable(parts.scheme) or 'this'}")
     if parts.username is not None or parts.password is not None:
-        raise ValueError("a URL with a user name or password is not read")
+        raise _Refused("a URL with a user name or password is not read")
+    if not parts.hostname:
+        raise _Refused("a URL without a host")
     return parts
 
 
@@ -224,12 +238,3 @@ def _status(status: int) -> str:
         return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
         return str(status)
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)[:200]
-
-
-def shown_url(url: str) -> str:
-    """A URL for messages: without its query, which may hold a secret."""
-    return _printable(url.partition("?")[0] + ("?..." if "?" in url else ""))

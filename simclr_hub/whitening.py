@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from ._files import write_file
+from ._files import Kind, write_output
 from .errors import CheckpointError
 
 #: Beside a checkpoint's weights; for h, and for h with stage 3 beside it.
@@ -37,6 +37,7 @@ IMAGES = 10_000
 #: Widths of features beyond which a file is refused: the widest released SimCLR has 6,144.
 _WIDEST = 1 << 15
 _LARGEST = 1 << 30  # bytes of a file
+_LONGEST = 10_000  # letters
 _KEY = "simclr_hub.whitening"  # one key of JSON: several keys would be written in an order left to chance
 _TOLD = {"layer", "learnt_from", "images", "shrinkage", "weights"}
 _PLENTY = 10  # images for each of the features' numbers with which nothing need be chosen
@@ -81,14 +82,12 @@ class Whitening:
             raise ValueError("a whitening with numbers that are not finite")
         if self.layer not in WHITENING_NAMES:
             raise ValueError(f"a whitening of layer {self.layer!r}, not {' or '.join(WHITENING_NAMES)}")
-        texts = isinstance(self.learnt_from, str) and isinstance(self.weights, str)
+        texts = all(isinstance(text, str) and len(text) <= _LONGEST for text in (self.learnt_from, self.weights))
         counted = isinstance(self.images, int) and not isinstance(self.images, bool) and self.images > 1
         real = isinstance(self.shrinkage, float) and math.isfinite(self.shrinkage) and self.shrinkage > 0
         if not (texts and counted and real):
-            raise ValueError(
-                f"a whitening learnt from {self.images!r} images of {self.learnt_from!r} with shrinkage "
-                f"{self.shrinkage!r} and weights {self.weights!r}"
-            )
+            told = f"{self.images!r} images of {self.learnt_from!r} with shrinkage {self.shrinkage!r}"
+            raise ValueError(f"a whitening learnt from {told[:200]} and weights {str(self.weights)[:100]!r}")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Whitening) and self.sha256 == other.sha256
@@ -169,13 +168,15 @@ class Whitening:
         return save(tensors, {_KEY: json.dumps(told, sort_keys=True)})
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it to a safetensors file.
+        """Write it to a safetensors file; a whitening that is there is replaced.
 
         Raises:
+            FileExistsError: something else is there.
+            OutputError: another suffix, or a folder that is missing or read-only.
             OSError: it could not be written.
         """
         data = self.to_bytes()
-        write_file(Path(path), lambda file: file.write(data))
+        write_output(Path(path), lambda file: file.write(data), WHITENING)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Whitening":
@@ -185,8 +186,8 @@ class Whitening:
             CheckpointError: it is damaged, or no whitening.
         """
         try:
-            if os.path.getsize(path) > _LARGEST:
-                raise ValueError("it is too large")
+            if not os.path.isfile(path) or os.path.getsize(path) > _LARGEST:  # a pipe would be waited for
+                raise ValueError("it is too large, or no file")
             return cls.from_bytes(Path(path).read_bytes())
         except (OSError, ValueError) as e:
             raise CheckpointError(f"{os.fspath(path)}: not a whitening that can be used: {e}") from e
@@ -203,13 +204,25 @@ class Whitening:
             size = int.from_bytes(data[:8], "little")
             header: Any = json.loads(data[8 : 8 + size])
             told: Any = json.loads(header.get("__metadata__", {}).get(_KEY, "null"))
-        except (SafetensorError, KeyError) as e:  # KeyError: a type of numbers that numpy has not
+        except (SafetensorError, KeyError, RecursionError) as e:  # KeyError: a type of numbers that numpy has not
             raise ValueError(str(e)) from e
         if tensors.keys() != {"mean", "matrix"}:
             raise ValueError(f"it holds {', '.join(sorted(tensors)) or 'nothing'}, not mean and matrix")
         if not isinstance(told, dict) or told.keys() != _TOLD:
             raise ValueError("it does not tell what it was learnt from")
         return cls(tensors["mean"], tensors["matrix"], **told)
+
+
+def _is_whitening(path: Path) -> bool:
+    try:
+        Whitening.load(path)
+    except CheckpointError:
+        return False
+    return True
+
+
+#: The kind of file that one is, see `_files.check_output`.
+WHITENING = Kind("a whitening", (".safetensors",), _is_whitening)
 
 
 def unit_rows(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

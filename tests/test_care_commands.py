@@ -70,7 +70,9 @@ def test_export_and_import(run, index, photos, tiny_dir):
 
 def test_moved_photos(run, index, photos):
     moved = photos.rename(photos.with_name("elsewhere"))
-    report = json.loads(run("index", moved, "--moved-from", photos, "--json")[1])
+    _, out, err = run("index", moved, "--moved-from", photos, "--json")
+    report = json.loads(out)
+    assert err == ""  # nothing is said of joining the index: it is the same folder
     assert (report["unchanged"], report["embedded"], report["missing"]) == (6, 0, 0)
     code, _, err = run("index", moved, "--moved-from", "nowhere")
     assert code == 1 and "not a photo folder of this index" in err
@@ -90,8 +92,9 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(run, photos, tiny_dir, 
 
 @pytest.mark.slow
 def test_a_real_interrupt(tmp_path, tiny_dir):
+    (tmp_path / "many").mkdir()
     for i in range(3000):
-        Image.effect_noise((20, 20), 50 + i % 100).save(tmp_path / f"{i}.png")
+        Image.effect_noise((20, 20), 50 + i % 100).save(tmp_path / "many" / f"{i}.png")
     command = [sys.executable, "-c", "from simclr_hub.cli import main; main()"]
     slowly = """import time
 from simclr_hub.cli import main
@@ -99,7 +102,7 @@ from simclr_hub.index import pipeline
 read = pipeline.read_file
 pipeline.read_file = lambda *a, **k: (time.sleep(0.01), read(*a, **k))[1]
 main()"""  # or it could be done before the signal comes
-    arguments = ["index", tmp_path, "-o", tmp_path / "i.index", "--model", tiny_dir]
+    arguments = ["index", tmp_path / "many", "-o", tmp_path / "i.index", "--model", tiny_dir]
     process = subprocess.Popen([sys.executable, "-c", slowly, *arguments], stderr=subprocess.PIPE, text=True)
     while True:
         time.sleep(0.05)

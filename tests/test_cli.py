@@ -105,7 +105,7 @@ def test_embed_writes_rows_and_names_together(run, photos, tiny_dir):
         (["index", "no-folder"], 1, "no-folder"),
         (["status", "none.index"], 1, "none.index"),
         (["embed", "none.jpg", "-o", "a.txt"], 2, ".npz"),
-        (["embed", ".", "-o", "a.npz"], 1, "no image files"),
+        (["embed", ".", "-o", "../a.npz"], 1, "no image files"),
         (["embed", "none.jpg", "-o", "a.npz", "--model", "nowhere"], 1, "nowhere"),
         (["embed", "none.jpg", "-o", "a.npz", "--layer", "q"], 2, "layer='q'"),
         (["convert", "none", "out"], 1, "none"),
@@ -118,6 +118,7 @@ def test_bad_input_is_one_line(run, args, code, message):
     got, _, err = run(*args)
     assert got == code and message in err
     assert code == 2 or len(err.strip().splitlines()) == 1
+    assert list(Path().iterdir()) == []  # no empty index, no half a file
 
 
 def test_a_query_that_is_no_photo_is_named(run, index):

@@ -10,7 +10,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = sorted((ROOT / "simclr_hub").rglob("*.py"))
-TRAVELLING = ("configuration_simclr", "modeling_simclr", "image_processing_simclr", "pixels", "headers", "colour")
+TRAVELLING = (
+    "configuration_simclr",
+    "modeling_simclr",
+    "image_processing_simclr",
+    "model_folder",
+    "pixels",
+    "headers",
+    "colour",
+)
 ALLOWED = {"torch", "torchvision", "transformers", "huggingface_hub", "numpy", "PIL"} | set(sys.stdlib_module_names)
 
 

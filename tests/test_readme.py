@@ -1,6 +1,7 @@
 """What the README shows is what happens."""
 
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,16 @@ def test_the_python_of_the_readme_runs(photos, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)#:]+)\)", README))
 def test_links_lead_somewhere(target):
     assert (Path(__file__).parents[1] / target).exists()
+
+
+def test_the_stream_of_the_formats_page_goes_on_after_an_unreadable_image(photos, tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[1] / "docs" / "formats.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n([^`]*archive_images\(.*?)```", page, re.S)
+    with zipfile.ZipFile(tmp_path / "album.zip", "w") as album:
+        for name in ("0.jpg", "1.jpg", "2.jpg"):
+            album.writestr(name, b"text" if name == "1.jpg" else (photos / name).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    exec(code[1], {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [lines[0], lines[2]] == ["album.zip/0.jpg (256,)", "album.zip/2.jpg (256,)"]
+    assert lines[1].startswith("album.zip/1.jpg: ") and len(lines) == 3

@@ -2,6 +2,7 @@ import socket
 import ssl
 import subprocess
 import time
+import traceback
 import tracemalloc
 
 import pytest
@@ -301,6 +302,26 @@ def test_no_url_with_a_name_or_a_password_is_read(who, as_public, server):
     base, _ = server
     with pytest.raises(errors.UnreadableImageError, match="user name or password"):
         fetch(base.replace("//", f"//{who}@") + "/photo.png")
+
+
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [
+        ("http://user:s3cr3t@127.0.0.1/a.png", "user name or password"),
+        ("http://user:s3cr3t/a@127.0.0.1/a.png", "no URL that can be read"),
+        ("http://[::1?s3cr3t", "no URL that can be read"),
+        ("http://127.0.0.1:s3cr3t/", "no URL that can be read"),
+        ("//user:s3cr3t@127.0.0.1/a.png", "user name or password"),
+        ("ftp://user:s3cr3t@127.0.0.1/a.png", "only http and https are read, not ftp"),
+        ("/none.png?s3cr3t#s3cr3t", "404 Not Found"),
+    ],
+)
+def test_no_secret_of_a_redirect_is_told(location, reason, server, monkeypatch):
+    base, handler = server
+    monkeypatch.setitem(handler.pages, "/moved", lambda h: h.redirect(location))
+    with pytest.raises(errors.UnreadableImageError, match=f"{base}/moved: .*{reason}") as caught:
+        fetch(f"{base}/moved", allow_private=True)
+    assert "s3cr3t" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_part_of_an_image_is_not_the_image(server, monkeypatch):

@@ -79,7 +79,7 @@ def test_what_cannot_be_whitened_is_refused(run, photos, tiny_dir, tmp_path):
     for args, code, told in (
         (("photos.index",), 1, "6 images are too few to learn a whitening from; give 100 at least"),
         ((photos,), 2, "to learn a whitening from photos, give -o FILE.safetensors"),
-        ((photos, "-o", "w.bin"), 2, "give -o FILE.safetensors"),
+        ((photos, "-o", "w.bin"), 2, "must end in .safetensors"),
         ((tiny_dir, photos), 2, "give -o FILE.safetensors"),
         ((tiny_dir, photos, "-o", "w.safetensors"), 1, "6 images are too few"),
         ((tiny_dir, photos, photos, "-o", "w.safetensors"), 2, "one MODEL and PHOTOS"),

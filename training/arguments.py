@@ -1,6 +1,10 @@
 """A run's settings: transformers' TrainingArguments and SimCLR's own, each refused by name if it cannot be."""
 
+import difflib
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -9,6 +13,35 @@ from simclr_hub.errors import RecipeError
 from .optimization import LR_SCALINGS, OPTIMIZERS
 
 LOSSES = ("nt_xent", "dcl")
+
+#: transformers' arguments that a recipe or a setting may name, by what their values are. A recipe may be a stranger's:
+#: what uploads, reports, looks for code, reads other files or starts something else is not among them.
+_FROM_TRANSFORMERS = {
+    "true or false": "bf16 fp16 bf16_full_eval fp16_full_eval tf32 use_cpu torch_compile full_determinism "
+    "disable_tqdm logging_first_step logging_nan_inf_filter log_on_each_node save_only_model save_on_each_node "
+    "eval_on_start load_best_model_at_end greater_is_better ignore_data_skip dataloader_persistent_workers "
+    "ddp_find_unused_parameters ddp_broadcast_buffers ddp_static_graph",
+    "a whole number": "per_device_train_batch_size per_device_eval_batch_size max_steps gradient_accumulation_steps "
+    "save_total_limit seed data_seed dataloader_num_workers dataloader_prefetch_factor ddp_timeout ddp_bucket_cap_mb "
+    "torch_empty_cache_steps",
+    "a number": "num_train_epochs learning_rate warmup_steps weight_decay adam_beta1 adam_beta2 adam_epsilon "
+    "max_grad_norm logging_steps eval_steps eval_delay save_steps",
+    "text": "output_dir lr_scheduler_type logging_strategy eval_strategy save_strategy metric_for_best_model "
+    "log_level log_level_replica ddp_backend",
+    "keys and values": "lr_scheduler_kwargs",
+    "none or tensorboard": "report_to",  # which stay on this machine
+}
+KIND_OF = {name: kind for kind, names in _FROM_TRANSFORMERS.items() for name in names.split()}
+_OWN_KINDS = {int: "a whole number", float: "a number", str: "text"}
+#: Beyond it no whole number makes sense; workers are processes.
+_LARGEST = {"dataloader_num_workers": 256, "dataloader_prefetch_factor": 1024}
+_BEYOND = 1 << 40
+_MEANT = {
+    "epochs": "num_train_epochs",
+    "lr": "learning_rate",
+    "wd": "weight_decay",
+    "workers": "dataloader_num_workers",
+}
 
 _ALLOWED = {
     "temperature": "must be positive",
@@ -57,6 +90,8 @@ class SimCLRTrainingArguments(TrainingArguments):
     knn_bank: int = field(default=20_000)
     knn_queries: int = field(default=5_000)
 
+    report_to: None | str | list[str] = field(default="none")  # whatever the version of transformers asks for
+
     def __post_init__(self) -> None:
         for name, allowed in (
             ("temperature", self.temperature > 0),
@@ -93,8 +128,66 @@ class SimCLRTrainingArguments(TrainingArguments):
             if self.batch_size % self.world_size:
                 raise RecipeError(f"batch_size={self.batch_size} is not a multiple of the {self.world_size} processes")
             self.per_device_train_batch_size = self.batch_size // self.world_size
+        if self.global_batch < 2:
+            raise RecipeError(
+                f"a batch of {self.global_batch} has no other images to tell apart: set batch_size=2 or more"
+            )
 
     @property
     def global_batch(self) -> int:
         """Images in a step, over all processes."""
         return int(self.per_device_train_batch_size * self.world_size)
+
+
+def check_settings(settings: Mapping[Any, Any], others: Iterable[str] = ()) -> None:
+    """Refuse what a recipe's section `training` may not say, before any of it has an effect.
+
+    Args:
+        settings: the section.
+        others: keys of other sections, which may have been meant.
+
+    Raises:
+        RecipeError: a key that is not among those allowed, or a value of another kind; names it.
+    """
+    own = {
+        name: _OWN_KINDS[kind] for name, kind in SimCLRTrainingArguments.__annotations__.items() if kind in _OWN_KINDS
+    }
+    kinds = own | KIND_OF
+    for name, value in settings.items():
+        if name not in kinds:
+            if name in SimCLRTrainingArguments.__dataclass_fields__:
+                raise RecipeError(
+                    f"{name} cannot be set for a run: it would upload, report, or read or run something else; publish "
+                    "with `simclr-hub publish`"
+                )
+            raise RecipeError(unknown("key", name, [*kinds, *others]))
+        default = SimCLRTrainingArguments.__dataclass_fields__[name].default
+        if not (_is(kinds[name], value) or (value is None and default is None)):
+            raise RecipeError(f"{name}={shown(value)} must be {kinds[name]}")
+        if isinstance(value, int) and not -1 <= value <= _LARGEST.get(name, _BEYOND):
+            raise RecipeError(f"{name}={shown(value)} must lie between 0 and {_LARGEST.get(name, _BEYOND):,}")
+
+
+def _is(kind: str, value: Any) -> bool:
+    """Whether a value is of a kind."""
+    if kind == "true or false" or isinstance(value, bool):
+        return kind == "true or false" and isinstance(value, bool)
+    if kind == "none or tensorboard":
+        return all(v in ("none", "tensorboard") for v in (value if isinstance(value, list) else [value]))
+    if kind == "a number":
+        return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    return isinstance(value, {"a whole number": int, "text": str, "keys and values": dict}[kind])
+
+
+def unknown(what: str, name: Any, known: Iterable[str]) -> str:
+    """Say that there is no such key, and which are close."""
+    words, names = str(name), sorted(known, key=len)
+    within = [key for key in names if len(words) > 2 and words.lower() in key.rpartition(".")[2].split("_")]
+    close = [_MEANT[words]] if words in _MEANT else within or difflib.get_close_matches(words, names, n=3)
+    return f"unknown {what} {shown(words)}" + (f"; is it {' or '.join(close[:3])}?" if close else "")
+
+
+def shown(value: Any) -> str:
+    """Return a value in one short line."""
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

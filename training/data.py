@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -320,8 +322,15 @@ def _open_one(source: str, split: str, rules: Rules | None) -> FolderRows | Rows
             left_out = ", ".join(f"{n:,} {reason}" for reason, n in sorted(rows.skipped.items())) or "it is empty"
             raise RecipeError(f"data={source}: no photos in this folder ({left_out})")
         return Rows(folder, split)
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source):
+    inside = "/" in source and os.path.isdir(source.partition("/")[0])  # of a folder here: a name is misspelt
+    if inside or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source):
         raise RecipeError(f"data={source}: there is no such folder, and it is no id of a data set on the Hub")
+    try:  # once: `datasets` asks six times
+        HfApi(library_name="simclr_hub").dataset_info(source, timeout=10)
+    except RepositoryNotFoundError as e:
+        raise RecipeError(f"data={source}: there is no such folder here, and no such data set on the Hub") from e
+    except Exception:  # whatever the Hub says, `datasets` may have it in its cache
+        pass
     return Rows(source, split)
 
 

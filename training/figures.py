@@ -6,19 +6,33 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from simclr_hub._files import write_file
+from simclr_hub._files import Kind, check_output, write_output
 from simclr_hub.errors import ImageError, RecipeError
 from simclr_hub.images import load_image
 from simclr_hub.sources import folder_images
 
 from .augmentations import Views
 from .data import Rows, _resized
-from .pretrain import load_recipe
+from .pretrain import _listed, load_recipe
 
 IMAGES, PAIRS = 6, 4  # rows, and pairs of views in each
 TILE, GAP, TEXT = 128, 6, 18  # pixels
+_MADE_BY = "simclr-hub"
+
+
+def _is_picture(path: Path) -> bool:
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            return picture.info.get("Software") == _MADE_BY
+    except (OSError, ValueError, SyntaxError):
+        return False
+
+
+#: The kind of file that this writes, see `simclr_hub._files.check_output`.
+PICTURE = Kind("a picture of views", (".png",), _is_picture)
 
 
 def show_views(name: str, settings: tuple[str, ...], path: Path) -> None:
@@ -26,9 +40,12 @@ def show_views(name: str, settings: tuple[str, ...], path: Path) -> None:
 
     Raises:
         RecipeError: the recipe or a setting is wrong, or the data cannot be opened.
+        FileExistsError: something else than such a picture is at `path`.
+        OutputError: another suffix, among the recipe's images, or in a folder that is missing or read-only.
         OSError: the file cannot be written.
     """
     recipe = load_recipe(name, settings)
+    check_output(path, PICTURE, photos=_listed(recipe.get("data")))
     try:
         views, seed = Views(**recipe["views"]), int(recipe["training"].get("seed", 0))
     except (TypeError, ValueError) as e:
@@ -45,7 +62,9 @@ def show_views(name: str, settings: tuple[str, ...], path: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         picture = draw_views(images, views, Path(name).stem)
-    write_file(path, lambda file: picture.save(file, "PNG"))
+    told = PngInfo()
+    told.add_text("Software", _MADE_BY)
+    write_output(path, lambda file: picture.save(file, "PNG", pnginfo=told), PICTURE)
 
 
 def draw_views(images: Sequence[Tensor], views: Views, title: str) -> Image.Image:

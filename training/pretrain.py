@@ -8,6 +8,7 @@ What stands below `gpu` replaces the rest where there is a CUDA GPU.
 Many GPUs: `torchrun --nproc-per-node=8 -m simclr_hub.training.pretrain RECIPE key=value ...`.
 """
 
+import dataclasses
 import math
 import re
 import shutil
@@ -28,7 +29,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint, set_seed
 from transformers.utils import logging
 
-from simclr_hub._files import new_directory
+from simclr_hub._files import check_place, new_directory
 from simclr_hub.configuration_simclr import SimCLRConfig
 from simclr_hub.errors import CheckpointError, RecipeError
 from simclr_hub.image_processing_simclr import SimCLRImageProcessor
@@ -37,7 +38,7 @@ from simclr_hub.loading import load
 from simclr_hub.modeling_simclr import SimCLRModel
 from simclr_hub.scan import Rules
 
-from .arguments import SimCLRTrainingArguments
+from .arguments import KIND_OF, SimCLRTrainingArguments, check_settings, shown, unknown
 from .augmentations import Views
 from .curves import draw_curves
 from .data import ImageArray, ImageViews
@@ -58,13 +59,38 @@ TOP = (
 )
 
 
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    **dict.fromkeys(("data", "exclude"), ((str, list), "text, in quotes if need be, or a list of texts")),
+    **dict.fromkeys(("split", "eval_split", "init_from"), ((str,), "text")),
+    "include_hidden": ((bool,), "true or false"),
+    "side": ((int,), "a whole number of pixels, or null for the originals"),
+}
+_TEXTS = {key for key, (kinds, _) in _KINDS.items() if str in kinds} | {k for k, v in KIND_OF.items() if v == "text"}
+#: Bytes of a recipe, and images' sides in it, in pixels.
+RECIPE_LIMIT, LARGEST_SIDE = 1 << 18, 2048
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes 1e-6 for text and `no` for false; people do not."""
+    """YAML 1.1 takes 1e-6 for text and `no` for false; people do not.
+
+    Nor has a recipe aliases, with which a few lines become gigabytes, or a key twice.
+    """
 
     yaml_implicit_resolvers = {
         first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:bool"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read; write the value itself")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        found = super().construct_mapping(node, deep)
+        if len(found) < len(node.value):
+            raise yaml.YAMLError("a key is there twice")
+        return found
 
 
 _Loader.add_implicit_resolver(
@@ -77,17 +103,31 @@ def load_recipe(name: str, settings: tuple[str, ...] = ()) -> dict[str, Any]:
     """A recipe by name or path, with `key=value` settings applied (values are YAML).
 
     Raises:
-        RecipeError: no such recipe, not YAML, an unknown key, or a setting that is not key=value.
+        RecipeError: no such recipe, not YAML, an unknown key, a setting that is not key=value, a value of another kind
+            than its key's, or what a recipe may not do: upload, report, or write outside the current folder.
     """
     recipes = Path(str(files(__package__) / "recipes"))
     path = Path(name) if name.endswith((".yaml", ".yml")) else recipes / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in recipes.glob("*.yaml")))
         raise RecipeError(f"no recipe {name!r}; there are {known}, or give a path to a .yaml file")
-    recipe = _sections(_parse(path.read_text(encoding="utf-8"), str(path)), f"{path}", (*TOP, "gpu"))
+    if (size := path.stat().st_size) > RECIPE_LIMIT:
+        raise RecipeError(f"{path}: {size:,} bytes, more than the {RECIPE_LIMIT:,} of a recipe")
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise RecipeError(f"{path}: cannot be read as text: {e}") from e
+    recipe = _sections(_parse(text, str(path)), f"{path}", (*TOP, "gpu"))
     on_gpu = _sections(recipe.pop("gpu", None) or {}, f"{path}: gpu", TOP)
     if torch.cuda.is_available():
         recipe = {**recipe, **{k: {**recipe[k], **v} if k in SECTIONS else v for k, v in on_gpu.items()}}
+    for part in (recipe, on_gpu):
+        _check(part, str(path))
+        output = Path(str(part["training"].get("output_dir", ".")))
+        if output.is_absolute() or ".." in output.parts or str(output).startswith("~"):  # whose `final` is replaced
+            raise RecipeError(
+                f"{path}: output_dir={shown(str(output))} leads out of the current folder; give it as a setting"
+            )
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
@@ -97,11 +137,41 @@ def load_recipe(name: str, settings: tuple[str, ...] = ()) -> dict[str, Any]:
             target, key = recipe[section], rest
         else:
             target = recipe if key in TOP else recipe["training"]
-        target[key] = _parse(value, setting)
-    side = recipe.get("side")
-    if side is not None and (not isinstance(side, int) or side < 1):
-        raise RecipeError(f"{name}: side={side} must be a whole number of pixels, or null for the originals")
+        target[key] = _text(value) if key in _TEXTS else _parse(value, setting)
+    _check(recipe, name)
     return recipe
+
+
+def _check(recipe: dict[str, Any], name: str) -> None:
+    """Refuse keys that no section has and values that make no sense, by name.
+
+    Raises:
+        RecipeError: there is one.
+    """
+    views = {field.name for field in dataclasses.fields(Views) if field.init}
+    model = {key for key in SimCLRConfig.__annotations__ if not key.startswith("_")}
+    try:
+        for section, keys in (("views", views), ("model", model)):
+            for key in recipe[section]:
+                if key not in keys:
+                    raise RecipeError(unknown(f"key in {section}", key, keys))
+        check_settings(
+            recipe["training"], {*TOP, *(f"views.{key}" for key in views), *(f"model.{key}" for key in model)}
+        )
+        for key, (kinds, allowed) in _KINDS.items():
+            value = recipe.get(key)
+            listed = value if isinstance(value, list) and list in kinds else [value]
+            if not all(type(one) in (*kinds, type(None)) for one in listed) or list in map(type, listed):
+                raise RecipeError(f"{key}={shown(value)} must be {allowed}")
+        for key, value, largest in (
+            ("side", recipe.get("side"), LARGEST_SIDE),
+            ("views.size", recipe["views"].get("size"), LARGEST_SIDE),
+            ("views.count", recipe["views"].get("count"), 64),
+        ):
+            if isinstance(value, (int, float)) and not 1 <= value <= largest:
+                raise RecipeError(f"{key}={shown(value)} must lie between 1 and {largest:,}")
+    except RecipeError as e:
+        raise RecipeError(f"{name}: {e}") from e
 
 
 def _sections(loaded: Any, name: str, allowed: tuple[str, ...]) -> dict[str, Any]:
@@ -123,10 +193,21 @@ def _sections(loaded: Any, name: str, allowed: tuple[str, ...]) -> dict[str, Any
     return recipe
 
 
+def _text(value: str) -> str | list[Any] | None:
+    """Read a setting whose value is text or a list of texts: a folder may be called 2019 or [2019] Trip."""
+    try:
+        found = yaml.load(value, yaml.BaseLoader)
+    except yaml.YAMLError:
+        return value
+    if found in (None, "", "null", "~"):
+        return None
+    return found if isinstance(found, (str, list)) else value
+
+
 def _parse(text: str, name: str) -> Any:
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, ValueError, RecursionError) as e:  # ValueError: digits without end, a 31st of February
         raise RecipeError(f"{name}: not YAML: {' '.join(str(e).split())}") from e
 
 
@@ -136,12 +217,14 @@ def pretrain(name: str, settings: tuple[str, ...] = ()) -> Path:
     Raises:
         RecipeError: the recipe or a setting is wrong, the data cannot be opened, or another process runs in
             the same output directory.
+        OutputError: the output directory lies among the images.
         TrainingError: the loss is no longer a number; names the step.
     """
     recipe = load_recipe(name, settings)
     if not recipe.get("data"):
         raise RecipeError(f"{name} needs data=FOLDER (images, class folders or parquet) or a dataset's id on the Hub")
     output = Path(str(recipe["training"].get("output_dir") or f"runs/{Path(name).stem}"))
+    check_place(output, _listed(recipe["data"]))
     try:
         args = SimCLRTrainingArguments(**{**recipe["training"], "output_dir": str(output)})
         views = Views(**recipe["views"])
@@ -183,9 +266,8 @@ def _data(
             log.write_text("".join(f"{line}\n" for line in train.unreadable), encoding="utf-8")
             _tell_unreadable(log)
     if len(train) < args.train_batch_size * args.world_size:  # the last, smaller batch is dropped: none would train
-        raise RecipeError(
-            f"data={recipe['data']}: {len(train)} images are fewer than a batch; set batch_size={len(train)} or less"
-        )
+        advice = f"set batch_size={len(train)} or less" if len(train) > 1 else "add images: 2 are the least"
+        raise RecipeError(f"data={recipe['data']}: {len(train)} images are fewer than a batch; {advice}")
     eval_split = recipe.get("eval_split")
     if not eval_split or train.labels is None:
         return train, None

@@ -105,6 +105,8 @@ def stage_model(
         record = read_record(results or directory / "results.json")
         if "weights" in record and record["weights"] != weights_sha256(directory):
             raise PublishError(f"{results or directory / 'results.json'} is of other weights; measure these")
+        if "recipe" in record and not re.fullmatch(r"[\w-]+", str(record["recipe"])):  # not any file of this machine
+            raise PublishError(f"{results or directory / 'results.json'}: recipe must be the name of a recipe here")
         own = directory / "recipe.yaml"
         chosen = recipe or record.get("recipe") or (str(own) if own.is_file() else None)
         classes = (model.config.num_labels or 0) if model.classifier else 0

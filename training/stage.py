@@ -26,7 +26,8 @@ from safetensors import SafetensorError, safe_open
 from simclr_hub.configuration_simclr import SimCLRConfig
 from simclr_hub.errors import CheckpointError, PublishError
 from simclr_hub.image_processing_simclr import SimCLRImageProcessor
-from simclr_hub.loading import quiet_transformers, weights_hash
+from simclr_hub.loading import own_whitening, quiet_transformers, weights_hash
+from simclr_hub.model_folder import inside, read_json, weight_files
 from simclr_hub.modeling_simclr import SimCLRForImageClassification, SimCLRModel
 from simclr_hub.whitening import WHITENING_NAMES, Whitening
 
@@ -34,6 +35,7 @@ CODE = (
     "configuration_simclr.py",
     "modeling_simclr.py",
     "image_processing_simclr.py",
+    "model_folder.py",
     "pixels.py",
     "headers.py",
     "colour.py",
@@ -55,6 +57,8 @@ _TEXT = re.compile(
     r"README\.md|LICENSE|config\.json|preprocessor_config\.json|source\.json|\.eval_results/[\w.-]+\.yaml|"
     + "|".join(map(re.escape, (INDEX, *CODE)))
 )
+# What else of a model's directory is read for publishing.
+_COPIED = ("LICENSE", "README.md", "preprocessor_config.json", "recipe.yaml", "results.json", "source.json")
 # A slash that starts a name and is not part of a URL, a tag or a fraction, and at least one more name after it; or one
 # of the places where people's files lie; or a drive.
 _ABSOLUTE_PATH = re.compile(
@@ -93,23 +97,31 @@ class Source:
         """Load the model to be sure that its weights are complete, finite and belong to its config.
 
         Raises:
-            CheckpointError: they are not, or there are none in safetensors; or a whitening is damaged or of others.
+            CheckpointError: they are not, or there are none in safetensors; a whitening is damaged or of others; or a
+                file is a link that leads out of the directory.
             PublishError: its image processor is not this package's.
         """
         if not (directory / "config.json").is_file():
             raise CheckpointError(f"{directory}: no config.json there; give a directory of save_pretrained")
-        weights = _weights(directory)
         try:
+            weights = _weights(directory)
+            for name in _COPIED:
+                if os.path.lexists(directory / name):
+                    inside(directory / name)
             config: SimCLRConfig = SimCLRConfig.from_pretrained(directory, local_files_only=True)
             classifier = any(name.startswith("classifier.") for name in _tensor_names(directory, weights))
             with quiet_transformers():
                 model = (SimCLRForImageClassification if classifier else SimCLRModel).from_pretrained(
                     directory, local_files_only=True, dtype=torch.float32
                 )
+        except CheckpointError:
+            raise
         except Exception as e:  # transformers and safetensors raise OSError, ValueError, RuntimeError, ...
             raise CheckpointError(f"{directory}: {e}") from e
         encoder = model.simclr if classifier else model
-        whitenings = {name: Whitening.load(directory / name) for name in WHITENINGS if (directory / name).is_file()}
+        whitenings = {
+            name: own_whitening(directory / name) for name in WHITENINGS if os.path.lexists(directory / name)
+        }
         for name, whitening in whitenings.items():
             if whitening.weights not in ("", weights_hash(encoder)) or WHITENING_NAMES[whitening.layer] != name:
                 raise CheckpointError(f"{directory / name}: learnt with other weights; learn it again or remove it")
@@ -117,15 +129,19 @@ class Source:
 
 
 def _weights(directory: Path) -> tuple[str, ...]:
-    if (directory / "model.safetensors").is_file():
-        return ("model.safetensors",)  # as transformers does, also with an index beside it
-    if not (directory / INDEX).is_file():
-        raise CheckpointError(f"{directory}: no model.safetensors there; only safetensors are published, no pickles")
-    shards = sorted(set(json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-    for name in shards:
-        if not WEIGHTS.fullmatch(name) or not (directory / name).is_file():
-            raise CheckpointError(f"{directory}: {INDEX} names {name!r}, which is not there or no shard's name")
-    return (*shards, INDEX)
+    """Names of the weights' files and, with more than one, of their index.
+
+    Raises:
+        CheckpointError: there are none in safetensors, or they lie elsewhere.
+    """
+    try:
+        names = tuple(file.name for file in weight_files(directory))
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"{e}; only safetensors are published, no pickles") from e
+    for name in names:
+        if not WEIGHTS.fullmatch(name):
+            raise CheckpointError(f"{directory}: {INDEX} names {name!r}, which is no shard's name")
+    return names if names == ("model.safetensors",) else (*names, INDEX)
 
 
 def weights_sha256(directory: Path) -> str:
@@ -158,7 +174,7 @@ def _processor(directory: Path, config: SimCLRConfig) -> dict[str, Any]:
     """
     path = directory / "preprocessor_config.json"
     if path.is_file():
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     else:
         found = json.loads(SimCLRImageProcessor(size=config.image_size).to_json_string())
     kind = found.pop("image_processor_type", "SimCLRImageProcessor")

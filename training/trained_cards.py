@@ -91,6 +91,8 @@ def recipe_text(name: str) -> str:
     path = Path(name) if name.endswith((".yaml", ".yml")) else _RECIPES / f"{name}.yaml"
     if not path.is_file():
         raise PublishError(f"no recipe {name!r}; give the name of one of this package's, or a path to a .yaml file")
+    if path.stat().st_size > 1 << 18:
+        raise PublishError(f"{path}: too long for a recipe")
     lines = (re.sub(r"\s+#.*", "", line) for line in path.read_text(encoding="utf-8").splitlines())
     return "\n".join(line for line in lines if line and not line.startswith("#"))
 
@@ -105,7 +107,7 @@ def read_record(path: Path) -> dict[str, Any]:
         return {}
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise PublishError(f"{path}: not JSON: {e}") from e
     if not isinstance(record, dict):
         raise PublishError(f"{path}: must have keys ({', '.join(_RECORD)}), not {type(record).__name__}")

@@ -123,6 +123,11 @@ class TFBundle:
             if offset + size > sizes[path]:
                 raise CheckpointError(f"{path}: ends before {name!r} does; the file is truncated, fetch it again")
             entries[name] = _Entry(dtype, shape, path, offset, size, crc)
+        ends: dict[Path, int] = {}  # a small file must not become a huge model
+        for name, entry in sorted(entries.items(), key=lambda item: item[1].offset):
+            if entry.size and entry.offset < ends.get(entry.shard, 0):
+                raise _Damaged(f"{name!r} lies where another tensor does")
+            ends[entry.shard] = max(ends.get(entry.shard, 0), entry.offset + entry.size)
         return entries
 
 

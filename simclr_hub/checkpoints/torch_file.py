@@ -2,7 +2,8 @@
 
 `torch.load` with `weights_only=True` makes tensors, numbers, text, lists and dicts, and refuses all else. It does not
 compare a zip file's checksums, so that is done first: a flipped bit must not become a weight. Nor may a small file
-become a large model: what is compressed, or names the same values again and again, is refused.
+become a large model, or take for ever: what is compressed, or names the same values or objects again and again, is
+refused.
 """
 
 import os
@@ -17,12 +18,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .pickled import look
 
 SUFFIXES = (".pth", ".pth.tar", ".pt", ".ckpt", ".bin", ".torch", ".safetensors")
 KNOWN = (
     "ResNets with torchvision's names (torchvision, simclr-converter, lightly, solo-learn, VISSL), the same as an "
     "nn.Sequential (lightly), SimCLRv2-Pytorch"
 )
+_LONGEST = 1000  # name of a tensor
+_PICKLES = 5  # of torch's format before 1.6: three that tell the version, the content, the storages' keys
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # of trainers, around the weights
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # of wrappers around the network
 
@@ -49,16 +53,20 @@ def state_dict(path: Path, notes: list[str]) -> dict[str, Tensor]:
         found = _unwrapped(content)
         if found is None:
             break
-        others += [str(key) for key in content if key not in found[0]]
+        others += [_named(key) for key in content if key not in found[0]]
         content = found[1]
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(f"{path}: no state_dict is in it, but {type(content).__name__}; known: {KNOWN}")
-    wrong = [f"{name} ({type(value).__name__})" for name, value in content.items() if not isinstance(value, Tensor)]
+    wrong = [
+        f"{_named(name)} ({type(value).__name__})"
+        for name, value in content.items()
+        if not isinstance(value, Tensor) or not isinstance(name, str) or len(name) > _LONGEST
+    ]
     if wrong:
         raise CheckpointError(f"{path}: no state_dict is in it, but {', '.join(wrong[:4])}; known: {KNOWN}")
     if others:
         notes.append(f"left out: {', '.join(others)}, which are no weights")
-    tensors = {str(name): tensor for name, tensor in content.items()}
+    tensors = dict(content)
     while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None):
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
@@ -69,6 +77,11 @@ def state_dict(path: Path, notes: list[str]) -> dict[str, Tensor]:
     if sum(tensor.nbytes for tensor in tensors.values()) > 4 * path.stat().st_size:  # some may be tied
         raise CheckpointError(f"{path}: most tensors share their values, as no trained network's do")
     return tensors
+
+
+def _named(key: Any) -> str:
+    """Return a key as a short text."""
+    return key[:80] if isinstance(key, str) else f"a key of type {type(key).__name__}"
 
 
 def _unwrapped(content: Any) -> tuple[Collection[str], dict[Any, Any]] | None:
@@ -95,10 +108,20 @@ def _load(path: Path) -> Any:
         if path.suffix == ".safetensors":
             return load_file(path)
         if not zipfile.is_zipfile(path):  # torch's format before 1.6, or a damaged file
+            with path.open("rb") as file:
+                for _ in range(_PICKLES):
+                    look(file)
             return torch.load(path, map_location="cpu", weights_only=True)
         with zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+            members = archive.infolist()
+            packed = any(member.compress_type for member in members)
+            if packed or sum(member.file_size for member in members) > path.stat().st_size:
                 raise CheckpointError(f"{path}: its content is compressed, which torch.save never does; save it again")
+            _refuse_two_readings(path, archive)
+            for member in members:
+                if member.filename.lower().endswith(".pkl"):
+                    with archive.open(member) as pickled:
+                        look(pickled)
             damaged = archive.testzip()  # torch does not compare the checksums
         if damaged:
             raise CheckpointError(f"{path}: damaged: the checksum of {damaged} does not match; get the file again")
@@ -118,3 +141,16 @@ def _load(path: Path) -> Any:
         said = str(e).rpartition("WeightsUnpickler error: ")[2] or str(e)
         reason = next(iter(said.splitlines()), "")[:200] or type(e).__name__
         raise CheckpointError(f"{path}: damaged, incomplete or not a file of PyTorch: {reason}") from e
+
+
+def _refuse_two_readings(path: Path, archive: zipfile.ZipFile) -> None:
+    """Refuse what torch's reader of zip files may take for other members than Python's, which are looked at.
+
+    Raises:
+        ValueError: bytes before the first member, a comment, or a name twice.
+    """
+    names = [member.filename.lower() for member in archive.infolist()]
+    with path.open("rb") as file:
+        first = file.read(4)
+    if first != b"PK\3\4" or archive.comment or len(set(names)) < len(names):
+        raise ValueError("a zip file that can be read in two ways")

@@ -7,10 +7,12 @@ import importlib
 import io
 import os
 import sys
-import warnings
+import traceback
 from typing import Any
 
 import click
+
+from ._output import echo, tell_misuse, warnings_and_logs
 
 #: Command -> module below this package that defines it, with the command's name as the function's.
 COMMANDS = {
@@ -61,22 +63,26 @@ def main(args: list[str] | None = None) -> Any:
     # Weights load in a moment: transformers' own bars and reports would only hide our output.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
-    warnings.filterwarnings("ignore", module="PIL")  # a damaged photo is reported as a failure, or it decoded
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that its encoding does not have
-    from ..errors import SimCLRHubError
+    from ..errors import OutputError, SimCLRHubError
 
     try:
-        code = cli.main(args, standalone_mode=False)
+        with warnings_and_logs():
+            code = cli.main(args, prog_name="simclr-hub", standalone_mode=False)
     except click.exceptions.Exit as e:
         code = e.exit_code
     except click.ClickException as e:
-        e.show()
-        code = e.exit_code
+        code = tell_misuse(e)
     except click.Abort:
-        click.echo("stopped; what was recorded is kept", err=True)
+        echo("stopped; what was recorded is kept", err=True)
         code = 130
     except (SimCLRHubError, OSError) as e:
-        click.echo(f"error: {e}", err=True)
+        echo(f"error: {e}", err=True)
+        code = 2 if isinstance(e, OutputError) else 1
+    except Exception as e:  # a fault of this package, whole for a report
+        for part in traceback.format_exception(e):
+            for line in part.rstrip("\n").split("\n") if part.startswith("  File ") else [part.rstrip("\n")]:
+                echo(line, err=True)
         code = 1
     sys.exit(code if isinstance(code, int) else 0)

@@ -8,7 +8,7 @@ import click
 
 from ..checkpoints.choose import MARGIN, ORDERS, PROTOCOLS, choices, measurement, recommend
 from ..errors import CheckpointError
-from ._output import json_option, print_json, print_table
+from ._output import echo, json_option, print_json, print_table
 
 _UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}
 
@@ -23,7 +23,7 @@ def _count(_context: click.Context, _option: click.Parameter, text: str | None) 
     return float(found[1]) * _UNITS[found[2]]
 
 
-@click.command("models")
+@click.command("models", short_help="The official checkpoints: accuracy, size, speed.")
 @click.option(
     "--labels",
     type=click.Choice(["none", *PROTOCOLS, "all"]),
@@ -72,15 +72,15 @@ def models_command(labels: str, max_params: float, min_speed: float, sort: str, 
             for c in found
         ],
     )
-    click.echo()
+    echo()
     for protocol, (best, near) in picks.items():
         line = f"With {PROTOCOLS[protocol]}: {best.name} is the most accurate ({best.top1:.1f} %)"
         if near != best:
             times = near.images_per_second / best.images_per_second
             line += f"; {near.name} ({near.top1:.1f} %) is within {MARGIN:g} points and {times:.1f}x as fast"
-        click.echo(f"{line}.")
+        echo(f"{line}.")
     name = next((near.name for _, near in picks.values()), found[0].name)
-    click.echo(f'Use:  simclr_hub.embed("photos/", model="{name}")    or  simclr-hub index PHOTOS --model {name}')
-    click.echo(f'      model, processor = simclr_hub.load("{name}")    gives the SimCLRModel')
+    echo(f'Use:  simclr_hub.embed("photos/", model="{name}")    or  simclr-hub index PHOTOS --model {name}')
+    echo(f'      model, processor = simclr_hub.load("{name}")    gives the SimCLRModel')
     machine = measurement()["machine"]
-    click.echo(f"top-1: as published; images/s: measured, one core of {machine}, float32, 224 px, from pixels to h")
+    echo(f"top-1: as published; images/s: measured, one core of {machine}, float32, 224 px, from pixels to h")

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import click
 
-from ..images import describe
 from ..index.maintenance.check import check_index
 from ..index.report import CheckReport
 from ..progress import counting_bar
-from ._output import json_option, print_json
+from ._output import echo, json_option, print_json
 
 
-@click.command("check")
+@click.command("check", short_help="Is INDEX sound? Repair it if it is not.")
 @click.argument("index", type=click.Path(path_type=Path))
 @click.option("--repair", is_flag=True, help="If it is damaged, save what is sound; the damaged file is kept.")
 @click.option("--deep", is_flag=True, help="Also read the photos again and embed a few; may be stopped and goes on.")
@@ -36,20 +35,20 @@ def check_command(index: Path, repair: bool, deep: bool, as_json: bool) -> int:
 def _print(report: CheckReport) -> None:
     if report.repair:
         saved = ", ".join(f"{n:,} {table.replace('_', ' ')}" for table, n in report.repair.saved.items() if n)
-        click.echo(f"repaired: saved {saved or 'nothing'}; the damaged file is kept as {report.repair.kept_as}")
-        click.echo(f"  {report.repair.lost_photos:,} photos were lost: index their folders again")
-    click.echo(f"{report.path}: {'sound' if report.sound else 'damaged'}")
+        echo(f"repaired: saved {saved or 'nothing'}; the damaged file is kept as {report.repair.kept_as}")
+        echo(f"  {report.repair.lost_photos:,} photos were lost: index their folders again")
+    echo(f"{report.path}: {'sound' if report.sound else 'damaged'}")
     for problem in report.problems:
-        click.echo(f"  wrong: {problem}")
+        echo(f"  wrong: {problem}")
     if report.verified:
-        click.echo("  verified: " + ", ".join(f"{n:,} {what}" for what, n in report.verified.items()))
+        echo("  verified: " + ", ".join(f"{n:,} {what}" for what, n in report.verified.items()))
     if report.photos:
-        click.echo("  photos read again: " + ", ".join(f"{n:,} {what}" for what, n in report.photos.items() if n))
+        echo("  photos read again: " + ", ".join(f"{n:,} {what}" for what, n in report.photos.items() if n))
     for path in report.damaged_photos[:10]:
-        click.echo(f"  damaged, though its size and times are as before: {describe(path)}")
+        echo(f"  damaged, though its size and times are as before: {path}")
     for note in report.notes:
-        click.echo(f"  note: {note}")
+        echo(f"  note: {note}")
     for what in report.unverified:
-        click.echo(f"  not verified: {what}")
+        echo(f"  not verified: {what}")
     if not report.sound and not report.repair:
-        click.echo("  `simclr-hub check --repair` saves what is sound")
+        echo("  `simclr-hub check --repair` saves what is sound")

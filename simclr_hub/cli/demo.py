@@ -5,7 +5,10 @@ from pathlib import Path
 
 import click
 
-from ..gallery import Row, write_gallery
+from .._files import check_output
+from ..errors import OutputError
+from ..gallery import PAGE, Row, write_gallery
+from ._output import echo
 from .index import open_or_create, print_report, sync
 from .search import NOTE, print_matches
 
@@ -14,19 +17,29 @@ QUERY = "banana_1.jpg"
 SHOWN = ("cat_1", "banana_1", "dress_1", "chess_1", "carrots_1", "shoes_2", "watermelon_1", "hat_1")
 
 
-@click.command("demo")
+@click.command("demo", short_help="Index the sample photos, search them, write gallery.html.")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), default=".", help="Where demo.index and gallery.html go."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=".",
+    show_default=True,
+    help="Where demo.index and gallery.html go.",
 )
 def demo_command(output: Path) -> None:
     """Index the sample photos, search with one of them, write gallery.html."""
     photos = Path(str(files("simclr_hub") / "assets" / "sample-photos"))
-    output.mkdir(parents=True, exist_ok=True)
     index_path, page = output / "demo.index", output / "gallery.html"
-    click.echo("Indexing 58 sample photos with the default checkpoint ...")
-    with open_or_create(index_path, None) as index:
+    output.mkdir(parents=True, exist_ok=True)
+    check_output(page, PAGE, photos=[photos])
+    echo("Indexing 58 sample photos with the default checkpoint ...")
+    with open_or_create(index_path, photos, None) as index:
+        # Of this or another installation, or else they are a user's own.
+        if not all(Path(root).parts[-3:] == photos.parts[-3:] for root in index.status()["roots"]):
+            raise OutputError(f"{index_path} holds other photos than the sample photos; give another folder with -o")
         print_report(sync(index, photos), index_path)
-        click.echo(f"\nPhotos most similar to {QUERY}:")
+        echo()
+        echo(f"Photos most similar to {QUERY}:")
         print_matches(index.search(photos / QUERY, k=5), name=lambda path: Path(path).name)
         queries = [photos / f"{name}.jpg" for name in SHOWN]
         rows = [Row([q], found) for q, found in zip(queries, index.search(queries, k=6), strict=True)]
@@ -35,8 +48,7 @@ def demo_command(output: Path) -> None:
         f"The official checkpoints see far more. {NOTE}"
     )
     write_gallery(page, rows, title="Photos found by photos", note=note)
-    click.echo(
-        f"\nWrote {page}: open it in a browser."
-        "\nNext, your own photos:  simclr-hub index ~/Pictures -o photos.index"
-        "\n                        simclr-hub search photos.index some_photo.jpg --html results.html"
-    )
+    echo()
+    echo(f"Wrote {page}: open it in a browser.")
+    echo("Next, your own photos:  simclr-hub index ~/Pictures -o photos.index")
+    echo("                        simclr-hub search photos.index some_photo.jpg --html results.html")

@@ -15,8 +15,9 @@ from typing import Any
 import click
 import numpy as np
 
+from .._text import shown
 from ..errors import SimCLRHubError
-from ._output import json_option, print_json, print_table
+from ._output import echo, json_option, print_json, print_table
 
 #: Largest difference from the known vector, relative to its largest value, at which a precision is right: half
 #: precisions round, and JPEG decoders may differ by a grey level. A wrong layer differs by far more.
@@ -25,7 +26,7 @@ TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
 WHITENED = 1e-2
 
 
-@click.command("doctor")
+@click.command("doctor", short_help="What is installed, and whether it computes what it should.")
 @click.option(
     "--distributed",
     is_flag=True,
@@ -47,7 +48,7 @@ def doctor_command(distributed: bool, as_json: bool) -> int:
         print_json(parts | {"healthy": healthy})
     else:
         print_table(["what", "found"], [*versions.items(), *devices.items(), *cache.items()])
-        click.echo()
+        echo()
         rows = [
             [
                 f"{r['device']}, {r['precision']}, {r['runtime']}{', whitened' * r['whitened']}",
@@ -102,7 +103,7 @@ def _cache() -> dict[str, str]:
     path = Path(constants.HF_HUB_CACHE)
     there = next(p for p in (path, *path.parents) if p.exists())
     writable = "" if os.access(there, os.W_OK) else ", NOT WRITABLE: set HF_HOME"
-    hub = "offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else constants.ENDPOINT
+    hub = "offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else shown(constants.ENDPOINT)
     return {"model cache": f"{path}, {shutil.disk_usage(there).free / 2**30:.1f} GiB free{writable}", "hub": hub}
 
 

@@ -5,17 +5,19 @@ from pathlib import Path
 
 import click
 
+from .._files import check_output
+from ..gallery import PAGE
 from ..index import SimilarityIndex
 from ..index.duplicates.find import TIERS, DuplicateGroup, Tier
 from ..progress import counting_bar
 from ..review import TIERS as NAMES
 from ..review import facts, first_word, relation, summary, write_review
-from ._output import json_option, print_json, print_table, short_path
+from ._output import echo, force_option, json_option, print_json, print_table, short_path
 
 _index_argument = click.argument("index", type=click.Path(path_type=Path))
 
 
-@click.command("duplicates")
+@click.command("duplicates", short_help="Which photos of INDEX are copies, and which of them to keep.")
 @_index_argument
 @click.option("--tier", "tiers", multiple=True, type=click.Choice(TIERS), help="Only this; may be given again.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write a page to look through.")
@@ -27,15 +29,23 @@ _index_argument = click.argument("index", type=click.Path(path_type=Path))
     metavar="PHOTO PHOTO",
     help="Record that these two are different pictures, then look; may be given again.",
 )
+@force_option
 @json_option
 def duplicates_command(
-    index: Path, tiers: tuple[Tier, ...], html: Path | None, distinct: tuple[tuple[str, str], ...], as_json: bool
+    index: Path,
+    tiers: tuple[Tier, ...],
+    html: Path | None,
+    distinct: tuple[tuple[str, str], ...],
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Which photos of INDEX hold the same bytes, the same picture, or a similar one; and which to keep.
 
     Nothing is deleted or moved.
     """
     with SimilarityIndex.open(index) as opened, counting_bar("comparing pairs") as progress:
+        if html:
+            check_output(html, PAGE, force=force, photos=opened.status()["roots"])
         for pair in distinct:
             try:
                 opened.not_duplicates(*pair)
@@ -45,22 +55,22 @@ def duplicates_command(
         groups = opened.duplicates(tiers or TIERS, progress=progress)
     note = f"Found in {index}. " + summary(groups)
     if html:
-        write_review(html, groups, title="Duplicates", note=note)
+        write_review(html, groups, title="Duplicates", note=note, force=force)
     if as_json:
         print_json([group.as_values() for group in groups])
         return
     for number, group in enumerate(groups, 1):
         _print_group(number, group)
-    click.echo(summary(groups))
+    echo(summary(groups))
     if not measured and set(tiers) != {"same-bytes"}:
-        click.echo(
+        echo(
             f"No copies were measured with this model: `simclr-hub calibrate {index}` does, then more crops are found."
         )
     if html:
-        click.echo(f"wrote {html}")
+        echo(f"wrote {html}")
 
 
-@click.command("calibrate")
+@click.command("calibrate", short_help="Measure what is the same picture, for the model of INDEX.")
 @_index_argument
 @click.option("--model", help="The model that made it; the recorded one if not given.")
 @click.option("--copies", default=100, show_default=True, type=click.IntRange(min=10), help="Photos that are copied.")
@@ -80,23 +90,23 @@ def calibrate_command(index: Path, model: str | None, copies: int, as_json: bool
         print_json(dataclasses.asdict(calibration))
         return
     same = calibration.measured["same_picture"]
-    click.echo(
+    echo(
         f"{calibration.measured['photos']:,} photos, copies of {calibration.measured['copies_of_each_kind']:,} of them"
     )
     print_table(["copies", "found"], same["recall"].items())
-    click.echo(
+    echo(
         f"{same['different_pairs_called_same']:,} of the {same['different_pairs_compared']:,} most alike pairs of "
         "different photos were called the same"
     )
 
 
 def _print_group(number: int, group: DuplicateGroup) -> None:
-    click.echo(f"{number}. {NAMES[group.tier][0]}: {first_word(group)} {short_path(group.keep.path)}")
+    echo(f"{number}. {NAMES[group.tier][0]}: {first_word(group)} {short_path(group.keep.path)}")
     if group.why:
-        click.echo(f"   {group.why}")
+        echo(f"   {group.why}")
     if group.keep.pair:
-        click.echo(f"   and {short_path(group.keep.pair)}: the two are one shot")
+        echo(f"   and {short_path(group.keep.pair)}: the two are one shot")
     for other in group.others:
         score = "" if other.tier == "same-bytes" or other.same_file else f" {other.score:.3f}"
         told = f"one more name of {short_path(other.same_file)}" if other.same_file else ", ".join(facts(other))
-        click.echo(f"   {relation(other)}{score}  {short_path(other.path)}  ({told})")
+        echo(f"   {relation(other)}{score}  {short_path(other.path)}  ({told})")

@@ -1,19 +1,22 @@
 """`simclr-hub embed`: features of images into a file."""
 
 import re
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
-from .._files import write_file
+from .._files import Kind, check_output, write_output
+from .._text import printable
 from ..embedder import Embedder, Failure
 from ..errors import MissingExtraError, SimCLRHubError
-from ..images import FileBytes, UnusableImage, describe
+from ..images import FileBytes, UnusableImage
 from ..progress import progress_bar
 from ..sources import every_nth
-from ._output import json_option, print_json
+from ._output import echo, force_option, given, json_option, print_json
 
 
 def parse_shard(_: click.Context, __: click.Parameter, text: str) -> tuple[int, int]:
@@ -29,7 +32,7 @@ def parse_shard(_: click.Context, __: click.Parameter, text: str) -> tuple[int, 
     return part, parts
 
 
-@click.command("embed")
+@click.command("embed", short_help="Write the features of images to a .npz or .parquet file.")
 @click.argument("images", nargs=-1, required=True, type=click.Path())
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="A .npz or .parquet file.")
 @click.option("--model", help="Official name, directory, Hub id or id@revision; the default checkpoint if not given.")
@@ -45,6 +48,7 @@ def parse_shard(_: click.Context, __: click.Parameter, text: str) -> tuple[int, 
     help="Only the I-th of N parts, for N machines: every N-th image of all IMAGES, in their order, from the I-th on.",
 )
 @click.option("--strict", is_flag=True, help="Exit with 3 if images could not be read; they are told in any case.")
+@force_option
 @json_option
 def embed_command(
     images: tuple[str, ...],
@@ -56,15 +60,15 @@ def embed_command(
     device: str | None,
     shard: tuple[int, int],
     strict: bool,
+    force: bool,
     as_json: bool,
 ) -> int:
     """Write the features of IMAGES (files, folders, zip and tar files, URLs) to a file.
 
     The file has `paths` and `vectors` (N, D) float32, row by row; images that cannot be read are named and left out.
     """
-    write = _writers().get(output.suffix)
-    if write is None:
-        raise click.UsageError(f"{output}: the output must end in .npz or .parquet")
+    check_output(output, FEATURES, force=force, photos=images)
+    write = _write_npz if output.suffix.lower() == ".npz" else _parquet_writer()
     sources, total = every_nth(images, *shard)
     try:
         embedder = Embedder(model, layer=layer, normalize=normalize, batch_size=batch_size, device=device)
@@ -82,14 +86,14 @@ def embed_command(
             paths.append(_name(item.source))
             vectors.append(item.vector)
     matrix = np.stack(vectors) if vectors else np.empty((0, embedder.dim), np.float32)
-    write_file(output, lambda file: write(file, paths, matrix))
+    write_output(output, lambda file: write(file, paths, matrix), FEATURES, force=force)
     if as_json:
         record = {"embedded": len(paths), "dim": embedder.dim, "output": str(output)}
-        print_json(record | {"failed": [{"path": path, "error": str(error)} for path, error in failures]})
+        print_json(record | {"failed": [{"path": given(path), "error": str(error)} for path, error in failures]})
     else:
         for _, error in failures:
-            click.echo(f"left out: {error}", err=True)
-        click.echo(f"{len(paths):,} vectors of {embedder.dim} to {describe(output)}")
+            echo(f"left out: {error}", err=True)
+        echo(f"{len(paths):,} vectors of {embedder.dim} to {output}")
     return 3 if strict and failures else 0
 
 
@@ -97,21 +101,43 @@ def _name(source: Any) -> str:
     return source.name if isinstance(source, (FileBytes, UnusableImage)) else str(source)
 
 
-def _writers() -> dict[str, Any]:
-    def npz(file: Any, paths: list[str], vectors: np.ndarray) -> None:
-        np.savez(file, paths=np.array([describe(p) for p in paths], dtype=np.str_), vectors=vectors)
+def _write_npz(file: Any, paths: list[str], vectors: np.ndarray) -> None:
+    np.savez(file, paths=np.array([printable(p) for p in paths], dtype=np.str_), vectors=vectors)
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.comment = _MARK
 
-    def parquet(file: Any, paths: list[str], vectors: np.ndarray) -> None:
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ImportError as e:
-            raise MissingExtraError("pyarrow", "parquet") from e
+
+def _parquet_writer() -> Callable[[Any, list[str], np.ndarray], None]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as e:
+        raise MissingExtraError("pyarrow", "parquet") from e
+
+    def write(file: Any, paths: list[str], vectors: np.ndarray) -> None:
         flat = pyarrow.array(vectors.ravel(), pyarrow.float32())
         columns = {
-            "path": pyarrow.array([describe(p) for p in paths], pyarrow.string()),
+            "path": pyarrow.array([printable(p) for p in paths], pyarrow.string()),
             "vector": pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
         }
-        pyarrow.parquet.write_table(pyarrow.table(columns), file)
+        pyarrow.parquet.write_table(pyarrow.table(columns).replace_schema_metadata({_MARK: b""}), file)
 
-    return {".npz": npz, ".parquet": parquet}
+    return write
+
+
+def _is_features(path: Path) -> bool:
+    """Whether a file is one that `embed` wrote."""
+    try:
+        if path.suffix.lower() == ".npz":
+            with zipfile.ZipFile(path) as archive:
+                return archive.comment == _MARK
+        import pyarrow.parquet
+
+        return _MARK in (pyarrow.parquet.read_schema(path).metadata or {})
+    except (OSError, ValueError, zipfile.BadZipFile, ImportError):  # pyarrow's errors are ValueErrors and OSErrors
+        return False
+
+
+#: The kind of file that `embed` writes, see `_files.check_output`, and what tells one from others.
+FEATURES = Kind("a file of features", (".npz", ".parquet"), _is_features)
+_MARK = b"simclr-hub embed"

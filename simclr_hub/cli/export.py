@@ -4,29 +4,32 @@ from pathlib import Path
 
 import click
 
-from ..images import describe
+from .._files import FOLDER, check_output
 from ..index import SimilarityIndex
+from ..index.maintenance.export import EXPORT
 from ..progress import counting_bar
-from ._output import json_option, print_json
+from ._output import echo, json_option, print_json
 
 
-@click.command("export")
+@click.command("export", short_help="Write the photos of INDEX, with vectors, to a Parquet file.")
 @click.argument("index", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @json_option
 def export_command(index: Path, out: Path, as_json: bool) -> None:
     """Write the photos of INDEX with their vectors and what is known of them to OUT, a Parquet file."""
     with SimilarityIndex.open(index) as opened, counting_bar("exporting") as progress:
+        check_output(out, EXPORT, photos=opened.status()["roots"])
         photos = opened.export(out, progress=progress)
     _tell(photos, out, as_json)
 
 
-@click.command("import")
+@click.command("import", short_help="Make a new index of what `export` wrote.")
 @click.argument("exported", type=click.Path(path_type=Path))
 @click.argument("index", type=click.Path(path_type=Path))
 @json_option
 def import_command(exported: Path, index: Path, as_json: bool) -> None:
     """Make INDEX, a new directory, of the Parquet file EXPORTED that `simclr-hub export` wrote."""
+    check_output(index, FOLDER)
     with (
         counting_bar("importing") as progress,
         SimilarityIndex.from_export(exported, index, progress=progress) as opened,
@@ -39,4 +42,4 @@ def _tell(photos: int, where: Path, as_json: bool) -> None:
     if as_json:
         print_json({"photos": photos, "output": str(where)})
     else:
-        click.echo(f"{photos:,} photos to {describe(where)}")
+        echo(f"{photos:,} photos to {where}")

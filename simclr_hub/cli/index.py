@@ -1,17 +1,20 @@
 """`index`, `status`, `failures`, `prune`: the similarity index from the command line."""
 
 import dataclasses
+import os
 import shlex
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..errors import ImageError, SimCLRHubError
+from .._files import FOLDER, check_output
+from ..errors import ImageError, RootUnavailableError, SimCLRHubError
 from ..images import describe
 from ..index import SimilarityIndex, SyncReport
+from ..index.store import STORE_NAME
 from ..progress import progress_bar
-from ._output import json_option, print_json, print_table, short_path
+from ._output import echo, json_option, print_json, print_table, short_path
 
 _index_argument = click.argument("index", type=click.Path(path_type=Path))
 
@@ -19,7 +22,12 @@ _index_argument = click.argument("index", type=click.Path(path_type=Path))
 @click.command("index")
 @click.argument("photos", type=click.Path(path_type=Path))
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), default="photos.index", help="The index, a directory."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default="photos.index",
+    show_default=True,
+    help="The index, a directory.",
 )
 @click.option("--model", help="Official name, directory, Hub id or id@revision; the default checkpoint if not given.")
 @click.option(
@@ -69,13 +77,15 @@ def index_command(
     New and changed photos are embedded, renamed ones recognised, vanished ones marked missing. It may be stopped at
     any moment and run again. Nothing is written below PHOTOS.
     """
-    with open_or_create(output, model, gps=gps, no_whiten=no_whiten, layer=layer) as index:
+    with open_or_create(output, photos, model, gps=gps, no_whiten=no_whiten, layer=layer) as index:
+        if moved_from is None:
+            _tell_joined(index, photos, output)
         try:
             patterns = [pattern for pattern in exclude if pattern] if exclude else None
             report = sync(index, photos, moved_from, exclude=patterns, include_hidden=include_hidden)
         except KeyboardInterrupt:
-            again = shlex.join(["simclr-hub", "index", describe(photos), "-o", describe(output)])
-            click.echo(f"stopped; {len(index):,} photos are in the index. Go on with: {again}", err=True)
+            again = shlex.join(["simclr-hub", "index", str(photos), "-o", str(output)])
+            echo(f"stopped; {len(index):,} photos are in the index. Go on with: {again}", err=True)
             return 130
     if as_json:
         print_json(dataclasses.asdict(report))
@@ -86,10 +96,19 @@ def index_command(
 
 
 def open_or_create(
-    path: Path, model: str | None, *, gps: bool = False, no_whiten: bool = False, layer: str | None = None
+    path: Path,
+    photos: Path,
+    model: str | None,
+    *,
+    gps: bool = False,
+    no_whiten: bool = False,
+    layer: str | None = None,
 ) -> SimilarityIndex:
-    """The index at `path`, made if there is none."""
-    if not path.exists():
+    """The index at `path`, made if there is none; a new one not in the folder `photos`."""
+    if not (path / STORE_NAME).is_file():
+        check_output(path, FOLDER, photos=[photos])
+        if not os.path.isdir(os.path.expanduser(photos)):  # an index made before that is known would stay, empty
+            raise RootUnavailableError(f"{photos}: there is no such folder; no index was made")
         try:
             return SimilarityIndex.create(
                 path, model=model, gps=gps, whiten=False if no_whiten else None, layer=layer or "h"
@@ -99,7 +118,7 @@ def open_or_create(
         except ValueError as e:  # a layer that the model does not have
             raise click.UsageError(str(e)) from e
     index = SimilarityIndex.open(path, model=model)
-    status, name = index.status(), describe(path)
+    status, name = index.status(), path
     wrong = ""
     if gps and not status["gps"]:
         wrong = f"--gps: {name} was made without places; make another index for them"
@@ -111,6 +130,14 @@ def open_or_create(
         index.close()
         raise click.UsageError(wrong)
     return index
+
+
+def _tell_joined(index: SimilarityIndex, photos: Path, output: Path) -> None:
+    """Say that other folders are in the index already, before this one is added to it."""
+    roots = index.status()["roots"]
+    if roots and not any(Path(os.path.realpath(photos)).is_relative_to(root) for root in roots):
+        held = ", ".join(map(short_path, roots[:5])) + (f" and {len(roots) - 5:,} more" if len(roots) > 5 else "")
+        echo(f"{output} holds {held}; {photos} is added to it. For an index of its own give -o NAME.", err=True)
 
 
 def sync(index: SimilarityIndex, photos: Path, moved_from: Path | None = None, **settings: Any) -> SyncReport:
@@ -140,19 +167,19 @@ def print_report(report: SyncReport, index: Path) -> None:
         for name in ("embedded", "unchanged", "renamed", "copied", "failed")
         if getattr(report, name) or name == "embedded"
     ]
-    click.echo(f"{report.found:,} photos found: {', '.join(parts)} ({report.seconds:.1f} s)")
+    echo(f"{report.found:,} photos found: {', '.join(parts)} ({report.seconds:.1f} s)")
     for reason, n in sorted(report.skipped.items()):
-        click.echo(f"  {n:,} skipped: {reason}")
+        echo(f"  {n:,} skipped: {reason}")
     if report.missing:
-        click.echo(f"  {report.missing:,} missing, kept: `simclr-hub prune {index}` forgets them")
+        echo(f"  {report.missing:,} missing, kept: `simclr-hub prune {index}` forgets them")
     if report.failed:
-        click.echo(f"  {report.failed:,} could not be read: `simclr-hub failures {index}` says why")
+        echo(f"  {report.failed:,} could not be read: `simclr-hub failures {index}` says why")
 
 
 def tell_unlisted(report: SyncReport) -> None:
     """Name the folders that could not be listed, on stderr."""
     for folder in report.listing_errors:
-        click.echo(f"could not be listed, what the index knows below it is kept: {folder}", err=True)
+        echo(f"could not be listed, what the index knows below it is kept: {folder}", err=True)
 
 
 @click.command("status")
@@ -165,13 +192,13 @@ def status_command(index: Path, as_json: bool) -> None:
     if as_json:
         print_json(status)
     else:
-        none = f"none; `simclr-hub whiten {describe(index)}` gives better matches and reads no photo"
+        none = f"none; `simclr-hub whiten {index}` gives better matches and reads no photo"
         for key, value in status.items():
             if key == "whitening" and value is None:
                 value = none
             text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
             text = ", ".join(map(str, text)) if isinstance(text, list) else text
-            click.echo(f"{key:12} {text}")
+            echo(f"{key:12} {text}")
 
 
 @click.command("failures")
@@ -199,4 +226,4 @@ def prune_command(index: Path, force: bool, as_json: bool) -> None:
     if as_json:
         print_json({"forgotten": forgotten})
     else:
-        click.echo(f"{forgotten:,} missing photos forgotten")
+        echo(f"{forgotten:,} missing photos forgotten")

@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
-from ._output import json_option, print_json
+from .._files import FOLDER, check_output
+from ._output import echo, json_option, print_json
 
 
-@click.command("convert")
+@click.command("convert", short_help="Make a TensorFlow or PyTorch checkpoint loadable.")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
@@ -47,6 +48,7 @@ def convert_command(
     from ..checkpoints.fetch import convert_official
     from ..loading import quiet_transformers
 
+    check_output(out, FOLDER)
     options: dict[str, Any] = {"ema": ema, "classifier_layer": classifier_layer, "image_size": image_size}
     name, notes = str(source), list[str]()
     with quiet_transformers():
@@ -61,9 +63,9 @@ def convert_command(
         print_json({"output": str(out), "config": json.loads(config.to_json_string()), "notes": notes})
     else:
         kernel = "selective kernels, " if config.sk_ratio else ""
-        click.echo(
+        echo(
             f"{out}: {config.layer_type} ResNet, blocks {config.depths}, width {config.width_multiplier:g}x, {kernel}"
             f"h of {config.hidden_size}, head of {config.projection_layers} layers"
         )
         for note in notes:
-            click.echo(f"- {note}")
+            echo(f"- {note}")

@@ -8,13 +8,12 @@ import click
 
 from .._files import new_directory
 from ..errors import MissingExtraError
-from ..images import describe
-from ._output import json_option, print_json, print_table
+from ._output import echo, json_option, print_json, print_table
 
 
-@click.command("publish")
+@click.command("publish", short_help="Put a model on the Hub, with its card and code.")
 @click.argument("source", required=False)
-@click.argument("repo", required=False, metavar="ORG/NAME")
+@click.argument("repo", required=False, metavar="[ORG/NAME]")
 @click.option("--private", is_flag=True, help="Make the repository private; refused if it is public already.")
 @click.option("--revision", help="A branch, made if it is not there.")
 @click.option("--stage", type=click.Path(path_type=Path), help="Write the folder here and upload nothing.")
@@ -41,7 +40,7 @@ def publish_command(
     org: str | None,
     as_json: bool,
 ) -> int:
-    r"""Put a model on the Hub, with its card and the code that transformers needs, as one commit.
+    """Put a model on the Hub, with its card and the code that transformers needs, as one commit.
 
     SOURCE is a directory of save_pretrained, such as runs/NAME/final, or an official name. Log in first with
     `hf auth login`. Look first with --stage OUT.
@@ -49,7 +48,7 @@ def publish_command(
     \b
     simclr-hub publish runs/photos/final my-org/photos --private
     simclr-hub publish --official all --org my-org
-    """
+    """  # noqa: D301 (click's mark of lines that are not to be filled)
     if official and org and not (source or repo or stage):
         return _official(official, org, private, as_json)
     if not (source and repo) or official or org:
@@ -63,15 +62,13 @@ def publish_command(
         if as_json:
             print_json({"staged": str(stage), "files": names})
         else:
-            click.echo(f"{describe(stage)}: {', '.join(names)}; nothing was uploaded")
+            echo(f"{stage}: {', '.join(names)}; nothing was uploaded")
         return 0
     done = publishing.publish(source, repo, private=private, revision=revision, **about)
     if as_json:
         print_json(asdict(done))
     else:
-        click.echo(
-            f"{done.url}: {'published as' if done.changed else 'is there already, unchanged, as'} {done.commit}"
-        )
+        echo(f"{done.url}: {'published as' if done.changed else 'is there already, unchanged, as'} {done.commit}")
     return 0
 
 
@@ -79,7 +76,7 @@ def _official(names: tuple[str, ...], org: str, private: bool, as_json: bool) ->
     outcomes = []
     for outcome in _publishing().publish_official(names, org, private=private):
         outcomes.append(outcome)
-        click.echo(f"{outcome.name}: {outcome.state}", err=True)
+        echo(f"{outcome.name}: {outcome.state}", err=True)
     if as_json:
         print_json([asdict(outcome) for outcome in outcomes])
     else:

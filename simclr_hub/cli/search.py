@@ -6,11 +6,12 @@ from typing import Any
 
 import click
 
-from ..gallery import Row, write_gallery
+from .._files import check_output
+from ..gallery import PAGE, Row, write_gallery
 from ..index import Match, SimilarityIndex
 from ..index.search.filters import make_condition
 from ..index.search.match import tell_share
-from ._output import json_option, print_json, print_table, short_path
+from ._output import echo, force_option, given, json_option, print_json, print_table, short_path
 
 #: What "closer than" means on a page.
 NOTE = "Closer than: the share of the index's own pairs of photos that are less alike."
@@ -18,14 +19,14 @@ NOTE = "Closer than: the share of the index's own pairs of photos that are less 
 _COLUMNS = ("closer than", "copies", "taken", "camera", "size")
 
 
-def parse_where(given: Sequence[str]) -> dict[str, Any]:
+def parse_where(options: Sequence[str]) -> dict[str, Any]:
     """KEY=VALUE and KEY=LOW..HIGH as `SimilarityIndex.search` takes them.
 
     Raises:
         click.BadParameter: neither of them, or a key twice.
     """
     where: dict[str, Any] = {}
-    for one in given:
+    for one in options:
         key, equals, value = one.partition("=")
         if not equals or not key or not value or value == "..":
             raise click.BadParameter(f"{one!r}: KEY=VALUE or KEY=LOW..HIGH; one of both ends may be left out")
@@ -36,7 +37,7 @@ def parse_where(given: Sequence[str]) -> dict[str, Any]:
     return where
 
 
-@click.command("search")
+@click.command("search", short_help="Find the photos in INDEX that are most similar to QUERY.")
 @click.argument("index", type=click.Path(path_type=Path))
 @click.argument("query", nargs=-1, required=True, type=click.Path())
 @click.option("-k", default=10, show_default=True, type=click.IntRange(min=1), help="How many matches.")
@@ -59,6 +60,7 @@ def parse_where(given: Sequence[str]) -> dict[str, Any]:
     help="Only photos of this metadata, or KEY=LOW..HIGH, such as taken=2019..2020-06 or width=1024.. ; repeatable.",
 )
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write the results as a page.")
+@force_option
 @json_option
 def search_command(
     index: Path,
@@ -72,6 +74,7 @@ def search_command(
     pattern: str | None,
     where: tuple[str, ...],
     html: Path | None,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Find the photos in INDEX that are most similar to the image QUERY.
@@ -87,6 +90,8 @@ def search_command(
     together = together or bool(unlike)
     options: dict[str, Any] = {"k": k, "with_self": with_self, "all_copies": all_copies}
     with SimilarityIndex.open(index) as opened:
+        if html:
+            check_output(html, PAGE, force=force, photos=[*opened.status()["roots"], *query, *unlike])
         results: list[list[Match]]
         if together:
             try:
@@ -102,14 +107,16 @@ def search_command(
         reasons = [] if all(results) else opened.explain_empty(path=pattern, where=conditions)
     if html:
         rows = [Row(one, found, unlike) for one, found in zip(searches, results, strict=True)]
-        write_gallery(html, rows, title="Similar photos", note=f"Found in {index} by cosine similarity. {NOTE}")
+        write_gallery(
+            html, rows, title="Similar photos", note=f"Found in {index} by cosine similarity. {NOTE}", force=force
+        )
     for reason in reasons:
-        click.echo(f"No photo found: {reason}.", err=True)
+        echo(f"No photo found: {reason}.", err=True)
     if as_json:
         print_json(
             [
-                {"query": list(one) if together else one[0]}
-                | ({"not": list(unlike)} if unlike else {})
+                {"query": list(map(given, one)) if together else given(one[0])}
+                | ({"not": list(map(given, unlike))} if unlike else {})
                 | {"matches": [_as_json(match) for match in found]}
                 for one, found in zip(searches, results, strict=True)
             ]
@@ -117,13 +124,13 @@ def search_command(
         return
     for one, found in zip(searches, results, strict=True):
         if len(searches) > 1:
-            click.echo(f"{short_path(one[0])}:")
+            echo(f"{short_path(one[0])}:")
         if found:
             print_matches(found)
         elif len(searches) > 1:
-            click.echo("none")
+            echo("none")
     if html:
-        click.echo(f"wrote {html}")
+        echo(f"wrote {html}")
 
 
 def print_matches(found: Sequence[Match], name: Callable[[str], str] = short_path) -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 import click
 
 from ..errors import MissingExtraError
+from ._output import echo
 
 
-@click.command("pretrain")
+@click.command("pretrain", short_help="Pretrain an encoder by a recipe; goes on where it stopped.")
 @click.argument("recipe")
 @click.argument("settings", nargs=-1, metavar="[key=value ...]")
 @click.option(
@@ -16,13 +17,13 @@ from ..errors import MissingExtraError
     help="Do not train: write a PNG of some images and the views that training would make of them.",
 )
 def pretrain_command(recipe: str, settings: tuple[str, ...], show_views: Path | None) -> None:
-    r"""Pretrain an encoder by RECIPE, a name or a .yaml file; an interrupted run goes on where it stopped.
+    """Pretrain an encoder by RECIPE, a name or a .yaml file; an interrupted run goes on where it stopped.
 
     \b
     simclr-hub pretrain tiny_imagenet_default data=FOLDER
-    simclr-hub pretrain tiny_imagenet_default data=FOLDER model.width_multiplier=0.25 num_train_epochs=22
+    simclr-hub pretrain tiny_imagenet_default data=FOLDER num_train_epochs=22
     simclr-hub pretrain tiny_imagenet_default --show-views views.png
-    """
+    """  # noqa: D301 (click's mark of lines that are not to be filled)
     try:
         from ..training import figures
         from ..training.pretrain import pretrain
@@ -30,6 +31,6 @@ def pretrain_command(recipe: str, settings: tuple[str, ...], show_views: Path | 
         raise MissingExtraError(e.name or "accelerate", "train") from e
     if show_views is not None:
         figures.show_views(recipe, settings, show_views)
-        click.echo(f"views in {show_views}")
+        echo(f"views in {show_views}")
         return
-    click.echo(f"final model in {pretrain(recipe, settings)}")
+    echo(f"final model in {pretrain(recipe, settings)}")

@@ -1,19 +1,21 @@
 """`whiten`: an index that exists, in place; or a whitening for a checkpoint, learnt on photos, as a file."""
 
+import dataclasses
 from pathlib import Path
 
 import click
 
+from .._files import check_output
 from ..errors import CheckpointError
 from ..images import describe
 from ..index import SimilarityIndex
 from ..index.store import STORE_NAME
 from ..progress import counting_bar, progress_bar
-from ..whitening import IMAGES, Whitening
-from ._output import json_option, print_json
+from ..whitening import IMAGES, WHITENING, Whitening
+from ._output import echo, json_option, print_json
 
 
-@click.command("whiten")
+@click.command("whiten", short_help="Whiten INDEX in place, for better matches; no photo is read.")
 @click.argument("what", nargs=-1, required=True, metavar="INDEX | [MODEL] PHOTOS")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="For MODEL: the file to write, *.safetensors.")
 @click.option(
@@ -43,11 +45,11 @@ def whiten_command(
     if len(what) == 1 and output is None:
         if not (index / STORE_NAME).is_file():
             raise click.UsageError(
-                f"{describe(index)}: no index there; to learn a whitening from photos, give -o FILE.safetensors"
+                f"{index}: no index there; to learn a whitening from photos, give -o FILE.safetensors"
             )
         _whiten_index(index, given, off, as_json)
         return
-    if output is None or output.suffix != ".safetensors":
+    if output is None:
         raise click.UsageError("give -o FILE.safetensors, where the whitening is to be written")
     if given or off or len(what) > 2:
         raise click.UsageError("give an INDEX, or one MODEL and PHOTOS, a folder or an archive")
@@ -69,9 +71,9 @@ def _whiten_index(path: Path, given: Path | None, off: bool, as_json: bool) -> N
     if as_json:
         print_json({"photos": status["photos"], "whitening": status["whitening"]})
     elif status["whitening"] is None:
-        click.echo(f"{status['photos']:,} photos, not whitened")
+        echo(f"{status['photos']:,} photos, not whitened")
     else:
-        click.echo(f"{status['photos']:,} photos, whitened: learnt from {tell(status['whitening'])}")
+        echo(f"{status['photos']:,} photos, whitened: learnt from {tell(status['whitening'])}")
 
 
 def tell(whitening: dict[str, object]) -> str:
@@ -85,8 +87,7 @@ def _learn(model: str | None, photos: str, output: Path, layer: str, as_json: bo
     from ..embedder import Embedder, Failure
     from ..sources import every_nth
 
-    if output.exists():
-        raise click.ClickException(f"{describe(output)} exists already; choose another name or remove it first")
+    check_output(output, dataclasses.replace(WHITENING, is_own=None), photos=[photos])
     try:
         embedder = Embedder(model, layer=layer)
     except CheckpointError:
@@ -101,13 +102,13 @@ def _learn(model: str | None, photos: str, output: Path, layer: str, as_json: bo
             advance(1)
             if isinstance(item, Failure):
                 failures += 1
-                click.echo(f"left out: {item.error}", err=True)
+                echo(f"left out: {item.error}", err=True)
             else:
                 vectors.append(item.vector)
     try:
         whitening = Whitening.learn(
             np.array(vectors, np.float32).reshape(-1, embedder.dim),
-            learnt_from=Path(photos).name or "photos",
+            learnt_from=Path(describe(photos)).name or "photos",
             layer=layer,
             weights=embedder.fingerprint["weights"],
         )
@@ -125,4 +126,4 @@ def _learn(model: str | None, photos: str, output: Path, layer: str, as_json: bo
     if as_json:
         print_json(told)
     else:
-        click.echo(f"learnt from {tell(told)}; {len(whitening.mean)} to {whitening.dim} numbers: {describe(output)}")
+        echo(f"learnt from {tell(told)}; {len(whitening.mean)} to {whitening.dim} numbers: {output}")

@@ -5,11 +5,15 @@ with it, since SQLite itself does not notice a flipped bit.
 """
 
 import json
+import math
 import os
+import re
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from ..metadata import MAX_TEXT
 from ..scan import GRANULARITY_NS as GRANULARITY_NS
 from ..scan import SEPARATOR as SEPARATOR
 from ..scan import Stamp as Stamp
@@ -80,6 +84,53 @@ class Photo:
 def file_metadata(stamp: Stamp) -> str:
     """What a photo's file tells of it, for `Match.metadata`, as JSON."""
     return json.dumps({"bytes": stamp.size, "modified": stamp.mtime_ns / 1e9})
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_TEXT and value.isprintable()
+
+
+def _whole(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _degrees(value: Any, most: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= most
+
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d([+-]\d\d:\d\d)?", re.ASCII)
+#: What is recorded of a content's picture, as `metadata.read_info` gives it: whether a value is one that it may have.
+INFO: dict[str, Callable[[Any], bool]] = {
+    "format": _text,
+    "camera": _text,
+    "taken": lambda value: isinstance(value, str) and _TIME.fullmatch(value) is not None,
+    "width": lambda value: _whole(value, 0, 1 << 31),
+    "height": lambda value: _whole(value, 0, 1 << 31),
+    "orientation": lambda value: _whole(value, 1, 8),
+    "gps": lambda value: (
+        isinstance(value, list) and len(value) == 2 and _degrees(value[0], 90) and _degrees(value[1], 180)
+    ),
+}
+
+
+def parse_info(text: str | bytes) -> dict[str, Any]:
+    """Read a stored JSON object without what no search could work with, which an older import may have let in."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {key: value for key, value in found.items() if INFO.get(key, _sane)(value)}
+
+
+def _sane(value: Any) -> bool:
+    """Whether a value of a key that is not known is a text, or numbers that fit their types."""
+    if isinstance(value, list):
+        return len(value) <= 16 and all(not isinstance(one, list) and _sane(one) for one in value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, str) or (isinstance(value, int) and abs(value) < 1 << 128)
 
 
 def checksum(*columns: object) -> int:

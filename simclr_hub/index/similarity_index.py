@@ -19,7 +19,6 @@ from ..errors import (
     ImageError,
     IndexExistsError,
     IndexLockedError,
-    IndexMismatchError,
     IndexNotFoundError,
     IndexWriteError,
 )
@@ -287,19 +286,15 @@ class SimilarityIndex:
             if together:
                 raise ValueError("no photo that results should be like: give at least one beside the negatives")
             return []
-        whitening = self._use(lambda snapshot: snapshot.whitening)
-        vectors, own = query_vectors([*queries, *unlike], self._store, self._maker, whitening)  # (Q, D)
-        if together:
-            vectors = combine(vectors[: len(queries)], vectors[len(queries) :], negative_weight)
-            own = [set().union(*own)]
-        left_out = [] if with_self or not any(own) else own
-        same = None if all_copies else SamePicture(self._store)
 
         def find(snapshot: Snapshot) -> list[list[Match]]:
-            if snapshot.whitening != whitening:
-                raise IndexMismatchError(
-                    f"{self._store.file.parent}: it was whitened otherwise meanwhile; search again"
-                )
+            # The queries are whitened as the snapshot's vectors are, whatever another process does meanwhile.
+            vectors, own = query_vectors([*queries, *unlike], self._store, self._maker, snapshot.whitening)  # (Q, D)
+            if together:
+                vectors = combine(vectors[: len(queries)], vectors[len(queries) :], negative_weight)
+                own = [set().union(*own)]
+            same = None if all_copies else SamePicture(self._store)
+            left_out = [] if with_self or not any(own) else own
             return Search(snapshot, number, condition, same).run(vectors, left_out)
 
         found = self._use(find)
@@ -484,11 +479,12 @@ class SimilarityIndex:
         """Write the photos that have a vector to a Parquet file; how many. See `from_export` and docs/index.md.
 
         Args:
-            path: must not exist.
+            path: ends in .parquet; must not exist.
             progress: called with (done, total) photos.
 
         Raises:
             FileExistsError: there is something at `path`.
+            OutputError: another suffix, or a folder that is missing or read-only.
             IndexWriteError: it could not be written; nothing is there then.
             MissingExtraError: pyarrow is not installed.
         """

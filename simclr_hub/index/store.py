@@ -21,7 +21,7 @@ import numpy as np
 from ..scan import Rules
 from ..whitening import Whitening
 from .database import Database, create_file
-from .records import ListingState, Photo, Root, State, checksum
+from .records import ListingState, Photo, Root, State, checksum, parse_info
 
 SCHEMA_VERSION = 2
 STORE_NAME = "store.sqlite3"
@@ -497,7 +497,7 @@ class Store(Database):
         _, info, signature, crc = row
         if checksum(*row[:-1]) != crc:
             raise self.damaged("the details of a photo do not match their checksum")
-        return Details(json.loads(info), signature)
+        return Details(parse_info(info), signature)
 
     def _meta(self, key: str) -> dict[str, Any]:
         rows = self._rows("SELECT value, crc FROM meta WHERE key = ?", key)

@@ -35,7 +35,13 @@ def filled(index: SimilarityIndex, photos: Path, settled: None) -> SimilarityInd
     with index._store.writing(), index._store.transaction():
         index._store.put_distinct(hashes[0], hashes[1])
         for content_hash, seed in zip(hashes, range(10), strict=False):
-            info = {"format": "JPEG", "width": 10 * seed, "camera": "C", "taken": "2020-01-01T00:00:00", "x": [seed]}
+            info = {
+                "format": "JPEG",
+                "width": 10 * seed,
+                "camera": "C",
+                "taken": "2020-01-01T00:00:00",
+                "orientation": 3,
+            }
             index._store.put_details(content_hash, info, bytes([seed]))
     return index
 

@@ -10,9 +10,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from simclr_hub.cli import cli
-from simclr_hub.errors import RecipeError
+from simclr_hub.errors import OutputError, RecipeError
 from simclr_hub.training.augmentations import Views
 from simclr_hub.training.figures import GAP, IMAGES, PAIRS, TEXT, TILE, draw_views, show_views
+from simclr_hub.training.pretrain import pretrain
 
 WIDTH = GAP + (1 + 2 * PAIRS) * (TILE + GAP)
 
@@ -77,7 +78,7 @@ def test_images_come_from_the_data_as_training_reads_them(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("setting", "named"),
     [
-        ("views.sizs=32", "simclr_cifar10: .*'sizs'"),
+        ("views.sizs=32", "simclr_cifar10: .*sizs"),
         ("views.blur_p=3", "simclr_cifar10: blur_p=3 is not a probability"),
         ("views.operations=[crop, {blurr: {p: 1}}]", "unknown operation 'blurr'"),
         ("side=big", "side=big must be"),
@@ -93,3 +94,23 @@ def test_wrong_settings_are_named(setting: str, named: str, tmp_path: Path, monk
     with pytest.raises(RecipeError, match=named):
         show_views("simclr_cifar10", (setting,), tmp_path / "views.png")
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_a_picture_replaces_only_its_own_kind(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    photo = Image.fromarray(random_images(1, 40, 40)[0].permute(1, 2, 0).numpy())
+    for path in (photos / "a.png", tmp_path / "photo.png"):
+        photo.save(path)
+    before = (tmp_path / "photo.png").read_bytes()
+    recipe, data = "tiny_imagenet_default", f"data={photos}"
+    with pytest.raises(FileExistsError, match="photo.png exists already and is not a picture of views"):
+        show_views(recipe, (data,), tmp_path / "photo.png")
+    for name, told in (("views.jpg", "must end in .png"), ("photos/views.png", "in the photo folder")):
+        with pytest.raises(OutputError, match=told):
+            show_views(recipe, (f"data=[{photos}, org/name]",), tmp_path / name)
+    with pytest.raises(OutputError, match="in the photo folder"):
+        pretrain(recipe, (data, f"output_dir={photos / 'run'}"))
+    assert (tmp_path / "photo.png").read_bytes() == before and [p.name for p in photos.iterdir()] == ["a.png"]
+    for _ in range(2):
+        show_views(recipe, (data,), tmp_path / "views.png")

@@ -101,7 +101,7 @@ def test_the_shipped_recipe_and_settings() -> None:
         (("views.size=0",), "size=0"),
         (("model.stem_type=large",), "stem_type='large'"),
         (("temperature=-1",), "temperature=-1"),
-        (("temperature=warm",), "'>' not supported"),
+        (("temperature=warm",), "temperature=warm must be a number"),
         (("side=big",), "side=big"),
         (("views.size=[1",), r"views.size=\[1: not YAML"),
         (("data=",), "needs data=FOLDER"),

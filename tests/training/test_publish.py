@@ -253,7 +253,7 @@ def test_the_card_of_a_model_with_a_recipe_and_results(source, stage):
     )
     assert r"| accuracy (%) | 12.5 | ours \| theirs | `make x` |" in card
     card = (stage(source, recipe="tiny_imagenet_default", results=source / "none.json") / "README.md").read_text()
-    assert "stem_type: small" in card and "None were given." in card
+    assert "stem_type: small" in card and "None were measured." in card
 
 
 def test_a_processor_with_a_mean_is_described(source, stage):
@@ -330,6 +330,7 @@ def test_a_whitening_leaves_with_the_weights_and_only_with_its_own(source, stage
     (source / "whitening.safetensors").write_bytes(whitening.to_bytes()[:-1])
     with pytest.raises(CheckpointError, match="not a whitening that can be used"):
         stage(source)
+    (source / "whitening.safetensors").unlink()
     replace(whitening, learnt_from="/home/somebody/photos").save(source / "whitening.safetensors")
     with pytest.raises(PublishError, match="holds a path of this machine"):
         stage(source)

@@ -116,7 +116,7 @@ def wrong_row(table: str, row: tuple[Any, ...], dim: int) -> str | None:
             return _wrong_photo(Photo.from_columns(*row[:-1]))
         if table in ("meta", "details"):
             json.loads(row[1])
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, RecursionError) as e:
         return f"cannot be read: {e}"
     return None
 

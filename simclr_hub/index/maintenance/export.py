@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from ... import _files
-from ...errors import IndexWriteError
+from ...errors import IndexWriteError, OutputError
 from ...images import describe
 from ..records import Photo, Root
 from ..store import Store
@@ -23,6 +23,8 @@ from .export_schema import INFO, Header, arrow, schema
 #: Bytes of vectors in a row group, which is what a reader holds in memory.
 GROUP_BYTES = 16 << 20
 PAGE = 256
+#: The kind of file that this writes.
+EXPORT = _files.Kind("an export", (".parquet",))
 
 
 def export_index(
@@ -31,8 +33,7 @@ def export_index(
     """`SimilarityIndex.export` of the store in `file`, and its errors; how many photos."""
     arrow()
     out = Path(out)
-    if out.exists():
-        raise FileExistsError(f"{describe(out)} exists already; choose another name or remove it first")
+    _files.check_output(out, EXPORT)
     with closing(Store(file, read_only=True)) as store, store.reading():
         counts = store.counts()
         header = Header(
@@ -44,7 +45,9 @@ def export_index(
             store.whitening(),
         )
         try:
-            _files.write_file(out, lambda target: _write(target, store, header, progress))
+            _files.write_output(out, lambda target: _write(target, store, header, progress), EXPORT)
+        except (FileExistsError, OutputError):  # something came there meanwhile
+            raise
         except OSError as e:
             raise IndexWriteError(f"{describe(out)}: {e.strerror or e}; nothing was written") from e
     return header.photos

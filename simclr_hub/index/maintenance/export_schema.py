@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import ExportError, MissingExtraError
+from ...scan import Rules
 from ...whitening import Whitening
 from ..store import About
 
+WIDEST = 1 << 17  # of a vector
 LAYOUT = 2  # 1 without whitening
 _KEY, _CHECKSUM_KEY = b"simclr_hub", b"simclr_hub.crc32"  # pages have checksums of their own, the schema has none
 #: Details that are columns of their own, with their Arrow types; what else is known is JSON in `other`.
@@ -108,14 +110,17 @@ def read_header(found: Any, name: str) -> Header:
             int(record["photos"]),
             Whitening.from_bytes(b64decode(record["whitening"])) if "whitening" in record else None,
         )
-        valid = isinstance(about.dim, int) and 0 < about.dim < 1 << 20 and about.metric == "cosine"
-        if not (valid and isinstance(about.fingerprint, dict) and isinstance(about.gps, bool)):
-            raise ValueError(f"made by {record['about']}")
+        valid = type(about.dim) is int and 0 < about.dim < WIDEST and about.metric == "cosine"
+        told = isinstance(about.fingerprint, dict) and all(map(_plain, about.fingerprint.values()))
+        rules = isinstance(about.exclude, list) and all(isinstance(pattern, str) for pattern in about.exclude)
+        if not (valid and told and rules and isinstance(about.gps, bool) and isinstance(about.include_hidden, bool)):
+            raise ValueError(f"made by {shortened(record['about'])}")
+        Rules(tuple(about.exclude))  # which says what is wrong with a pattern
         whitening = header.whitening
-        told = (whitening and whitening.sha256, len(whitening.mean) if whitening else about.dim)
-        if told != (about.fingerprint.get("whitening"), about.dim):
+        agrees = (whitening and whitening.sha256, len(whitening.mean) if whitening else about.dim)
+        if agrees != (about.fingerprint.get("whitening"), about.dim):
             raise ValueError("its whitening is not the one that it tells of")
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as e:
         if isinstance(e, ExportError):
             raise
         raise ExportError(f"{name}: what it tells of the vectors cannot be read: {e}") from e
@@ -126,3 +131,13 @@ def read_header(found: Any, name: str) -> Header:
             there = found.field(at).type if at >= 0 else "missing"
             raise ExportError(f"{name}: its column {field.name} is {there}, not {field.type}")
     return header
+
+
+def _plain(value: Any) -> bool:
+    """Whether a value of a fingerprint is one: what an embedder tells of itself is text, numbers and yes or no."""
+    return value is None or (isinstance(value, (bool, int, float, str)) and len(str(value)) <= 1000)
+
+
+def shortened(value: Any) -> str:
+    """Return a value as text for a message, however long it is."""
+    return text if len(text := repr(value)) <= 120 else f"{text[:117]}..."

@@ -18,12 +18,17 @@ import numpy as np
 from ... import _files
 from ...errors import ExportError, IndexExistsError, IndexNotFoundError
 from ...images import describe
-from ..records import ListingState, Photo, Stamp, file_metadata, is_below
+from ..records import INFO, ListingState, Photo, Stamp, file_metadata, is_below
 from ..store import STORE_NAME, Store
 from .check_store import LENGTH_TOLERANCE
-from .export_schema import INFO, Header, arrow, read_header, schema
+from .export_schema import INFO as COLUMNS
+from .export_schema import Header, arrow, read_header, schema, shortened
 
-BATCH = 256
+BATCH, BATCH_BYTES = 256, 16 << 20
+#: For other programs: the import knows it from the rest.
+NOT_READ = ("path", "bytes", "modified")
+#: Bytes of a text: paths, and JSON of few keys.
+TEXT_LIMIT = 1 << 16
 #: A row group of more bytes than this is refused: it would be held in memory at once.
 GROUP_LIMIT = 1 << 30
 
@@ -39,15 +44,21 @@ def import_index(
     name = describe(path)
     try:
         with pa.OSFile(os.fspath(path)) as source, _files.new_directory(Path(directory)) as partial:
-            file = pa.parquet.ParquetFile(source, page_checksum_verification=True)
-            header = read_header(file.schema_arrow, name)
+            header = read_header(pa.parquet.read_schema(source), name)
+            columns = [field.name for field in schema(header) if field.name not in NOT_READ]
+            # As dictionaries: a text that rows share must not be copied for each of them before it is looked at.
+            texts = [field.name for field in schema(header) if field.type in (pa.string(), pa.binary())]
+            file = pa.parquet.ParquetFile(source, page_checksum_verification=True, read_dictionary=texts)
+            if file.metadata.num_rows != header.photos:
+                raise ExportError(f"{name}: {file.metadata.num_rows:,} rows, but it tells of {header.photos:,}")
             for group in range(file.num_row_groups):
                 size = file.metadata.row_group(group).total_byte_size
                 if size > GROUP_LIMIT:
                     raise ExportError(f"{name}: a row group of {size:,} bytes, more than {GROUP_LIMIT:,}")
             Store.create(partial / STORE_NAME, header.about, header.whitening)
             with closing(Store(partial / STORE_NAME)) as store, store.writing(), store.transaction():
-                _Import(store, header, name).run(file.iter_batches(BATCH, columns=schema(header).names), progress)
+                batch = max(1, min(BATCH, BATCH_BYTES // (4 * header.about.dim)))
+                _Import(store, header, name).run(file.iter_batches(batch, columns=columns), progress)
     except FileNotFoundError as e:
         raise IndexNotFoundError(f"{name}: no such file") from e
     except FileExistsError as e:
@@ -73,13 +84,14 @@ class _Import:
 
     def run(self, batches: Iterator[Any], progress: Callable[[int, int], object] | None) -> None:
         for batch in batches:
+            self._refuse_long_texts(batch)
             vectors = self._vectors(batch)
             rows = batch.drop_columns(["vector", *(["features"] if self._header.whitening else [])]).to_pylist()
             for row, vector in zip(rows, vectors, strict=True):
                 self._row += 1
                 try:
                     self._put(row, vector)
-                except (TypeError, ValueError, OverflowError) as e:
+                except (TypeError, ValueError, OverflowError, RecursionError) as e:
                     raise self._wrong(str(e)) from e
             if progress:
                 progress(self._row, self._header.photos)
@@ -90,6 +102,14 @@ class _Import:
                 self._store.put_distinct(*(bytes.fromhex(content_hash) for content_hash in pair))
             except ValueError as e:
                 raise ExportError(f"{self._name}: a pair of different pictures: {e}") from e
+
+    def _refuse_long_texts(self, batch: Any) -> None:
+        """Look at each text once, before there is one for each row."""
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            if hasattr(column, "dictionary"):
+                for text in column.dictionary:
+                    if text.is_valid and text.as_buffer().size > TEXT_LIMIT:
+                        raise self._wrong(f"or one after it: {name} of {text.as_buffer().size:,} bytes")
 
     def _wrong(self, why: str) -> ExportError:
         return ExportError(f"{self._name}: row {self._row:,}: {why}")
@@ -141,17 +161,19 @@ class _Import:
         root_id, path = self._roots[position], self._checked_path(row["name"])
         if self._store.photo(root_id, path) is not None:
             raise ValueError(f"a second row of {describe(os.fsdecode(path))}")
-        known = self._store.vector(content_hash)
+        known, info = self._store.vector(content_hash), self._info(row)
         if known is None:
             self._store.put_vector(content_hash, vector)
             if row["signature"] is not None:
-                self._store.put_details(content_hash, self._info(row), row["signature"])
+                self._store.put_details(content_hash, info, row["signature"])
         elif not np.array_equal(known, vector):
             raise ValueError(f"another vector of the content {content_hash.hex()}")
         numbers = [int(number) for number in row["stamp"].split()]
-        if len(numbers) != len(Stamp._fields):
-            raise ValueError(f"stamp {row['stamp']!r}")
+        if len(numbers) != len(Stamp._fields) or any(abs(number) >= 1 << 128 for number in numbers):
+            raise ValueError(f"stamp {shortened(row['stamp'])}")
         stamp = Stamp(*numbers)
+        if not 0 <= stamp.size < 1 << 63:
+            raise ValueError(f"a file of {stamp.size} bytes")
         settled = bool(row["settled"])
         self._store.put(Photo(root_id, path, stamp, settled, content_hash, state, metadata=file_metadata(stamp)))
 
@@ -168,10 +190,26 @@ class _Import:
         return here.join(parts)
 
     def _info(self, row: dict[str, Any]) -> dict[str, Any]:
-        other = json.loads(row["other"] or "{}")
+        """Details of a content, each key known and of the type that it must have."""
+        try:
+            other = json.loads(row["other"] or "{}", object_pairs_hook=_once)
+        except RecursionError as e:
+            raise ValueError("other is nested without end") from e
         if not isinstance(other, dict):
-            raise ValueError(f"other {row['other']!r}")
-        info = other | {name: row[name] for name in INFO if row[name] is not None}
-        if row.get("latitude") is not None and row.get("longitude") is not None:
+            raise ValueError(f"other {shortened(row['other'])}")
+        if unknown := sorted(other.keys() - (INFO.keys() - {*COLUMNS, "gps"})):  # those have columns
+            raise ValueError(f"other has the key {shortened(unknown[0])}, which has no place there")
+        info = other | {name: row[name] for name in COLUMNS if row[name] is not None}
+        if row.get("latitude") is not None or row.get("longitude") is not None:
             info["gps"] = [row["latitude"], row["longitude"]]
+        for key, value in info.items():
+            if not INFO[key](value):
+                raise ValueError(f"{key} is {shortened(value)}")
         return info
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys are each there once."""
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("other has a key twice")
+    return found

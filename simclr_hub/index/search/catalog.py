@@ -5,7 +5,6 @@ that a million photos cost neither a million objects nor the reading of a millio
 """
 
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..records import parse_info
 from .arrays import ArrayFile, ArrayWriter, CheckedArray
 
 #: A content hash for numpy: compared and sorted as bytes are, but an item loses the zeros at its end.
@@ -140,8 +140,7 @@ class Catalog:
 
     def _read_metadata(self, row: int, photo: int) -> dict[str, Any]:
         (info,), (own,) = self.info.some(np.array([row])), self.metadata.some(np.array([photo]))
-        metadata: dict[str, Any] = json.loads(info) | json.loads(own)
-        return metadata
+        return parse_info(info) | parse_info(own)
 
     def row_of_photo(self) -> np.ndarray:
         """The row of each photo (P,)."""

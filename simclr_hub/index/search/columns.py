@@ -1,11 +1,11 @@
 """What is known of photos, by key: numbers and words of all photos side by side, to be compared at once."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from ..records import parse_info
 from .arrays import ArrayFile, ArrayWriter, CheckedArray
 from .catalog import Catalog, Texts
 
@@ -63,9 +63,9 @@ def read_metadata(catalog: Catalog) -> Iterator[dict[str, object]]:
         some = rows[at : at + len(texts)]
         at += len(texts)
         own, which = np.unique(some, return_inverse=True)
-        infos = [json.loads(text) for text in catalog.info.some(own)]
+        infos = [parse_info(text) for text in catalog.info.some(own)]
         for text, info in zip(texts, which.tolist(), strict=True):
-            yield infos[info] | json.loads(text)
+            yield infos[info] | parse_info(text)
 
 
 def write_columns(writer: ArrayWriter, columns: dict[str, Column]) -> list[str]:
