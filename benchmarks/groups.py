@@ -9,8 +9,7 @@ Each case is a collection of so many contents, as signatures and vectors of 256 
 - bursts: twelve shots of each scene, alike but for something that moves, each with a re-encoded copy.
 - different: copies, of which a person called 200 pairs different.
 
-Right are: one group of copies, two of two pictures, one a proportion of blank pages. Every member of every group
-agrees with its kept one by construction of the groups.
+Right are: one group of copies, two of two pictures, one for each proportion of blank pages.
 
 Run: python benchmarks/groups.py [--sizes 2000 6000 20000] [--cases copies chain]
 Every row is a process of its own, with one thread. Linux, for the memory's peak.
