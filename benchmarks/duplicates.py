@@ -31,11 +31,12 @@ from PIL import Image, ImageOps
 
 from simclr_hub.embedder import Embedder
 from simclr_hub.images import is_image_name
-from simclr_hub.index.duplicates.calibrate import embed_all
+from simclr_hub.index.duplicates.calibrate import embed_all, same_class
 from simclr_hub.index.duplicates.calibration import Calibration, load_calibration
 from simclr_hub.index.duplicates.default_calibration import is_for_calibration
 from simclr_hub.index.duplicates.edits import border, brighten, contrast, crop, resize, saturate, watermark
 from simclr_hub.index.duplicates.grouping import Contents, Grouping
+from simclr_hub.index.duplicates.likeness import likeness
 from simclr_hub.signature import SIGNATURE_BYTES, as_rows, picture_signature
 
 Edit = Callable[[Image.Image, Random], Image.Image]
@@ -207,7 +208,7 @@ def compare(options: argparse.Namespace) -> None:
     calibration = load_calibration(options.calibration, {**embedder.fingerprint, **told})
     if calibration is None:
         raise SystemExit("no thresholds for this model: simclr-hub calibrate, then --calibration INDEX")
-    found, vectors, signatures = embed_all(embedder, library.files, whitening=whitening)
+    found, vectors, signatures = embed_all(embedder, library.files)
     if len(found) != total:
         raise SystemExit(f"{total - len(found)} copies cannot be read")
     started = time.process_time()
@@ -218,7 +219,7 @@ def compare(options: argparse.Namespace) -> None:
         print(f"{name}: {1e3 * seconds / total:.2f} ms a file with decoding")
     if options.distractors:
         images = distractors(options.distractors, options.distractor_count)
-        _, more, marks = embed_all(embedder, images, whitening=whitening)
+        _, more, marks = embed_all(embedder, images)
         started = time.process_time()
         pairs = our_pairs(np.concatenate([vectors, more]), np.concatenate([signatures, marks]), calibration)
         name, own = f"ours, among {len(more):,} more", (pairs < total).all(1)
@@ -226,15 +227,25 @@ def compare(options: argparse.Namespace) -> None:
         print([(a, b - total) if a < total else (a - total, b - total) for a, b in pairs[~own].tolist()])
         columns[name] = judge(pairs[own], library)
     print_table(columns)
-    threshold = calibration.similar(number)
-    upper = np.triu_indices(number, 1)
-    above = (vectors[:number] @ vectors[:number].T)[upper] >= threshold
-    labels = np.array(library.classes)
-    one_class = (labels[:, None] == labels)[upper]
-    print(
-        f"similar from cosine {threshold:.4f}: {above.sum()} pairs, {100 * one_class[above].mean():.1f} % of one "
-        f"class, {100 * above[one_class].mean():.2f} % of all such"
-    )
+    compared_by = whitening.apply(vectors[:number], normalize=True) if whitening else vectors[:number]
+    pairs, scores = likeness(compared_by)
+    threshold, labels = calibration.similar(number), np.array(library.classes)
+    for what, least in (
+        ("similar", threshold),
+        ("at 90 %", least_at(scores, labels[pairs[:, 0]] == labels[pairs[:, 1]])),
+    ):
+        above = pairs[scores >= least]
+        shares = same_class(above, labels)
+        right, share = 100 * shares["precision_same_class"], 100 * shares["recall_same_class"]
+        print(f"{what}: from {least:.4f} {len(above)} pairs, {right:.1f} % of one class, {share:.2f} % of all such")
+
+
+def least_at(scores: np.ndarray, right: np.ndarray, precision: float = 0.9) -> float:
+    """The lowest score above which this share of the pairs is right."""
+    order = np.argsort(-scores)
+    shares = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
+    enough = np.flatnonzero(shares >= precision)
+    return float(scores[order[enough[-1]]]) if len(enough) else np.inf
 
 
 def print_table(columns: dict[str, dict[str, float]]) -> None:
@@ -274,7 +285,7 @@ def many(number: int) -> None:
     noise = random.standard_normal((len(originals), 256), np.float32) * 0.005
     vectors[originals + 1] = vectors[originals] + noise
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    calibration = Calibration({}, 1, 0.97, [(1e-5, 0.99), (1e-7, 0.995)])
+    calibration = Calibration({}, 1, 0.97, [(1, 0.6)])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started, cpu = time.perf_counter(), time.process_time()
     grouping = Grouping(Contents(vectors, signatures, np.arange(number)), calibration)

@@ -15,8 +15,10 @@ from .index.duplicates.keep import day
 TIERS = {
     "same-bytes": ("same bytes", "Exact copies: any one of them is enough."),
     "same-picture": ("same picture", "One picture, re-encoded, resized or edited. Look before you delete."),
-    "similar": ("similar", "Different pictures of much the same thing. Not duplicates."),
+    "similar": ("similar", "Different pictures of much the same thing. Not duplicates: nothing here is one too many."),
 }
+#: Files of a group that a page shows beside the first.
+MOST_FILES = 100
 
 
 def write_review(
@@ -28,7 +30,7 @@ def write_review(
     most: int = 200,
     force: bool = False,
 ) -> None:
-    """Write the page; of each tier only the first `most` groups are shown, and the page says so.
+    """Write the page; of each tier only the first `most` groups are shown, of each the surest files; the page says so.
 
     Args:
         path: the HTML file, .html or .htm; a page that this package wrote before is replaced.
@@ -53,9 +55,11 @@ def write_review(
         of_tier = [group for group in groups if group.tier == tier]
         shown = [
             {
+                "word": first_word(group),
                 "why": group.why,
-                "keep": _member(group.keep, "keep"),
-                "others": [_member(other, TIERS[other.tier][0]) for other in group.others],
+                "first": _member(group.keep, first_word(group)),
+                "others": [_member(other, relation(other)) for other in group.others[:MOST_FILES]],
+                "more": len(group.others[MOST_FILES:]),
             }
             for group in of_tier[:most]
         ]
@@ -64,6 +68,34 @@ def write_review(
     template = environment.get_template("duplicates.html")
     html = template.render(title=describe(title), note=describe(note), sections=sections)
     write_output(path, lambda file: file.write(html.encode(errors="backslashreplace")), PAGE, force=force)
+
+
+def first_word(group: DuplicateGroup) -> str:
+    """What is said of a group's first file."""
+    return "like" if group.tier == "similar" else "keep"
+
+
+def relation(member: Member) -> str:
+    """How a file stands to its group's first, in words."""
+    return "same file" if member.same_file else TIERS[member.tier][0]
+
+
+def summary(groups: Sequence[DuplicateGroup]) -> str:
+    """What was found, counted by groups and by files, in a sentence or two."""
+    others = [other for group in groups if group.tier != "similar" for other in group.others]
+    copies = [other for other in others if other.same_file is None]
+    # Also a copy of a copy has the same bytes as another file.
+    contents = {member.sha256 for group in groups if group.tier != "similar" for member in (group.keep, *group.others)}
+    firsts = sum(group.tier != "similar" for group in groups)
+    exact = len(copies) + firsts - len(contents)
+    numbers = [f"{sum(group.tier == tier for group in groups):,} {name}" for tier, (name, _) in TIERS.items()]
+    total = sum(int(other.metadata.get("bytes", 0)) for other in copies)
+    names = f" {len(others) - len(copies):,} more names of the same files." if len(others) > len(copies) else ""
+    return (
+        f"{len(groups):,} groups ({', '.join(numbers)}); {len(copies):,} copies of what would be kept, {size(total)}: "
+        f"{exact:,} have the same bytes as another file, {len(copies) - exact:,} only show the same picture.{names} "
+        "Nothing was deleted."
+    )
 
 
 def facts(member: Member) -> list[str]:
@@ -89,7 +121,7 @@ def size(number: int) -> str:
 
 def _member(member: Member, label: str) -> dict[str, str]:
     folder = describe(str(Path(member.path).parent))
-    score = "" if member.tier == "same-bytes" else f"{member.score:.3f}"
+    score = "" if member.tier == "same-bytes" or member.same_file else f"{member.score:.3f}"
     pair = f"one shot with {describe(Path(member.pair).name)}, keep both" if member.pair else ""
     return picture(member.path) | {
         "label": label,

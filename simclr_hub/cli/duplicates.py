@@ -11,7 +11,7 @@ from ..index import SimilarityIndex
 from ..index.duplicates.find import TIERS, DuplicateGroup, Tier
 from ..progress import counting_bar
 from ..review import TIERS as NAMES
-from ..review import facts, size, write_review
+from ..review import facts, first_word, relation, summary, write_review
 from ._output import echo, force_option, json_option, print_json, print_table, short_path
 
 _index_argument = click.argument("index", type=click.Path(path_type=Path))
@@ -53,15 +53,15 @@ def duplicates_command(
                 raise click.UsageError(str(e)) from e
         measured = bool(opened.calibration().measured)
         groups = opened.duplicates(tiers or TIERS, progress=progress)
-    note = f"Found in {index}. " + _summary(groups)
+    note = f"Found in {index}. " + summary(groups)
     if html:
         write_review(html, groups, title="Duplicates", note=note, force=force)
     if as_json:
-        print_json([dataclasses.asdict(group) for group in groups])
+        print_json([group.as_values() for group in groups])
         return
     for number, group in enumerate(groups, 1):
         _print_group(number, group)
-    echo(_summary(groups))
+    echo(summary(groups))
     if not measured and set(tiers) != {"same-bytes"}:
         echo(
             f"No copies were measured with this model: `simclr-hub calibrate {index}` does, then more crops are found."
@@ -101,20 +101,12 @@ def calibrate_command(index: Path, model: str | None, copies: int, as_json: bool
 
 
 def _print_group(number: int, group: DuplicateGroup) -> None:
-    echo(f"{number}. {NAMES[group.tier][0]}: keep {short_path(group.keep.path)}")
-    echo(f"   {group.why}")
+    echo(f"{number}. {NAMES[group.tier][0]}: {first_word(group)} {short_path(group.keep.path)}")
+    if group.why:
+        echo(f"   {group.why}")
     if group.keep.pair:
         echo(f"   and {short_path(group.keep.pair)}: the two are one shot")
     for other in group.others:
-        score = "" if other.tier == "same-bytes" else f" {other.score:.3f}"
-        echo(f"   {NAMES[other.tier][0]}{score}  {short_path(other.path)}  ({', '.join(facts(other))})")
-
-
-def _summary(groups: list[DuplicateGroup]) -> str:
-    copies = [other for group in groups for other in group.others if other.tier != "similar"]
-    numbers = [f"{sum(group.tier == tier for group in groups):,} {NAMES[tier][0]}" for tier in TIERS]
-    total = sum(int(other.metadata.get("bytes", 0)) for other in copies)
-    return (
-        f"{len(groups):,} groups ({', '.join(numbers)}); {len(copies):,} copies of what would be kept, {size(total)}. "
-        "Nothing was deleted."
-    )
+        score = "" if other.tier == "same-bytes" or other.same_file else f" {other.score:.3f}"
+        told = f"one more name of {short_path(other.same_file)}" if other.same_file else ", ".join(facts(other))
+        echo(f"   {relation(other)}{score}  {short_path(other.path)}  ({told})")

@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from simclr_hub.index.duplicates.calibration import (
     load_calibration,
     provisional,
 )
-from simclr_hub.index.duplicates.find import DuplicateGroup
+from simclr_hub.index.duplicates.find import TIERS, DuplicateGroup, Tier
 
 NAMES = ("cat_1", "banana_1", "dress_1", "chess_1", "hat_2", "boat_1")
 
@@ -81,6 +82,77 @@ def test_the_same_picture_in_another_file(index: SimilarityIndex, photos: Path) 
     assert [len(g.others) for g in index.duplicates(["same-bytes"])] == [1, 1]
 
 
+def test_more_names_of_one_file_are_no_copies(index: SimilarityIndex, photos: Path, tmp_path: Path) -> None:
+    os.link(photos / "cat_1.jpg", photos / "a.jpg")
+    os.link(photos / "boat_1.jpg", photos / "b.jpg")
+    shutil.copy(photos / "boat_1.jpg", photos / "a copy of boat_1.jpg")
+    os.link(photos / "a copy of boat_1.jpg", photos / "another copy of boat_1.jpg")
+    smaller(photos / "hat_2.jpg", photos / "small.jpg")
+    os.link(photos / "small.jpg", photos / "small too.jpg")
+    index.sync(photos)
+    boat, hat = certain(index)
+    assert names(boat)[0][0] == "b.jpg" and boat.why.startswith("the oldest")
+    assert {Path(m.path).name: m.same_file and Path(m.same_file).name for m in boat.others} == {
+        "boat_1.jpg": "b.jpg",
+        "a copy of boat_1.jpg": None,
+        "another copy of boat_1.jpg": "a copy of boat_1.jpg",
+    }
+    assert [(Path(m.path).name, bool(m.same_file)) for m in hat.others] == [
+        ("small.jpg", False),
+        ("small too.jpg", True),
+    ]
+    # What is not there may be anything.
+    photos.rename(tmp_path / "unplugged")
+    assert [m.same_file for group in index.duplicates(["same-bytes"]) for m in group.others] == [None] * 5
+
+
+def test_numbers_of_two_disks_are_not_one_file(
+    index: SimilarityIndex, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(photos / "cat_1.jpg", photos / "copy.jpg")
+    index.sync(photos)
+
+    def numbered(**values: int) -> None:
+        def stat(path: str, **options: object) -> SimpleNamespace:
+            return SimpleNamespace(**{"st_dev": path.endswith("copy.jpg"), "st_ino": 7, **values})
+
+        monkeypatch.setattr("simclr_hub.index.duplicates.keep.os.stat", stat)
+
+    found = []
+    for values in ({}, {"st_dev": 1, "st_ino": 0}, {"st_dev": 1}):
+        with monkeypatch.context():
+            numbered(**values)
+            found.append(len(index.duplicates(["same-bytes"])))
+        monkeypatch.undo()
+    assert found == [1, 1, 0]  # two disks; a file system without numbers; one file
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_what_lies_outside_the_trash_comes_first_in_every_tier(
+    index: SimilarityIndex, photos: Path, tmp_path: Path, tier: Tier
+) -> None:
+    aside = photos / ".Trash-1000"
+    aside.mkdir()
+    for path in sorted(photos.glob("*.jpg")):
+        if path.stem not in NAMES[:3]:
+            smaller(path, path, 0.5)
+        elif tier == "same-bytes":
+            os.utime(shutil.copy(path, aside), (1e9, 1e9))  # the oldest
+        else:
+            path.rename(aside / path.name)  # the larger ones are in the trash
+            if tier == "same-picture":
+                smaller(aside / path.name, path, 0.5)
+    index.sync(photos, include_hidden=True)
+    index.sync(aside, include_hidden=True)
+    Calibration(provisional(np.ones((1, 5), np.float32), FakeEmbedder().fingerprint).made_by, 1, 2.0, [(1, 0.2)]).save(
+        index._store.file.with_name(CALIBRATION_NAME)
+    )
+    groups = index.duplicates([tier])
+    asides = [[".Trash" in member.path for member in (group.keep, *group.others)] for group in groups]
+    assert any(any(some) for some in asides)
+    assert not any(some[0] for some in asides if not all(some))
+
+
 def test_photos_that_are_not_there_are_left_out(index: SimilarityIndex, photos: Path) -> None:
     smaller(photos / "cat_1.jpg", photos / "small.jpg").with_name("small.jpg")
     index.sync(photos)
@@ -101,9 +173,9 @@ def test_similar_groups_have_one_file_of_each_picture(index: SimilarityIndex, ph
     smaller(photos / "cat_1.jpg", photos / "small.jpg")
     index.sync(photos)
     # By the colours alone all of these photos are much alike.
-    Calibration(
-        provisional(np.ones((1, 5), np.float32), FakeEmbedder().fingerprint).made_by, 1, 2.0, [(1.0, 0.5)]
-    ).save(index._store.file.with_name(CALIBRATION_NAME))
+    Calibration(provisional(np.ones((1, 5), np.float32), FakeEmbedder().fingerprint).made_by, 1, 2.0, [(1, 0.2)]).save(
+        index._store.file.with_name(CALIBRATION_NAME)
+    )
     found = index.duplicates(["similar"])
     assert found and {group.tier for group in found} == {"similar"}
     in_similar = [Path(m.path).name for group in found for m in (group.keep, *group.others)]
@@ -263,11 +335,11 @@ def test_calibration_needs_photos_that_can_be_read(index: SimilarityIndex, photo
         index.calibrate()
 
 
-def test_similarity_by_chance_depends_on_how_many_there_are() -> None:
-    calibration = Calibration({}, 1, 0.9, [(0.1, 0.5), (0.01, 0.7), (0.001, 0.8)])
-    assert calibration.similar(1) == 0.5 and calibration.similar(10) == 0.7
-    assert calibration.similar(100) == pytest.approx(0.8) and calibration.similar(10**9) == 0.8
-    assert calibration.similar(50) == pytest.approx(0.7 + 0.1 * np.log10(5))
+def test_from_where_on_two_are_similar_depends_on_how_many_there_are() -> None:
+    calibration = Calibration({}, 1, 0.9, [(100, 0.5), (200, 0.6), (400, 0.8)])
+    assert calibration.similar(0) == calibration.similar(1) == calibration.similar(100) == 0.5
+    assert calibration.similar(200) == pytest.approx(0.6) and calibration.similar(10**9) == 0.8
+    assert calibration.similar(283) == pytest.approx(0.7, abs=0.001)
     same = calibration.is_same(np.array([0.954, 0.955, 0.955, 0.97]), np.array([1, 0.9, 0.89, -1]))
     assert same.tolist() == [False, True, False, True]
 
@@ -279,4 +351,5 @@ def test_the_default_checkpoint_comes_with_its_thresholds(tmp_path: Path) -> Non
     assert calibration is not None, "run simclr_hub.index.duplicates.default_calibration for the new checkpoint"
     same = calibration.measured["same_picture"]
     assert same["precision"] >= 0.999 and np.mean(list(same["recall"].values())) > 0.95
-    assert calibration.chance == sorted(calibration.chance, reverse=True)
+    assert calibration.similar_from == sorted(calibration.similar_from)
+    assert calibration.measured["similar"]["precision_same_class"] >= 0.88

@@ -55,10 +55,43 @@ def test_not_a_duplicate_stays(run: Run, photos: Path) -> None:
     )
     assert code == 0
     for groups in (json.loads(out), json.loads(run("duplicates", "p.index", "--json")[1])):
-        members = [str([group["keep"]["path"], *(other["path"] for other in group["others"])]) for group in groups]
+        firsts = [group.get("keep") or group["like"] for group in groups]
+        members = [
+            str([first["path"], *(other["path"] for other in group["others"])])
+            for first, group in zip(firsts, groups, strict=True)
+        ]
         assert members and not any("bird_1.jpg" in some and "small.webp" in some for some in members)
     code, _, err = run("duplicates", "p.index", "--not-duplicate", photos / "bird_1.jpg", "nowhere.jpg")
     assert code == 2 and "nowhere.jpg: not in the index" in err
+
+
+def test_of_similar_pictures_none_is_to_be_kept(run: Run, photos: Path) -> None:
+    code, out, _ = run("duplicates", "p.index", "--tier", "similar", "--html", "d.html")
+    assert code == 0 and "1. similar: like photos/" in out and "keep" not in out.split("groups (")[0]
+    assert "0 copies of what would be kept, 0 bytes" in out
+    page = Path("d.html").read_text()
+    assert "like " in page and 'class="like"' in page
+    assert "keep " not in page.split("<h2>")[1] and 'class="keep"' not in page
+    for group in json.loads(run("duplicates", "p.index", "--tier", "similar", "--json")[1]):
+        assert set(group) == {"tier", "like", "others"}
+
+
+def test_copies_are_counted_by_kind_wherever_they_are(run: Run, photos: Path, tiny_dir: Path) -> None:
+    for name, source in (("a.jpg", "bird_1.jpg"), ("b.webp", "small.webp"), ("c.webp", "small.webp")):
+        shutil.copy(photos / source, photos / name)
+    os.link(photos / "bird_1.jpg", photos / "one more name.jpg")
+    os.link(photos / "boat_1.jpg", photos / "link.jpg")
+    run("index", photos, "-o", "p.index", "--model", tiny_dir)
+    chosen = ("--tier", "same-bytes", "--tier", "same-picture")
+    out = run("duplicates", "p.index", *chosen, "--html", "d.html")[1]
+    small, bird, banana = ((photos / name).stat().st_size for name in ("small.webp", "bird_1.jpg", "banana_1.jpg"))
+    assert "2 groups (1 same bytes, 1 same picture, 0 similar); 5 copies of what would be kept, " in out
+    assert f"{size(3 * small + bird + banana)}: 4 have the same bytes as another file, 1 only show" in out
+    assert "1 more names of the same files." in out and "link.jpg" not in out
+    assert "same file  photos/one more name.jpg  (one more name of photos/" in out
+    assert "<b>same file </b>" in Path("d.html").read_text()
+    members = [m for g in json.loads(run("duplicates", "p.index", *chosen, "--json")[1]) for m in g["others"]]
+    assert [bool(m["same_file"]) for m in members].count(True) == 1 and all(len(m["sha256"]) == 64 for m in members)
 
 
 class Tags(HTMLParser):
@@ -96,12 +129,15 @@ def test_no_name_reaches_the_terminal_as_it_is(run: Run, photos: Path, tiny_dir:
 
 def test_a_page_of_many_groups_says_that_it_is_cut(tmp_path: Path) -> None:
     gone = [
-        Member(f"/gone/{n}.jpg", "same-bytes", 1.0, {"modified": 0.0, "bytes": 5}, "/gone/a.dng") for n in range(3)
+        Member(f"/gone/{n}.jpg", "same-bytes", 1.0, {"modified": 0.0, "bytes": 5}, "", "/gone/a.dng") for n in range(3)
     ]
     groups = [DuplicateGroup("same-bytes", one, "why not", [one]) for one in gone]
     write_review(tmp_path / "d.html", groups, title="t", most=2)
     html = (tmp_path / "d.html").read_text()
     assert "3 groups" in html and "The first 2 are shown." in html and html.count("unreadable") == 4
+    write_review(tmp_path / "d.html", [DuplicateGroup("same-bytes", gone[0], "", gone * 35)], title="t")
+    long = (tmp_path / "d.html").read_text()
+    assert long.count("unreadable") == 101 and "And 5 more." in long
     assert "one shot with a.dng, keep both" in html and "1970-01-01" in html
 
 

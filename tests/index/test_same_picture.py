@@ -66,10 +66,30 @@ def test_a_pair_does_not_depend_on_the_others(originals: np.ndarray) -> None:
         assert alone.score[0] == pytest.approx(together.score[row], abs=1e-4)
 
 
-def test_pictures_without_detail_are_like_nothing() -> None:
-    grey, dark = Image.new("RGB", (40, 30), (128, 128, 128)), Image.new("RGB", (40, 30), (3, 3, 3))
-    rows = signatures([grey, dark])
-    assert compare(unpack(rows), unpack(rows)).score.max() < 0.5
+def page(colour: tuple[int, int, int], size: tuple[int, int] = (40, 30)) -> Image.Image:
+    return Image.new("RGB", size, colour)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_pages_of_one_colour_are_the_same_if_colour_and_proportions_are(aligned: bool) -> None:
+    white = page((255, 255, 255))
+    same = [white, page((254, 254, 254)), page((255, 255, 255), (120, 90)), page((255, 255, 255), (30, 40))]
+    numbered = white.copy()
+    numbered.putpixel((20, 28), (235, 235, 235))
+    different = [page((250, 250, 250)), page((255, 255, 240)), page((255, 255, 255), (40, 40)), numbered]
+    rows = signatures(same + different)
+    scores = compare(unpack(np.repeat(rows[:1], len(rows), 0)), unpack(rows), aligned=aligned).score
+    assert (scores[:4] > 0.98).all() and scores[0] == 1 and scores[1] < 1 and not scores[4:].any()
+    none = unpack(np.zeros_like(rows))
+    assert not compare(none, none).score.any()
+
+
+def test_a_fog_is_like_nothing_but_itself() -> None:
+    fog = [Image.fromarray(np.random.default_rng(seed).integers(90, 110, (30, 40, 3), np.uint8)) for seed in (0, 0, 1)]
+    rows = signatures(fog)
+    assert np.array_equal(rows[0], rows[1])
+    scores = compare(unpack(np.repeat(rows[:1], 3, 0)), unpack(rows)).score
+    assert scores[1] == 1 and scores[2] < 0.5
 
 
 def test_another_colour_is_another_picture() -> None:

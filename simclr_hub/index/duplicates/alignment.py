@@ -35,6 +35,12 @@ def plain_correlations(views: Tensor, picture: Tensor) -> Tensor:
     return (views @ picture[..., None])[..., 0] / energy.sqrt()
 
 
+def own_correlation(pictures: Tensor) -> Tensor:
+    """Of pictures (P, n, n) with themselves, (P,): below 1, the less detail they have, the farther."""
+    energy = (pictures - pictures.mean((1, 2), keepdim=True)).square().mean((1, 2))
+    return energy / (energy + _NOISE**2)
+
+
 def rank_guesses(small_a: Tensor, small_b: Tensor) -> tuple[Tensor, Tensor]:
     """Correlations of the best guesses and their numbers, (P, `_FOLLOWED`) each; number = 8 x guess + orientation.
 

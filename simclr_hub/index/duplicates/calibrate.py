@@ -11,13 +11,14 @@ from PIL import Image
 from ...embedder import Embedding
 from ...errors import ImageError
 from ...images import load_image
-from ...signature import SIGNATURE_VERSION, as_rows, low_frequencies, unpack
+from ...signature import SIGNATURE_VERSION, as_rows, unpack
 from ...whitening import Whitening
 from ..maker import EmbedderLike, unit_vector
-from .calibration import CORRELATION, CORRELATION_ALONE, Calibration, chance_of, identity
-from .candidates import neighbours
+from .calibration import CORRELATION, CORRELATION_ALONE, Calibration, identity
+from .candidates import neighbours, shapes
 from .edits import EDITS
 from .grouping import MIN_SHAPES, NEAREST, NEAREST_BY_SIGNATURE
+from .likeness import likeness, thresholds
 from .same_picture import compare
 
 #: Kinds of copies that the features must tell, since their signatures agree less; and the share that must be found.
@@ -41,9 +42,9 @@ def calibrate(
     Args:
         embedder: the checkpoint.
         paths: N different pictures.
-        vectors: (N, D) of length 1, whitened with `whitening`.
+        vectors: (N, D) of length 1, as the embedder gives them.
         signatures: uint8 (N, 455).
-        whitening: None if the vectors are the embedder's.
+        whitening: with which similar ones are told.
         copies: of how many of them each kind of copy is made.
         classes: of each photo, to say how often similar ones are of the same class.
         progress: called with (done, total) copies.
@@ -61,19 +62,20 @@ def calibrate(
         draw = Random(kind)
         made = (edit(picture, draw) for _, picture in pictures)
         tell = (lambda n, _, base=done: progress(base * len(own) + n, len(EDITS) * len(own))) if progress else None
-        found, copied, marks = embed_all(embedder, made, tell, whitening=whitening)
+        found, copied, marks = embed_all(embedder, made, tell)
         rows = own[found]
         correlations = compare(unpack(signatures[rows]), unpack(marks)).score
         compared[kind] = correlations, np.einsum("pd,pd->p", vectors[rows], copied)
     aligned = np.concatenate([compared[kind][1] for kind in _ALIGNED])
+    compared_by = whitening.apply(vectors, normalize=True) if whitening else vectors
     result = Calibration(
         identity({**embedder.fingerprint, **({"whitening": whitening.sha256} if whitening else {})}),
         SIGNATURE_VERSION,
         round(float(np.quantile(aligned, 1 - _FOUND)), 4),
-        [(rate, round(cosine, 5)) for rate, cosine in chance_of(vectors)],
+        thresholds(compared_by),
     )
     labels = None if classes is None else np.array(classes)
-    result.measured.update(_measured(result, compared, vectors, signatures, labels))
+    result.measured.update(_measured(result, compared, vectors, compared_by, signatures, labels))
     return result
 
 
@@ -81,10 +83,8 @@ def embed_all(
     embedder: EmbedderLike,
     images: Iterable[Any],
     progress: Callable[[int, int], object] | None = None,
-    *,
-    whitening: Whitening | None = None,
 ) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """Positions of the images that can be used, their whitened vectors (N, D) of length 1, signatures (N, 455)."""
+    """Positions of the images that can be used, their vectors (N, D) of length 1, signatures (N, 455)."""
     positions, rows, signatures = [], [], []
     for item in embedder.stream(images, signatures=True):
         if progress:
@@ -95,8 +95,6 @@ def embed_all(
             rows.append(unit)
             signatures.append(item.signature)
     vectors = np.array(rows, np.float32).reshape(-1, embedder.dim)
-    if whitening:
-        vectors = whitening.apply(vectors, normalize=True)
     return positions, vectors, as_rows(signatures)
 
 
@@ -104,30 +102,28 @@ def _measured(
     calibration: Calibration,
     compared: dict[str, tuple[np.ndarray, np.ndarray]],
     originals: np.ndarray,
+    compared_by: np.ndarray,
     signatures: np.ndarray,
     labels: np.ndarray | None,
 ) -> dict[str, Any]:
     """What the thresholds give on the photos that they were measured with."""
-    sources = ((originals, NEAREST, -1.0), (low_frequencies(signatures), NEAREST_BY_SIGNATURE, MIN_SHAPES))
-    pairs = [
+    sources = ((originals, NEAREST, -1.0), (shapes(signatures), NEAREST_BY_SIGNATURE, MIN_SHAPES))
+    candidates = [
         np.sort(np.stack([rows, found], 1)[cosines >= least], 1)
         for vectors, k, least in sources
         for rows, found, cosines in neighbours(vectors, k)
     ]
-    first, second = np.unique(np.concatenate(pairs), axis=0).T
+    first, second = np.unique(np.concatenate(candidates), axis=0).T
     correlations = compare(unpack(signatures[first]), unpack(signatures[second])).score
     cosines = np.einsum("pd,pd->p", originals[first], originals[second])
     wrong = int(calibration.is_same(correlations, cosines).sum())
     found = {kind: float(calibration.is_same(*of_kind).mean()) for kind, of_kind in compared.items()}
     hits = sum(int(calibration.is_same(*of_kind).sum()) for of_kind in compared.values())
-    everything = (originals @ originals.T)[np.triu_indices(len(originals), 1)]
+    pairs, scores = likeness(compared_by)
     threshold = calibration.similar(len(originals))
-    similar: dict[str, Any] = {"cosine": round(threshold, 5), "pairs": int((everything >= threshold).sum())}
+    similar = {"likeness": round(threshold, 5), "pairs": int((scores >= threshold).sum())}
     if labels is not None:
-        one_class = (labels[:, None] == labels)[np.triu_indices(len(originals), 1)]
-        above = everything >= threshold
-        similar["precision_same_class"] = round(float(one_class[above].mean()), 4) if above.any() else None
-        similar["recall_same_class"] = round(float(above[one_class].mean()), 4) if one_class.any() else None
+        similar |= same_class(pairs[scores >= threshold], labels)
     return {
         "photos": len(originals),
         "copies_of_each_kind": len(next(iter(compared.values()))[0]),
@@ -141,6 +137,17 @@ def _measured(
             "precision": round(hits / max(hits + wrong, 1), 5),
         },
         "similar": similar,
+    }
+
+
+def same_class(pairs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """How many of these pairs (P, 2) are of one class, and how many of all such pairs these are."""
+    right = int((labels[pairs[:, 0]] == labels[pairs[:, 1]]).sum())
+    sizes = np.unique(labels, return_counts=True)[1]
+    all_of_one_class = int((sizes * (sizes - 1) // 2).sum())
+    return {
+        "precision_same_class": round(right / max(len(pairs), 1), 4),
+        "recall_same_class": round(right / max(all_of_one_class, 1), 4),
     }
 
 

@@ -5,7 +5,6 @@ never used for another.
 """
 
 import json
-from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from ..._files import write_file
 from ...signature import SIGNATURE_VERSION
+from .likeness import thresholds
 
 #: In an index's directory, and beside the default checkpoint; there also one for whitened vectors.
 CALIBRATION_NAME = "duplicates.json"
@@ -23,8 +23,6 @@ DEFAULT_WHITENED = DEFAULT.with_name("duplicates-whitened.json")
 #: Correlation of two aligned signatures from which they are the same picture if their cosine agrees, and alone. Of the
 #: pairs of different pictures none reached the first when they were chosen; see benchmarks/RESULTS.md.
 CORRELATION, CORRELATION_ALONE = 0.955, 0.97
-#: How many of a photo's neighbours may be called similar by chance.
-CHANCE_NEIGHBOURS = 0.1
 
 
 @dataclass(frozen=True)
@@ -34,15 +32,17 @@ class Calibration:
     Attributes:
         made_by: of the embedder's fingerprint, what `identity` keeps.
         signature_version: of the signatures that it was measured with.
-        cosine: of two vectors, from which `CORRELATION` is enough; above 1 if no copies were measured.
-        chance: pairs (rate, cosine): this share of all pairs of different photos has a larger cosine; falling rates.
+        cosine: of two vectors as the model gave them, from which `CORRELATION` is enough; above 1 if no copies were
+            measured.
+        similar_from: (photos, likeness), ascending: of so many photos two are similar from this likeness on, of
+            vectors as the index compares them.
         measured: what the thresholds gave where they were measured, for people.
     """
 
     made_by: dict[str, str]
     signature_version: int
     cosine: float
-    chance: list[tuple[float, float]]
+    similar_from: list[tuple[int, float]]
     measured: dict[str, Any] = field(default_factory=dict)
 
     def is_same(self, correlations: np.ndarray, cosines: np.ndarray) -> np.ndarray:
@@ -51,18 +51,9 @@ class Calibration:
         return sure | ((correlations >= CORRELATION) & (cosines >= self.cosine))
 
     def similar(self, photos: int) -> float:
-        """The cosine from which two of so many photos are similar: a photo has 0.1 such neighbours by chance."""
-        rate = CHANCE_NEIGHBOURS / max(photos, 1)
-        rates = [-known for known, _ in self.chance]
-        cosines = [cosine for _, cosine in self.chance]
-        at = bisect_left(rates, -rate)
-        if at == 0:
-            return cosines[0]
-        if at == len(rates):
-            return cosines[-1]
-        low, high = self.chance[at - 1], self.chance[at]
-        share = float(np.log(rate / low[0]) / np.log(high[0] / low[0]))
-        return low[1] + share * (high[1] - low[1])
+        """The likeness from which two of so many photos are similar."""
+        sizes, scores = zip(*self.similar_from, strict=True)
+        return float(np.interp(np.log(max(photos, 1)), np.log(sizes), scores))
 
     def save(self, path: Path) -> None:
         """Write it.
@@ -85,27 +76,17 @@ def load_calibration(directory: Path, fingerprint: Mapping[str, Any]) -> Calibra
     for path in (directory / CALIBRATION_NAME, DEFAULT, DEFAULT_WHITENED):
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            calibration = Calibration(**values | {"chance": [(float(r), float(c)) for r, c in values["chance"]]})
+            calibration = Calibration(
+                **values | {"similar_from": [(int(n), float(s)) for n, s in values["similar_from"]]}
+            )
         except (OSError, ValueError, TypeError, KeyError):
             continue
         belongs = calibration.made_by == identity(fingerprint)
-        if belongs and calibration.signature_version == SIGNATURE_VERSION and calibration.chance:
+        if belongs and calibration.signature_version == SIGNATURE_VERSION and calibration.similar_from:
             return calibration
     return None
 
 
 def provisional(vectors: np.ndarray, fingerprint: Mapping[str, Any]) -> Calibration:
-    """Without measured copies: what is similar by chance among these vectors (N, D), and the signatures alone."""
-    return Calibration(identity(fingerprint), SIGNATURE_VERSION, 2.0, chance_of(vectors))
-
-
-def chance_of(vectors: np.ndarray, sample: int = 4000) -> list[tuple[float, float]]:
-    """How near different photos come: (rate, cosine) for as rare rates as the pairs of a sample allow."""
-    if len(vectors) > sample:
-        vectors = vectors[np.sort(np.random.default_rng(0).choice(len(vectors), sample, replace=False))]
-    rows, columns = np.triu_indices(len(vectors), 1)
-    if not len(rows):
-        return [(1.0, 1.0)]
-    cosines = np.sort((vectors @ vectors.T)[rows, columns])
-    rates = [10.0**-power for power in range(1, 8) if 10.0**-power * len(cosines) >= 5] or [1 / len(cosines)]
-    return [(rate, float(np.quantile(cosines, 1 - rate))) for rate in rates]
+    """Without measured copies: what is similar among these vectors (N, D) of the index, and the signatures alone."""
+    return Calibration(identity(fingerprint), SIGNATURE_VERSION, 2.0, thresholds(vectors))

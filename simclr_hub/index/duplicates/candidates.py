@@ -1,7 +1,8 @@
 """Which pairs of pictures are worth comparing: the nearest neighbours by FAISS, block by block.
 
 Unusual: two sources. The features find crops, frames and turns; the low frequencies of the signatures find what the
-features of a weak model lose, such as a copy in grey. Memory grows with N, never with N^2.
+features of a weak model lose, such as a copy in grey. Blank pages, which have no shapes, are near each other by their
+colour. Memory grows with N, never with N^2.
 """
 
 import math
@@ -10,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ...signature import low_frequencies, unpack
 from ..search.faiss_library import faiss
+from .same_picture import is_blank
 
 #: Up to so many vectors every one is compared with every other; above, with those of the nearest lists.
 EXACT = 20_000
@@ -41,6 +44,20 @@ def neighbours(vectors: np.ndarray, k: int, queries: np.ndarray | None = None) -
         scores, found = index.search(np.ascontiguousarray(vectors[block]), k + 1)
         wanted = (found >= 0) & (found != block[:, None])
         yield np.broadcast_to(block[:, None], found.shape)[wanted], found[wanted], scores[wanted]
+
+
+def shapes(signatures: np.ndarray) -> np.ndarray:
+    """What large shapes each signature (N, 455) shows, or which one colour: (N, 63) float32 of length 1, or zero."""
+    result = low_frequencies(signatures)
+    rows = np.flatnonzero(~result.any(1))
+    blank = unpack(signatures[rows])
+    rows, blank = rows[is_blank(blank)], blank[is_blank(blank)]
+    grey, (blue, red) = blank.grey[:, 0, 0], blank.colour[:, :, 0, 0].T
+    # On circles, where what may be the same lies a sixtieth of a turn apart or less; in the highest frequencies, of
+    # which other pictures have least.
+    angles = np.stack([grey * (np.pi / 64), blue * (np.pi / 128), red * (np.pi / 128), 2 * np.abs(blank.shape)], 1)
+    result[rows, -8:] = np.concatenate([np.cos(angles), np.sin(angles)], 1) / 2
+    return result
 
 
 def _build(vectors: np.ndarray) -> Any:

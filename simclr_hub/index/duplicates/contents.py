@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...signature import SIGNATURE_BYTES, as_rows, in_colour
+from ...whitening import Whitening
 from ..store import Store
 from .keep import File
 
@@ -20,13 +21,15 @@ class LiveContents:
         hashes: of the contents.
         files: of each content.
         signatures: uint8 (N, 455); zeros where there is none.
-        vectors: float32 (N, D), whitened where the index is; (N, 0) if they were not asked for.
+        vectors: float32 (N, D) as the model gave them, of length 1; (N, 0) if they were not asked for.
+        whitening: of the index, for what compares whitened vectors.
     """
 
     hashes: list[bytes]
     files: list[list[File]]
     signatures: np.ndarray
     vectors: np.ndarray
+    whitening: Whitening | None
 
 
 def read_contents(store: Store, *, with_vectors: bool = True) -> LiveContents:
@@ -50,15 +53,13 @@ def read_contents(store: Store, *, with_vectors: bool = True) -> LiveContents:
         if row is not None:
             infos[row] = details.info
             signatures[row] = as_rows([details.signature])[0]
-    whitening = store.whitening()
-    dim = whitening.dim if whitening else store.about.dim
-    vectors = np.empty((len(hashes), dim if with_vectors else 0), np.float32)
+    vectors = np.empty((len(hashes), store.about.dim if with_vectors else 0), np.float32)
     if with_vectors:
         found = 0
         for content_hashes, some in store.vector_pages():
             kept = [(row_of[content], i) for i, content in enumerate(content_hashes) if content in row_of]
             rows, positions = [row for row, _ in kept], [i for _, i in kept]
-            vectors[rows] = whitening.apply(some[positions], normalize=True) if whitening else some[positions]
+            vectors[rows] = some[positions]
             found += len(kept)
         if found != len(hashes):
             raise store.damaged(f"{len(hashes) - found} photos without a vector")
@@ -75,4 +76,4 @@ def read_contents(store: Store, *, with_vectors: bool = True) -> LiveContents:
         ]
         for row, content_hash in enumerate(hashes)
     ]
-    return LiveContents(hashes, files, signatures, vectors)
+    return LiveContents(hashes, files, signatures, vectors, store.whitening())

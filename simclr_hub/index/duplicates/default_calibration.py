@@ -37,7 +37,7 @@ def calibrate_default(
     photos = [path for path in folder_images(folder) if is_for_calibration(path.read_bytes())]
     embedder = Embedder(model, runtime="torch")
     whitening = embedder.own_whitening() if whiten else None
-    found, vectors, signatures = embed_all(embedder, photos, whitening=whitening)
+    found, vectors, signatures = embed_all(embedder, photos)
     photos = [photos[position] for position in found]
     classes = [path.parent.name for path in photos]
     with counting_bar("calibrating") as progress:

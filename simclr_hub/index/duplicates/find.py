@@ -1,13 +1,13 @@
 """Files that hold the same bytes, the same picture or a similar one, in groups; nothing is ever deleted.
 
-Unusual: every file but the kept one is told with how it stands to the kept one; and a RAW file and the JPEG of the
-same shot are a pair, not duplicates.
+Unusual: every file but the kept one is told with how it stands to the kept one; a RAW file and the JPEG of the same
+shot are a pair, not duplicates; and several names of one file (hard links, a folder mounted twice) are one file.
 """
 
 import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..store import Store
 from .calibration import Calibration
 from .contents import LiveContents, read_contents
 from .grouping import Contents, Grouping
-from .keep import File, is_raw_name, preference, why_kept
+from .keep import File, is_raw_name, preference, same_files, why_kept
 from .stars import Star
 
 Tier = Literal["same-bytes", "same-picture", "similar"]
@@ -34,14 +34,18 @@ class Member:
         score: 1 for the same bytes; for the same picture the correlation of what both show; for similar ones the
             cosine of the features.
         metadata: what the index knows of it, as `Match.metadata`.
+        sha256: of its bytes, in hexadecimal digits.
         pair: the other file of a RAW and JPEG of one shot.
+        same_file: the path of another member, of whose file this is one more name: no copy, and no bytes to win.
     """
 
     path: str
     tier: Tier
     score: float
     metadata: dict[str, Any]
+    sha256: str
     pair: str | None = None
+    same_file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,8 @@ class DuplicateGroup:
 
     Attributes:
         tier: of its least sure member.
-        keep: the best of them.
-        why: what makes it the best, in words.
+        keep: the best of them; of similar ones only what the others are like, since those are no duplicates.
+        why: what makes it the best, in words; "" for similar ones.
         others: the rest, the surest first.
     """
 
@@ -59,6 +63,13 @@ class DuplicateGroup:
     keep: Member
     why: str
     others: list[Member]
+
+    def as_values(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON; similar ones have a "like" in place of "keep" and "why"."""
+        values = asdict(self)
+        if self.tier == "similar":
+            values = {"tier": self.tier, "like": values["keep"], "others": values["others"]}
+        return values
 
 
 def find_duplicates(
@@ -85,7 +96,7 @@ def find_duplicates(
         apart = {(min(pair), max(pair)) for pair in rows}
         grouping = Grouping(Contents(contents.vectors, contents.signatures, rank, apart), calibration, progress)
         same = grouping.same()
-        similar = grouping.similar(same) if "similar" in tiers else []
+        similar = grouping.similar(same, contents.whitening) if "similar" in tiers else []
     return _Writer(contents, best, shots).groups(same, similar, tiers)
 
 
@@ -109,7 +120,9 @@ class _Writer:
             groups.append(self._group("same-picture", star.kept, members))
         for row, files in enumerate(self._files if "same-bytes" in tiers else []):
             if len(files) > 1 and row not in grouped:
-                groups.append(self._group("same-bytes", row, [(file, "same-bytes", 1.0) for file in files]))
+                group = self._group("same-bytes", row, [(file, "same-bytes", 1.0) for file in files])
+                if any(other.same_file is None for other in group.others):
+                    groups.append(group)
         for star in similar:
             members = [(self._best[row], "similar", score) for row, score in star.others]
             groups.append(self._group("similar", star.kept, [(self._best[star.kept], "same-bytes", 1.0), *members]))
@@ -117,12 +130,16 @@ class _Writer:
 
     def _group(self, tier: Tier, row: int, members: list[tuple[File, Tier, float]]) -> DuplicateGroup:
         kept = self._best[row]
-        members.sort(key=lambda member: (member[0] != kept, TIERS.index(member[1]), -member[2], member[0].path))
-        keep, *others = [self._member(*member) for member in members]
-        return DuplicateGroup(tier, keep, why_kept(sorted((file for file, _, _ in members), key=preference)), others)
+        members.sort(key=lambda member: (member[0] != kept, TIERS.index(member[1]), -member[2], preference(member[0])))
+        names = same_files([file for file, _, _ in members])
+        keep, *others = [self._member(*member, names) for member in members]
+        single = sorted((file for file, _, _ in members if file.path not in names), key=preference)
+        return DuplicateGroup(tier, keep, "" if tier == "similar" else why_kept(single), others)
 
-    def _member(self, file: File, tier: Tier, score: float) -> Member:
-        return Member(file.path, tier, round(min(float(score), 1.0), 4), dict(file.info), self._pair_of.get(file.path))
+    def _member(self, file: File, tier: Tier, score: float, names: dict[str, str]) -> Member:
+        score, path = round(min(float(score), 1.0), 4), file.path
+        content = file.content_hash.hex()
+        return Member(path, tier, score, dict(file.info), content, self._pair_of.get(path), names.get(path))
 
 
 def _shots(files: Iterable[File]) -> list[tuple[File, File]]:

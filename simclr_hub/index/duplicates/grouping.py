@@ -1,13 +1,20 @@
-"""Contents into groups of the same picture, and of similar ones; on arrays, without files or a store."""
+"""Contents into groups of the same picture, and of similar ones; on arrays, without files or a store.
 
+Unusual: one picture in ten thousand files has more copies than anything has neighbours. Equal signatures are one from
+the beginning; then the kept ones of large groups look for each other among what is left, until they find nothing new.
+"""
+
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...signature import low_frequencies, unpack
+from ...signature import unpack
+from ...whitening import Whitening
 from .calibration import Calibration
-from .candidates import neighbours
+from .candidates import neighbours, shapes
+from .likeness import likeness
 from .same_picture import compare
 from .stars import Star, stars
 
@@ -15,8 +22,8 @@ from .stars import Star, stars
 NEAREST, NEAREST_BY_SIGNATURE = 16, 8
 #: Cosine of two signatures' low frequencies below which they are not compared.
 MIN_SHAPES = 0.7
-#: How often what is kept of large groups looks for more: its neighbours were all copies of it.
-_ROUNDS = 3
+#: How often what is kept of large groups looks for more, at most: its neighbours were all copies of it.
+_ROUNDS = 10
 #: Pairs that are compared before progress is told.
 _BLOCK = 1 << 13
 
@@ -26,7 +33,7 @@ class Contents:
     """What is to be grouped, each content once.
 
     Attributes:
-        vectors: float32 (N, D) of length 1.
+        vectors: float32 (N, D) of length 1, as the model gave them.
         signatures: uint8 (N, 455); zeros where there is none.
         rank: (N,), of two the smaller is rather kept.
         apart: pairs of rows, the smaller first, that must not be in one group.
@@ -51,53 +58,68 @@ class Grouping:
         self, contents: Contents, calibration: Calibration, progress: Callable[[int, int], object] | None = None
     ):
         self._contents, self._calibration, self._progress = contents, calibration, progress
-        self._threshold = calibration.similar(len(contents.vectors))
-        self._near: list[np.ndarray] = []  # pairs of rows that are similar by their vectors
 
     def same(self) -> list[Star]:
         """Groups that show the same picture."""
-        contents = self._contents
-        everyone = np.arange(len(contents.vectors))
-        pairs, scores = self._same_pairs(everyone, None)
+        single, equal = _equal(self._contents)
+        pairs, scores = self._same_pairs(single, None)
         groups = self._stars(pairs, scores)
         for _ in range(_ROUNDS):
             crowded = [group.kept for group in groups if len(group.others) >= NEAREST // 2]
-            if not crowded:
-                break
             copies = [row for group in groups for row, _ in group.others]
-            new_pairs, new_scores = self._same_pairs(np.setdiff1d(everyone, copies), np.array(crowded))
-            known = set(map(tuple, pairs.tolist()))
-            fresh = np.array([tuple(pair) not in known for pair in new_pairs.tolist()], bool)
+            new, new_scores = self._same_pairs(np.setdiff1d(single, copies), np.array(crowded, np.int64))
+            fresh = ~np.isin(self._keys(new), self._keys(pairs))
             if not fresh.any():
                 break
-            pairs, scores = np.concatenate([pairs, new_pairs[fresh]]), np.concatenate([scores, new_scores[fresh]])
-            groups = self._stars(pairs, scores)
-        return groups
+            pairs, scores = np.concatenate([pairs, new[fresh]]), np.concatenate([scores, new_scores[fresh]])
+            groups = self._regrouped(groups, new[fresh], pairs, scores)
+        return _with_equal(groups, equal)
 
-    def similar(self, same: list[Star]) -> list[Star]:
-        """Groups of similar pictures, each of them the kept one of its copies; after `same`."""
+    def similar(self, same: list[Star], whitening: Whitening | None = None) -> list[Star]:
+        """Groups of similar pictures with their cosines, each of them the kept one of its copies; after `same`.
+
+        Args:
+            same: what `same` gave.
+            whitening: that the vectors are compared with.
+        """
         contents = self._contents
-        kept = np.arange(len(contents.vectors))
-        for group in same:
-            kept[[row for row, _ in group.others]] = group.kept
-        near = kept[np.concatenate([*self._near, np.empty((0, 2), np.int64)])]
-        pairs = np.unique(np.sort(near[near[:, 0] != near[:, 1]], 1), axis=0)
-        cosines = np.einsum("pd,pd->p", contents.vectors[pairs[:, 0]], contents.vectors[pairs[:, 1]])
-        enough = cosines >= self._threshold
-        return stars(pairs[enough], cosines[enough].clip(max=1), contents.rank, contents.apart)
+        copies = np.array([row for group in same for row, _ in group.others], np.int64)
+        kept = np.setdiff1d(np.arange(len(contents.vectors)), copies)
+        vectors = contents.vectors[kept]
+        if whitening:
+            vectors = whitening.apply(vectors, normalize=True)
+        pairs, scores = likeness(vectors)
+        enough = scores >= self._calibration.similar(len(kept))
+        found = stars(kept[pairs[enough]], scores[enough], contents.rank, contents.apart)
+        result = []
+        for star in found:
+            first, *others = np.searchsorted(kept, [star.kept, *(row for row, _ in star.others)])
+            cosines = (vectors[others] @ vectors[first]).tolist()
+            result.append(Star(star.kept, [(row, c) for (row, _), c in zip(star.others, cosines, strict=True)]))
+        return result
 
     def _stars(self, pairs: np.ndarray, scores: np.ndarray) -> list[Star]:
-        def check(row: int, others: list[int]) -> np.ndarray:
-            rows = np.full(len(others), row)
-            return self._scores(np.stack([rows, np.array(others)], 1))
+        return stars(pairs, scores, self._contents.rank, self._contents.apart, self._scores)
 
-        return stars(pairs, scores, self._contents.rank, self._contents.apart, check)
+    def _regrouped(self, groups: list[Star], new: np.ndarray, pairs: np.ndarray, scores: np.ndarray) -> list[Star]:
+        """The groups, those made again between which new pairs were found."""
+        changed = np.zeros(len(self._contents.vectors), bool)
+        changed[new] = True
+        again = [group for group in groups if changed[group.kept]]
+        changed[[row for group in again for row, _ in group.others]] = True
+        inside = changed[pairs].all(1)
+        return [group for group in groups if not changed[group.kept]] + self._stars(pairs[inside], scores[inside])
+
+    def _keys(self, pairs: np.ndarray) -> np.ndarray:
+        """Each pair (P, 2) as one number, whichever is first."""
+        keys: np.ndarray = pairs.min(1) * len(self._contents.vectors) + pairs.max(1)
+        return keys
 
     def _same_pairs(self, among: np.ndarray, queries: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs (P, 2) of rows of `among` that show the same picture, and their scores (P,); notes similar ones."""
+        """Pairs (P, 2) of rows of `among` that show the same picture, and their scores (P,)."""
         number = len(self._contents.vectors)
         # Each pair once, though both are neighbours of each other or both sources have it; 8 bytes each.
-        found = [pairs.min(1) * number + pairs.max(1) for pairs in self._candidates(among, queries)]
+        found = [self._keys(pairs) for pairs in self._candidates(among, queries)]
         keys = np.unique(np.concatenate([*found, np.empty(0, np.int64)]))
         del found
         pairs: list[np.ndarray] = []
@@ -117,14 +139,10 @@ class Grouping:
         contents = self._contents
         of_query = None if queries is None else np.searchsorted(among, queries)
         vectors = contents.vectors if len(among) == len(contents.vectors) else contents.vectors[among]
-        for rows, found, cosines in neighbours(vectors, NEAREST, of_query):
-            pairs = np.stack([among[rows], among[found]], 1)
-            self._near.append(pairs[cosines >= self._threshold])
-            yield pairs
-        if queries is None:
-            shapes = low_frequencies(contents.signatures)
-            for rows, found, cosines in neighbours(shapes, NEAREST_BY_SIGNATURE):
-                yield np.stack([rows, found], 1)[cosines >= MIN_SHAPES]
+        for rows, found, _ in neighbours(vectors, NEAREST, of_query):
+            yield np.stack([among[rows], among[found]], 1)
+        for rows, found, cosines in neighbours(shapes(contents.signatures[among]), NEAREST_BY_SIGNATURE, of_query):
+            yield np.stack([among[rows], among[found]], 1)[cosines >= MIN_SHAPES]
 
     def _scores(self, pairs: np.ndarray) -> np.ndarray:
         """The correlation of those pairs (P, 2) that show the same picture, else 0."""
@@ -133,3 +151,34 @@ class Grouping:
         correlations = compare(unpack(contents.signatures[first]), unpack(contents.signatures[second])).score
         cosines = np.einsum("pd,pd->p", contents.vectors[first], contents.vectors[second])
         return np.where(self._calibration.is_same(correlations, cosines), correlations, np.float32(0))
+
+
+def _equal(contents: Contents) -> tuple[np.ndarray, dict[int, list[int]]]:
+    """Rows of which no two have one signature, (M,), ascending; and by row the others that have its signature.
+
+    The one that is rather kept stands for the others. Rows that a person set apart stand for themselves.
+    """
+    alone = np.asarray(~contents.signatures.any(1))  # none is there
+    alone[[row for pair in contents.apart for row in pair]] = True
+    rows = np.flatnonzero(~alone)
+    rows = rows[np.argsort(contents.rank[rows], kind="stable")]
+    # Digests rather than the signatures themselves, which sorting would copy.
+    digests = [hashlib.blake2b(contents.signatures[row].tobytes(), digest_size=16).digest() for row in rows]
+    _, first, number = np.unique(np.array(digests, "S16"), return_index=True, return_inverse=True)
+    best = rows[first[number]]
+    equal: dict[int, list[int]] = {}
+    for row, kept in zip(rows[rows != best].tolist(), best[rows != best].tolist(), strict=True):
+        equal.setdefault(kept, []).append(row)
+    return np.sort(np.concatenate([np.flatnonzero(alone), rows[first]])), equal
+
+
+def _with_equal(groups: list[Star], equal: dict[int, list[int]]) -> list[Star]:
+    """The groups and what is equal to what is in them; what has only equal ones is a group of its own."""
+    left = dict(equal)
+    found = []
+    for group in groups:
+        others = [(row, 1.0) for row in left.pop(group.kept, [])]
+        for row, score in group.others:
+            others += [(one, score) for one in (row, *left.pop(row, []))]
+        found.append(Star(group.kept, sorted(others, key=lambda other: (-other[1], other[0]))))
+    return found + [Star(kept, [(row, 1.0) for row in sorted(rows)]) for kept, rows in left.items()]

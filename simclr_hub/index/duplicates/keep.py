@@ -5,6 +5,7 @@ EXIF, size of the file, age, path; and that difference is what the words say.
 """
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -71,6 +72,27 @@ def preference(file: File) -> tuple[Any, ...]:
         len(file.path),
         file.path,
     )
+
+
+def same_files(files: Sequence[File]) -> dict[str, str]:
+    """Which paths are further names of a file (hard links, a folder mounted twice), with the first path of that file.
+
+    Only files of equal content are looked at, as they are now; one that is not there is a file of its own.
+    """
+    first: dict[tuple[bytes, int, int], str] = {}
+    names = {}
+    contents = Counter(file.content_hash for file in files)
+    for file in files:
+        if contents[file.content_hash] > 1:
+            try:
+                status = os.stat(file.path)
+            except (OSError, ValueError):
+                continue
+            if status.st_ino:  # some file systems have no numbers
+                known = first.setdefault((file.content_hash, status.st_dev, status.st_ino), file.path)
+                if known != file.path:
+                    names[file.path] = known
+    return names
 
 
 def why_kept(files: Sequence[File]) -> str:

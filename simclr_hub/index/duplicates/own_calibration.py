@@ -40,7 +40,7 @@ def calibrate_index(
         OSError: it could not be written.
     """
     with store.reading():
-        contents, whitening = read_contents(store), store.whitening()
+        contents = read_contents(store)
     rows = np.arange(len(contents.hashes))
     if len(rows) > _PHOTOS:
         rows = np.sort(np.random.default_rng(0).choice(rows, _PHOTOS, replace=False))
@@ -48,7 +48,7 @@ def calibrate_index(
     paths = [contents.files[row][0].path for row in rows.tolist()]
     # Copies that are among the photos would pass for different pictures that look the same.
     known = Grouping(
-        Contents(vectors, signatures, np.arange(len(rows))), provisional(vectors, store.about.fingerprint)
+        Contents(vectors, signatures, np.arange(len(rows))), provisional(vectors[:1], store.about.fingerprint)
     ).same()
     single = np.setdiff1d(np.arange(len(rows)), [row for star in known for row, _ in star.others]).astype(np.int64)
     calibration = calibrate(
@@ -56,7 +56,7 @@ def calibrate_index(
         [paths[row] for row in single],
         vectors[single],
         signatures[single],
-        whitening=whitening,
+        whitening=contents.whitening,
         copies=copies,
         progress=progress,
     )

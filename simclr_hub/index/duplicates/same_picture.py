@@ -1,7 +1,8 @@
 """Whether two signatures show the same picture: aligned, what they share correlates, and nothing else speaks against.
 
 Unusual: where the alignment came to rest is evidence, too. An edit keeps the proportions and only cuts off; another
-shot of the same thing mostly also shows more on one side.
+shot of the same thing mostly also shows more on one side. A blank page has nothing to correlate: pictures of one
+colour are the same if that and their proportions are.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from .alignment import (
     align,
     all_orientations,
     cell_centres,
+    own_correlation,
     plain_correlations,
     rank_guesses,
     roles,
@@ -33,6 +35,10 @@ MIN_COLOUR = 0.6
 #: The most by which proportions may differ, as log2, and by which the part may stick out of the view, as share of a
 #: side: an edit keeps the one and only cuts off; another shot squeezes and shifts.
 MAX_STRETCH, MAX_OUTSIDE = 0.05, 0.015
+#: By how much an alignment must explain more than the two as they are.
+_BETTER = 1e-3
+#: Levels by which re-encoding shifts a colour; the distance at which the score of two such pictures would be 0.
+_SAME_COLOUR, _FAR = 4.0, 200.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,8 @@ class Agreement:
     """How P pairs of pictures agree; arrays (P,) float32.
 
     Attributes:
-        correlation: of the grey levels where both show the same, at most 1.
+        correlation: of the grey levels where both show the same, at most 1; for two pictures of one colour each, how
+            near these colours are.
         overlap: share of the larger view that both show.
         colour: cosine of the colour differences; 1 if one of the two is grey.
         stretch: difference of the proportions that the alignment leaves, as log2.
@@ -87,19 +94,24 @@ def compare(first: Thumbnails, second: Thumbnails, *, aligned: bool = True) -> A
 
 def _compare(first: Thumbnails, second: Thumbnails, aligned: bool) -> tuple[np.ndarray, ...]:
     a, b = torch.from_numpy(first.grey), all_orientations(torch.from_numpy(second.grey))  # (P, n, n), (P, 8, n, n)
+    plain, nearness = _as_they_are(first, second)
     direct, orientation = plain_correlations(b, a).max(1)
+    # No alignment could explain much more.
+    settled = torch.from_numpy(plain) | (direct + _BETTER >= (own_correlation(a) * own_correlation(b[:, 0])).sqrt())
     count = len(a)
     correlation, overlap = direct.clone(), torch.ones(count)
     placement = torch.tensor([1.0, 0, 1, 0]).repeat(count, 1)
     swapped = torch.zeros(count, dtype=torch.bool)
     rows = torch.empty(0, dtype=torch.long)
-    if aligned:
-        small_a, small_b = F.avg_pool2d(a[:, None], 2)[:, 0], F.avg_pool2d(b, 2)
+    if aligned and not settled.all():
+        rows = (~settled).nonzero()[:, 0]
+        small_a, small_b = F.avg_pool2d(a[rows][:, None], 2)[:, 0], F.avg_pool2d(b[rows], 2)
         ranks, guesses = rank_guesses(small_a, small_b)
-        rows = (ranks[:, 0] >= HOPELESS).nonzero()[:, 0]
+        hopeful = ranks[:, 0] >= HOPELESS
+        rows = rows[hopeful]
     if len(rows):
-        found = align(a[rows], b[rows], small_a[rows], small_b[rows], guesses[rows])
-        better = found[0] > direct[rows] + 1e-3  # as it is, if that explains it as well
+        found = align(a[rows], b[rows], small_a[hopeful], small_b[hopeful], guesses[hopeful])
+        better = found[0] > direct[rows] + _BETTER  # as it is, if that explains it as well
         rows = rows[better]
         for target, value in zip((correlation, overlap, placement, orientation, swapped), found, strict=True):
             target[rows] = value[better]
@@ -109,7 +121,35 @@ def _compare(first: Thumbnails, second: Thumbnails, aligned: bool) -> tuple[np.n
     stretch = np.abs(change + np.log2(placement[:, 2].numpy() / placement[:, 0].numpy()))
     scale, shift = placement[:, 0::2], placement[:, 1::2]
     outside = ((1 + shift.abs()) / scale - 1).amax(1).clamp(min=0) / 2
-    return correlation.numpy(), overlap.numpy(), colour.numpy(), stretch.astype(np.float32), outside.numpy()
+    columns = correlation.numpy(), overlap.numpy(), colour.numpy(), stretch.astype(np.float32), outside.numpy()
+    turn = np.minimum(np.abs(first.shape - second.shape), np.abs(first.shape + second.shape))
+    for column, value in zip(columns, (nearness, 1, 1, turn, 0), strict=True):
+        column[plain] = np.broadcast_to(value, plain.shape)[plain]
+    return columns
+
+
+def _as_they_are(first: Thumbnails, second: Thumbnails) -> tuple[np.ndarray, np.ndarray]:
+    """Which pairs (P,) need no correlating, being equal or of one colour each, and how near those are, 0 to 1."""
+    equal = (first.grey == second.grey).all((1, 2)) & (first.colour == second.colour).all((1, 2, 3))
+    equal &= (first.shape == second.shape) & _is_there(first)
+    blank = is_blank(first) & is_blank(second)
+    grey = np.abs(first.grey.mean((1, 2)) - second.grey.mean((1, 2)))
+    colour = np.abs(first.colour.mean((2, 3)) - second.colour.mean((2, 3))).max(1)
+    distance = np.where(equal, 0, np.maximum(2 * grey, colour))
+    return equal | blank, np.where(distance <= _SAME_COLOUR, 1 - distance / _FAR, 0).astype(np.float32)
+
+
+def is_blank(pictures: Thumbnails) -> np.ndarray:
+    """Which are of one colour, bool (P,)."""
+    # To the last bit: a page with nothing but its number has a cell that is half a level darker.
+    one_grey = (pictures.grey == pictures.grey[:, :1, :1]).all((1, 2))
+    one_colour = (pictures.colour == pictures.colour[:, :, :1, :1]).all((1, 2, 3))
+    return np.asarray(one_grey & one_colour & _is_there(pictures))
+
+
+def _is_there(pictures: Thumbnails) -> np.ndarray:
+    """Which signatures are some: the zeros of one that is not there would be a colour beyond all."""
+    return np.asarray((pictures.colour > -256).any((1, 2, 3)))
 
 
 def _colour_agreement(
