@@ -258,10 +258,11 @@ class Pipeline:
         self._succeed(seen)
 
     def _is_gone(self, photo: Photo) -> bool:
-        if photo.root_id != self._root.id and not _is_mounted(self._roots[photo.root_id].path):
+        file = self._store.locate(photo, self._roots)
+        if photo.root_id != self._root.id and not _is_mounted(self._roots[photo.root_id].path, file):
             return False
         try:
-            found = os.lstat(self._store.locate(photo, self._roots))
+            found = os.lstat(file)
         except (FileNotFoundError, NotADirectoryError):
             return True
         except OSError:
@@ -369,10 +370,18 @@ class Pipeline:
         return describe(os.fsdecode(self._root.join(path)))
 
 
-def _is_mounted(root: bytes) -> bool:
-    """Return whether a root is there and holds anything: an empty folder may be where a disk is mounted."""
+def _is_mounted(root: bytes, file: bytes) -> bool:
+    """Return whether a root is there, and the lowest folder above a file in it that is there holds anything.
+
+    An empty folder may be where a disk is mounted.
+    """
+    if not os.path.isdir(root):
+        return False
+    folder = os.path.dirname(file)
+    while folder != root and not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
     try:
-        with os.scandir(root) as entries:
+        with os.scandir(folder) as entries:
             return next(entries, None) is not None
     except OSError:
         return False

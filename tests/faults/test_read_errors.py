@@ -127,6 +127,18 @@ def test_a_copy_of_a_root_that_is_not_there_is_a_copy(index: SimilarityIndex, ph
     assert index.sync(photos).found == 4 and len(index) == 8
 
 
+def test_a_copy_of_a_disk_inside_a_root_that_is_not_there_is_a_copy(index: SimilarityIndex, photos: Path) -> None:
+    root, copy = photos.parent / "root", photos.parent / "copy"
+    shutil.copytree(photos, root / "disk/album")
+    shutil.copytree(photos, copy)
+    (root / "notes.txt").write_text("the root itself is there")
+    index.sync(root)
+    (root / "disk").rename(photos.parent / "unplugged")
+    (root / "disk").mkdir()
+    report = index.sync(copy)
+    assert (report.copied, report.renamed) == (4, 0) and len(index) == 8
+
+
 def test_a_photo_that_moved_to_another_root_is_renamed(index: SimilarityIndex, photos: Path) -> None:
     index.sync(photos)
     other = photos.parent / "other"
