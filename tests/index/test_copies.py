@@ -134,8 +134,12 @@ def test_files_of_the_same_bytes_are_one_match(index: SimilarityIndex, folder: P
     assert pickle.loads(pickle.dumps(match)) == match and match.copies == [str(folder / "33.png")]
 
 
+@pytest.mark.parametrize("pairs", [find.PAIRS, 0])
 @pytest.mark.parametrize("k", [1, 3, 10])
-def test_one_picture_in_other_files_is_one_match(index: SimilarityIndex, folder: Path, k: int) -> None:
+def test_one_picture_in_other_files_is_one_match(
+    index: SimilarityIndex, folder: Path, k: int, pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(find, "PAIRS", pairs)  # compared at once, or as each line needs them
     for seed in range(12):
         edits(folder, 10 + seed)
     index.sync(folder)

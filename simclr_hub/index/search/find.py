@@ -13,7 +13,7 @@ import numpy as np
 from .catalog import HASH
 from .exact import keep_best
 from .filters import Condition
-from .folding import SHAPE, fold, may_be_copies
+from .folding import SHAPE, Same, fold, near_pairs
 from .match import Match
 from .snapshot import Snapshot
 
@@ -22,6 +22,9 @@ QUERIES = 4096
 #: Contents beyond the k wanted ones that are looked at, so that a few copies among them cost no second search; and the
 #: most that are looked at where copies take all places: 20,000 of one picture.
 SPARE, DEEPEST = 8, 1 << 15
+#: Pairs of results that are compared at once, before it is known which of them folding needs: most of the time a
+#: comparison takes is for the call. With more, many are copies of few, and each line needs few of its own.
+PAIRS = 1024
 #: Numbers that are handled at once.
 NUMBERS = 1 << 22
 
@@ -128,14 +131,20 @@ class Search:
         for start in range(0, len(rows), step):
             some = rows[start : start + step]
             lines = list(range(len(some)))
+            same: Same = partial(self._same_rows, self._same)
             if width <= 256:
-                shapes = self._shapes(some.ravel()).reshape(*some.shape, SHAPE)
-                lines = np.flatnonzero(may_be_copies(shapes)).tolist()
+                line_of, earlier, later = near_pairs(self._shapes(some.ravel()).reshape(*some.shape, SHAPE))
+                if 0 < len(line_of) <= PAIRS:
+                    first, second = some[line_of, earlier], some[line_of, later]
+                    are_same = same(first, second)
+                    line_of = line_of[are_same]
+                    same = _known(set(zip(first[are_same].tolist(), second[are_same].tolist(), strict=True)))
+                lines = np.unique(line_of).tolist()
             for line in lines:
                 shapes = self._shapes(some[line])
                 there = np.flatnonzero((some[line] >= 0) & shapes.any(1))  # what has none is like nothing
                 mine = some[line][there]
-                first = fold(shapes[there], mine, partial(self._same_rows, self._same), self._k)
+                first = fold(shapes[there], mine, same, self._k)
                 for place in np.flatnonzero(first != np.arange(len(first))).tolist():
                     copies.setdefault((start + line) * width + int(there[first[place]]), []).append(int(mine[place]))
                     some[line, there[place]] = -1
@@ -305,3 +314,10 @@ class Search:
         for i in np.flatnonzero(np.isin(rows, [row for mine in own for row in mine])).tolist():
             kept[i] = photos[i] not in own[lines[i]].get(int(rows[i]), ())
         return kept
+
+
+def _known(pairs: set[tuple[int, int]]) -> Same:
+    """Return what says of pairs of rows whether they are among these."""
+    return lambda first, second: np.array(
+        [pair in pairs for pair in zip(first.tolist(), second.tolist(), strict=True)], bool
+    )

@@ -37,10 +37,9 @@ def make_shapes(signatures: Sequence[bytes]) -> np.ndarray:
     return shapes
 
 
-def may_be_copies(lines: np.ndarray) -> np.ndarray:
-    """Which of lines (Q, R, 63) have two rows that may show one picture: bool (Q,)."""
-    near = np.triu(_near(lines, lines), 1)
-    return np.asarray(near.any((1, 2)))
+def near_pairs(lines: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Which rows of lines (Q, R, 63) may show one picture: line, earlier and later place of each pair, (P,) each."""
+    return np.nonzero(np.triu(_near(lines, lines), 1))
 
 
 def fold(shapes: np.ndarray, rows: np.ndarray, same: Same, most: int) -> np.ndarray:
