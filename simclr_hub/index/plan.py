@@ -68,8 +68,10 @@ def _has_new_inodes(listing: Listing, recorded: Mapping[bytes, Photo]) -> bool:
     believed: exFAT, sshfs and others number their files anew at each mount.
     """
     pairs = [(photo.stamp, listing.photos[path]) for path, photo in recorded.items() if path in listing.photos]
-    same = [old.inode == new.inode for old, new in pairs if _same_file(old, new)]
-    return len(same) >= FEWEST_RENUMBERED and same.count(False) >= RENUMBERED * len(same)
+    other = [(old, new) for old, new in pairs if old != new]
+    renumbered = sum(_same_file(old, new) for old, new in other)
+    same = len(pairs) - len(other) + renumbered
+    return same >= FEWEST_RENUMBERED and renumbered >= RENUMBERED * same
 
 
 def _same_file(old: Stamp, new: Stamp) -> bool:
