@@ -18,8 +18,11 @@ HEAVY = "torch torchvision transformers datasets accelerate onnxruntime matplotl
 NEEDED = {"search": {"faiss"}, "duplicates": {"faiss"}, "export": {"faiss", "pyarrow"}, "import": {"faiss", "pyarrow"}}
 
 CHILD = """
-import contextlib, json, sys
+import contextlib, json, os, sys
 import simclr_hub
+from simclr_hub.index import isolated
+for photo in sys.argv[3:]:
+    assert isolated._decode(os.fsencode(photo), 60, 0) is None
 from simclr_hub.cli import main
 for arguments in json.loads(sys.argv[1]):
     with contextlib.redirect_stdout(sys.stderr):
@@ -31,9 +34,12 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
-def assert_light(commands: list[list[str]], folder: Path) -> None:
-    """One child runs them all, since what is loaded only becomes more: those that need something last."""
-    child = [sys.executable, "-W", "error", "-c", CHILD, json.dumps(commands), HEAVY]
+def assert_light(commands: list[list[str]], folder: Path, *suspects: Path) -> None:
+    """One child runs them all, since what is loaded only becomes more: those that need something last.
+
+    Before, it decodes `suspects` as the index does after a crash.
+    """
+    child = [sys.executable, "-W", "error", "-c", CHILD, json.dumps(commands), HEAVY, *suspects]
     run = subprocess.run(child, cwd=folder, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     lines = [json.loads(line) for line in run.stdout.splitlines()]
@@ -62,7 +68,7 @@ def test_commands_on_an_index_load_no_model_and_no_torch(tmp_path: Path, photos:
         ["export", "i", "i.parquet"],
         ["import", "i.parquet", "again"],
     ]
-    assert_light(commands, tmp_path)
+    assert_light(commands, tmp_path, photos / "0.jpg")
 
 
 def test_the_catalog_knows_the_width_of_h_without_transformers() -> None:
