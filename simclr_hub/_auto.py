@@ -5,6 +5,7 @@ the modules that hold transformers' tables, and registers as one of them has bee
 modules, since transformers imports some of its tables while those are still being made.
 """
 
+import copy
 import importlib
 import sys
 from collections.abc import Sequence
@@ -36,18 +37,17 @@ class _Finder(MetaPathFinder):
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name not in _AWAITED:
             return None
-        found = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
-        spec = next((one for one in found if one), None)
+        finders = (finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec"))
+        spec = next((found for finder in finders if (found := finder.find_spec(name, path, target))), None)
         if spec and spec.loader:
-            loader: Any = spec.loader
-            execute = loader.exec_module
+            execute = spec.loader.exec_module
+            loader: Any = copy.copy(spec.loader)  # some finders give one loader for all
 
             def exec_module(module: ModuleType) -> None:
-                del loader.exec_module  # the loader is as it was found
                 execute(module)
                 _register(name)
 
-            loader.exec_module = exec_module
+            loader.exec_module, spec.loader = exec_module, loader
         return spec
 
 
