@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 LINE = [sys.executable, "-c", "from simclr_hub.cli import main; main()"]
@@ -58,7 +58,11 @@ def main() -> None:
     repeat = parser.parse_args().repeat
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        shutil.copytree(str(files("simclr_hub") / "assets" / "sample-photos"), folder / "photos")
+        # Not imported here: on Linux a child's peak is at least what this process takes.
+        package = find_spec("simclr_hub")
+        if package is None or package.origin is None:
+            raise RuntimeError("simclr_hub is not installed")
+        shutil.copytree(Path(package.origin).parent / "assets" / "sample-photos", folder / "photos")
         measure([*LINE, "index", "photos"], folder)
         print("| command | CPU s | peak MB |\n|---|---|---|")
         lines = {f"`{command}`": [*LINE, *command.split()] for command in COMMANDS}
