@@ -5,34 +5,23 @@
     the model in transformers:   SimCLRConfig, SimCLRModel, SimCLRForImageClassification, SimCLRBackbone,
                                  SimCLRImageProcessor
 
-Importing this does not load faiss, datasets or the training code; it registers SimCLR with transformers' Auto classes.
+Importing this loads neither torch nor transformers: each name is imported when it is first asked for, and SimCLR is
+registered with transformers' Auto classes when those are.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from transformers import (
-    AutoBackbone,
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageClassification,
-)
-
-from .configuration_simclr import SimCLRConfig
-from .embedder import Embedder, Embedding, Failure, embed
-from .errors import SimCLRHubError
-from .image_processing_simclr import SimCLRImageProcessor
-from .loading import load
-from .modeling_simclr import SimCLRBackbone, SimCLRForImageClassification, SimCLRModel
-
-AutoConfig.register("simclr", SimCLRConfig, exist_ok=True)
-AutoModel.register(SimCLRConfig, SimCLRModel, exist_ok=True)
-AutoModelForImageClassification.register(SimCLRConfig, SimCLRForImageClassification, exist_ok=True)
-AutoBackbone.register(SimCLRConfig, SimCLRBackbone, exist_ok=True)
-AutoImageProcessor.register(SimCLRConfig, image_processor_classes={"torchvision": SimCLRImageProcessor}, exist_ok=True)
+from . import _auto
 
 if TYPE_CHECKING:
+    from .configuration_simclr import SimCLRConfig
+    from .embedder import Embedder, Embedding, Failure, embed
+    from .errors import SimCLRHubError
+    from .image_processing_simclr import SimCLRImageProcessor
     from .index import Match, SimilarityIndex
+    from .loading import load
+    from .modeling_simclr import SimCLRBackbone, SimCLRForImageClassification, SimCLRModel
 
 __version__ = "0.1.0"
 __all__ = [
@@ -50,11 +39,30 @@ __all__ = [
     "embed",
     "load",
 ]
+#: Module -> what of the table of contents is in it.
+_CONTENTS = {
+    "configuration_simclr": ("SimCLRConfig",),
+    "embedder": ("Embedder", "Embedding", "Failure", "embed"),
+    "errors": ("SimCLRHubError",),
+    "image_processing_simclr": ("SimCLRImageProcessor",),
+    "index": ("Match", "SimilarityIndex"),
+    "loading": ("load",),
+    "modeling_simclr": ("SimCLRBackbone", "SimCLRForImageClassification", "SimCLRModel"),
+}
+_MODULE_OF = {name: module for module, names in _CONTENTS.items() for name in names}
+
+_auto.install()
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Match", "SimilarityIndex"):  # loads sqlite3 and faiss: only when asked for
-        from . import index
+    if name in _CONTENTS:  # as if it had been imported with the package
+        return importlib.import_module(f".{name}", __name__)
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value  # so that this is not called again
+    return value
 
-        return getattr(index, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted(globals().keys() | set(__all__))

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL import Image
 
 from ._files import Kind, check_output, write_output
 from .errors import ImageError
-from .images import describe, load_image
+from .images import FileBytes, decode, describe, load_image, read_source
 from .index.search.match import Match, tell_share
 
 #: How the templates begin, by which a page of this package is known again.
@@ -102,10 +103,19 @@ def picture(source: Any) -> dict[str, str]:
     full = describe(source)
     name = Path(full).name or full
     try:
-        image = Image.fromarray(load_image(source).pixels.permute(1, 2, 0).contiguous().numpy())
+        image = _opened(source)
     except ImageError as e:
         return {"name": name, "full": str(e), "data": ""}
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     return {"name": name, "full": full, "data": base64.b64encode(buffer.getvalue()).decode()}
+
+
+def _opened(source: Any) -> Image.Image:
+    """Anything `load_image` takes as an RGB image; a file without torch."""
+    if isinstance(source, (str, os.PathLike)):
+        source = read_source(source)
+    if isinstance(source, FileBytes):
+        return decode(source.data, source.name)
+    return Image.fromarray(load_image(source).pixels.permute(1, 2, 0).contiguous().numpy())

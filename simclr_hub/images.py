@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from ._text import shown, shown_url
 from .errors import CorruptImageError, ImageError, ImageTooLargeError, UnreadableImageError, UnsupportedImageError
@@ -24,6 +23,9 @@ from .headers import FORMATS, NotReadError, read_picture
 from .metadata import read_info
 from .pixels import loaded_rgb, rgb_of, rgb_of_tensor, tensor_of, to_tensor
 from .web import fetch, is_url
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Larger files are refused unread. Pixels are bounded by Pillow: twice `PIL.Image.MAX_IMAGE_PIXELS`, 179 million.
 MAX_BYTES = 1 << 29
@@ -39,7 +41,7 @@ class LoadedImage:
         info: what the file says about itself, see `metadata.read_info`; {} for arrays and tensors.
     """
 
-    pixels: Tensor
+    pixels: "Tensor"
     content_hash: bytes
     info: dict[str, Any] = field(default_factory=dict)
 
@@ -98,6 +100,8 @@ def load_image(source: Any, *, reduce_to: int | None = None) -> LoadedImage:
         return _hashed(pixels, read_info(source) if info is None else info)
     if isinstance(source, np.ndarray):
         return _hashed(_from_array(source, channels_last=True))
+    from torch import Tensor  # by now one is needed in any case
+
     if isinstance(source, Tensor):
         return _hashed(_from_array(source.detach().cpu().numpy(), channels_last=False))
     if hasattr(source, "read"):
@@ -241,7 +245,7 @@ def _named_errors(name: str) -> Iterator[None]:
         raise CorruptImageError(f"{name}: damaged image: {str(e) or type(e).__name__}") from e
 
 
-def _from_array(array: np.ndarray, *, channels_last: bool) -> Tensor:
+def _from_array(array: np.ndarray, *, channels_last: bool) -> "Tensor":
     name = f"<array of shape {array.shape}, {array.dtype}>"
     if array.ndim == 2:
         array = array[None]
@@ -254,7 +258,7 @@ def _from_array(array: np.ndarray, *, channels_last: bool) -> Tensor:
         return rgb_of_tensor(tensor_of(array))
 
 
-def _hashed(pixels: Tensor, info: dict[str, Any] | None = None) -> LoadedImage:
+def _hashed(pixels: "Tensor", info: dict[str, Any] | None = None) -> LoadedImage:
     digest = hashlib.sha256(f"{pixels.dtype} {tuple(pixels.shape)}".encode())
     digest.update(pixels.numpy().tobytes())
     return LoadedImage(pixels, digest.digest(), info or {})

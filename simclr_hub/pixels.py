@@ -3,19 +3,21 @@
 Travels to the Hub as remote code, so it imports only numpy, Pillow and torch.
 
 Unusual: 16-bit and float images are scaled, not clipped to white, by what is white in their file and never by their
-pixels; transparency lies over white; EXIF orientation and embedded colour profiles are applied.
+pixels; transparency lies over white; EXIF orientation and embedded colour profiles are applied. torch is imported
+where a tensor is made: a picture is decoded without it.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageCms, ImageFile, TiffImagePlugin
-from torch import Tensor
 
 from .colour import to_srgb
 from .headers import FORMATS, LEVELS, NotReadError, is_misread, loaded_levels, read_picture
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -139,12 +141,14 @@ def _to_uint8(values: np.ndarray, black: float, white: float) -> np.ndarray:
     return np.rint(wide.clip(0, full) * (255 / full)).astype(np.uint8)
 
 
-def to_tensor(rgb: Image.Image) -> Tensor:
+def to_tensor(rgb: Image.Image) -> "Tensor":
     """Return an RGB image as (3, H, W) uint8."""
+    import torch
+
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
 
 
-def tensor_of(array: np.ndarray) -> Tensor:
+def tensor_of(array: np.ndarray) -> "Tensor":
     """Return an array as a tensor, copied where torch needs it: read-only, of another byte order, strided.
 
     Raises:
@@ -152,11 +156,13 @@ def tensor_of(array: np.ndarray) -> Tensor:
     """
     if array.dtype.kind not in "iufb" or array.dtype.itemsize > 8:
         raise NotReadError(f"pixels must be uint8, uint16, or float in [0, 1], not {array.dtype}")
+    import torch
+
     native: Any = array.dtype.newbyteorder("=")
     return torch.from_numpy(np.require(array, native, ["C", "W"]))
 
 
-def rgb_of_tensor(x: Tensor) -> Tensor:
+def rgb_of_tensor(x: "Tensor") -> "Tensor":
     """Convert (C, H, W), C of 1, 3, or 4 (RGB and alpha), to (3, H, W): over white, uint8 or float32 in [0, 1].
 
     Raises:
@@ -164,6 +170,8 @@ def rgb_of_tensor(x: Tensor) -> Tensor:
     """
     if x.ndim != 3 or len(x) not in (1, 3, 4) or 0 in x.shape:
         raise NotReadError(f"an image has the shape (C, H, W) or (H, W, C) with C of 1, 3 or 4, not {tuple(x.shape)}")
+    import torch
+
     if x.dtype == torch.uint16:
         x = (x.float() / 257).round().to(torch.uint8)
     if x.dtype == torch.uint8:

@@ -7,11 +7,12 @@ kept on 20 x 20 cells, colour on 5 x 5. The shape is stretched to a square, so t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: First byte of every signature; signatures of two versions cannot be compared.
 SIGNATURE_VERSION = 1
@@ -45,7 +46,7 @@ class Thumbnails:
         return Thumbnails(self.grey[rows], self.colour[rows], self.shape[rows])
 
 
-def picture_signature(pixels: Tensor) -> bytes:
+def picture_signature(pixels: "Tensor") -> bytes:
     """The signature of a picture.
 
     It hardly depends on the size at which the picture was decoded. A tensor whose channels lie together in memory, as
@@ -57,6 +58,9 @@ def picture_signature(pixels: Tensor) -> bytes:
     Raises:
         ValueError: another shape, or no pixels.
     """
+    import torch
+    import torch.nn.functional as F
+
     if pixels.ndim != 3 or pixels.shape[0] != 3 or not pixels.numel():
         raise ValueError(f"pixels of shape {tuple(pixels.shape)}: a picture is (3, H, W) with at least one pixel")
     height, width = pixels.shape[1:]

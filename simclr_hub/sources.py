@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from .archives import archive_images, is_archive
 from .errors import RootUnavailableError, UnreadableImageError
@@ -28,6 +27,8 @@ def as_sources(images: Any, chosen: Iterator[bool] | None = None) -> Any:
         if os.path.isdir(images):
             return folder_images(images)
         return archive_images(images, chosen) if is_archive(images) and not is_url(images) else [images]
+    from torch import Tensor
+
     if isinstance(images, (np.ndarray, Tensor)):
         return images if images.ndim == 4 else [images]
     one = (bytes, bytearray, memoryview, FileBytes, UnusableImage, Image.Image, dict)

@@ -8,9 +8,10 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..configuration_simclr import SimCLRConfig
+if TYPE_CHECKING:
+    from ..configuration_simclr import SimCLRConfig
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class CatalogEntry:
     top1: dict[str, float]
     sources: dict[str, str]
 
+    @property
+    def hidden_size(self) -> int:
+        """Width of h; as `config_of` has it, but without transformers."""
+        return 2048 * self.width_multiplier
+
 
 @cache
 def entries() -> dict[str, CatalogEntry]:
@@ -62,8 +68,10 @@ def entries() -> dict[str, CatalogEntry]:
     return {entry.name: entry for entry in found}
 
 
-def config_of(entry: CatalogEntry) -> SimCLRConfig:
+def config_of(entry: CatalogEntry) -> "SimCLRConfig":
     """The architecture that the checkpoint must turn out to have."""
+    from ..configuration_simclr import SimCLRConfig
+
     head = {"classifier_layer": entry.classifier_layer, "num_labels": 1000}
     if entry.version == 1:  # released without g
         return SimCLRConfig.v1(entry.depth, entry.width_multiplier, **head | {"projection_layers": 0})

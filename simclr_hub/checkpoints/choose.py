@@ -11,7 +11,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from .catalog import config_of, entries
+from .catalog import entries
 
 #: Published protocol -> what of ImageNet's labels such a checkpoint has seen.
 PROTOCOLS = {
@@ -90,7 +90,7 @@ def choices(
             protocol=by,
             top1=top1,
             parameters=measured["parameters"],
-            hidden_size=config_of(entry).hidden_size,
+            hidden_size=entry.hidden_size,
             images_per_second=measured["images_per_second"],
             source=entry.sources["top1"],
         )

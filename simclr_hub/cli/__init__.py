@@ -15,26 +15,27 @@ import click
 
 from ._output import echo, tell_misuse, warnings_and_logs
 
-#: Command -> module below this package that defines it, with the command's name as the function's.
+#: Command -> module below this package that defines it, with the command's name as the function's; what it does, which
+#: `--help` lists without loading any of them.
 COMMANDS = {
-    "demo": "demo",
-    "index": "index",
-    "search": "search",
-    "status": "index",
-    "failures": "index",
-    "prune": "index",
-    "duplicates": "duplicates",
-    "calibrate": "duplicates",
-    "check": "check",
-    "whiten": "whiten",
-    "export": "export",
-    "import": "export",
-    "embed": "embed",
-    "models": "catalog",
-    "convert": "models",
-    "doctor": "doctor",
-    "pretrain": "train",
-    "publish": "publish",
+    "demo": ("demo", "Index the sample photos, search them, write gallery.html."),
+    "index": ("index", "Create an index of a folder, or bring it up to date."),
+    "search": ("search", "Find the photos in INDEX that are most similar to QUERY."),
+    "status": ("index", "What INDEX holds and what made it."),
+    "failures": ("index", "The photos that could not be read, and why."),
+    "prune": ("index", "Forget the photos that are missing."),
+    "duplicates": ("duplicates", "Which photos of INDEX are copies, and which of them to keep."),
+    "calibrate": ("duplicates", "Measure what is the same picture, for the model of INDEX."),
+    "check": ("check", "Is INDEX sound? Repair it if it is not."),
+    "whiten": ("whiten", "Whiten INDEX in place, for better matches; no photo is read."),
+    "export": ("export", "Write the photos of INDEX, with vectors, to a Parquet file."),
+    "import": ("export", "Make a new index of what `export` wrote."),
+    "embed": ("embed", "Write the features of images to a .npz or .parquet file."),
+    "models": ("catalog", "The official checkpoints: accuracy, size, speed."),
+    "convert": ("models", "Make a TensorFlow or PyTorch checkpoint loadable."),
+    "doctor": ("doctor", "What is installed, and whether it computes what it should."),
+    "pretrain": ("train", "Pretrain an encoder by a recipe; goes on where it stopped."),
+    "publish": ("publish", "Put a model on the Hub, with its card and code."),
 }
 
 
@@ -45,9 +46,13 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        module = importlib.import_module(f".{COMMANDS[name]}", __package__)
+        module = importlib.import_module(f".{COMMANDS[name][0]}", __package__)
         command: click.Command = getattr(module, f"{name}_command")
         return command
+
+    def format_commands(self, _: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, what) for name, (_, what) in COMMANDS.items()])
 
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

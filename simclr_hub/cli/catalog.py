@@ -23,7 +23,7 @@ def _count(_context: click.Context, _option: click.Parameter, text: str | None) 
     return float(found[1]) * _UNITS[found[2]]
 
 
-@click.command("models", short_help="The official checkpoints: accuracy, size, speed.")
+@click.command("models")
 @click.option(
     "--labels",
     type=click.Choice(["none", *PROTOCOLS, "all"]),

@@ -11,7 +11,7 @@ from ..progress import counting_bar
 from ._output import echo, json_option, print_json
 
 
-@click.command("check", short_help="Is INDEX sound? Repair it if it is not.")
+@click.command("check")
 @click.argument("index", type=click.Path(path_type=Path))
 @click.option("--repair", is_flag=True, help="If it is damaged, save what is sound; the damaged file is kept.")
 @click.option("--deep", is_flag=True, help="Also read the photos again and embed a few; may be stopped and goes on.")

@@ -17,7 +17,7 @@ QUERY = "banana_1.jpg"
 SHOWN = ("cat_1", "banana_1", "dress_1", "chess_1", "carrots_1", "shoes_2", "watermelon_1", "hat_1")
 
 
-@click.command("demo", short_help="Index the sample photos, search them, write gallery.html.")
+@click.command("demo")
 @click.option(
     "-o",
     "--output",

@@ -26,7 +26,7 @@ TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
 WHITENED = 1e-2
 
 
-@click.command("doctor", short_help="What is installed, and whether it computes what it should.")
+@click.command("doctor")
 @click.option(
     "--distributed",
     is_flag=True,

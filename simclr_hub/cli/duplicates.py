@@ -17,7 +17,7 @@ from ._output import echo, force_option, json_option, print_json, print_table, s
 _index_argument = click.argument("index", type=click.Path(path_type=Path))
 
 
-@click.command("duplicates", short_help="Which photos of INDEX are copies, and which of them to keep.")
+@click.command("duplicates")
 @_index_argument
 @click.option("--tier", "tiers", multiple=True, type=click.Choice(TIERS), help="Only this; may be given again.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write a page to look through.")
@@ -70,7 +70,7 @@ def duplicates_command(
         echo(f"wrote {html}")
 
 
-@click.command("calibrate", short_help="Measure what is the same picture, for the model of INDEX.")
+@click.command("calibrate")
 @_index_argument
 @click.option("--model", help="The model that made it; the recorded one if not given.")
 @click.option("--copies", default=100, show_default=True, type=click.IntRange(min=10), help="Photos that are copied.")

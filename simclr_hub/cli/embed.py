@@ -11,7 +11,6 @@ import numpy as np
 
 from .._files import Kind, check_output, write_output
 from .._text import printable
-from ..embedder import Embedder, Failure
 from ..errors import MissingExtraError, SimCLRHubError
 from ..images import FileBytes, UnusableImage
 from ..progress import progress_bar
@@ -32,7 +31,7 @@ def parse_shard(_: click.Context, __: click.Parameter, text: str) -> tuple[int, 
     return part, parts
 
 
-@click.command("embed", short_help="Write the features of images to a .npz or .parquet file.")
+@click.command("embed")
 @click.argument("images", nargs=-1, required=True, type=click.Path())
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="A .npz or .parquet file.")
 @click.option("--model", help="Official name, directory, Hub id or id@revision; the default checkpoint if not given.")
@@ -67,6 +66,8 @@ def embed_command(
 
     The file has `paths` and `vectors` (N, D) float32, row by row; images that cannot be read are named and left out.
     """
+    from ..embedder import Embedder, Failure
+
     check_output(output, FEATURES, force=force, photos=images)
     write = _write_npz if output.suffix.lower() == ".npz" else _parquet_writer()
     sources, total = every_nth(images, *shard)

@@ -11,7 +11,7 @@ from ..progress import counting_bar
 from ._output import echo, json_option, print_json
 
 
-@click.command("export", short_help="Write the photos of INDEX, with vectors, to a Parquet file.")
+@click.command("export")
 @click.argument("index", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @json_option
@@ -23,7 +23,7 @@ def export_command(index: Path, out: Path, as_json: bool) -> None:
     _tell(photos, out, as_json)
 
 
-@click.command("import", short_help="Make a new index of what `export` wrote.")
+@click.command("import")
 @click.argument("exported", type=click.Path(path_type=Path))
 @click.argument("index", type=click.Path(path_type=Path))
 @json_option

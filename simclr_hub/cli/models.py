@@ -11,7 +11,7 @@ from .._files import FOLDER, check_output
 from ._output import echo, json_option, print_json
 
 
-@click.command("convert", short_help="Make a TensorFlow or PyTorch checkpoint loadable.")
+@click.command("convert")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(

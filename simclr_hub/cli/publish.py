@@ -11,7 +11,7 @@ from ..errors import MissingExtraError
 from ._output import echo, json_option, print_json, print_table
 
 
-@click.command("publish", short_help="Put a model on the Hub, with its card and code.")
+@click.command("publish")
 @click.argument("source", required=False)
 @click.argument("repo", required=False, metavar="[ORG/NAME]")
 @click.option("--private", is_flag=True, help="Make the repository private; refused if it is public already.")

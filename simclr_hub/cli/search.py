@@ -37,7 +37,7 @@ def parse_where(options: Sequence[str]) -> dict[str, Any]:
     return where
 
 
-@click.command("search", short_help="Find the photos in INDEX that are most similar to QUERY.")
+@click.command("search")
 @click.argument("index", type=click.Path(path_type=Path))
 @click.argument("query", nargs=-1, required=True, type=click.Path())
 @click.option("-k", default=10, show_default=True, type=click.IntRange(min=1), help="How many matches.")

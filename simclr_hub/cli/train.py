@@ -8,7 +8,7 @@ from ..errors import MissingExtraError
 from ._output import echo
 
 
-@click.command("pretrain", short_help="Pretrain an encoder by a recipe; goes on where it stopped.")
+@click.command("pretrain")
 @click.argument("recipe")
 @click.argument("settings", nargs=-1, metavar="[key=value ...]")
 @click.option(

@@ -15,7 +15,7 @@ from ..whitening import IMAGES, WHITENING, Whitening
 from ._output import echo, json_option, print_json
 
 
-@click.command("whiten", short_help="Whiten INDEX in place, for better matches; no photo is read.")
+@click.command("whiten")
 @click.argument("what", nargs=-1, required=True, metavar="INDEX | [MODEL] PHOTOS")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="For MODEL: the file to write, *.safetensors.")
 @click.option(

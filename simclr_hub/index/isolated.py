@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import ImageError, UnreadableImageError
-from ..images import FileBytes, describe, load_image, read_file
+from ..images import decode, describe, read_file
 
 #: For one photo.
 SECONDS = 60
@@ -95,7 +95,7 @@ def _decode(path: bytes, seconds: int, memory: int) -> str | None:
         with _limited_reading(seconds):
             data, _ = read_file(path, follow_symlinks=False)
         faulthandler.dump_traceback_later(seconds, exit=True)  # works even while C code runs
-        load_image(FileBytes(name, data))
+        decode(data, name)
     except UnreadableImageError:
         return None  # the sync will see that itself
     except ImageError as e:

@@ -2,15 +2,16 @@
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 
-from ..embedder import Embedder, Embedding, Failure
 from ..errors import IndexMismatchError, SimCLRHubError
 from ..whitening import Whitening
 from .store import Store
+
+if TYPE_CHECKING:
+    from ..embedder import Embedding, Failure
 
 
 class EmbedderLike(Protocol):
@@ -25,7 +26,7 @@ class EmbedderLike(Protocol):
     def fingerprint(self) -> Mapping[str, Any]: ...  # noqa: D102
     def stream(  # noqa: D102
         self, sources: Iterable[Any], *, signatures: bool = False
-    ) -> Iterator[Embedding | Failure]: ...
+    ) -> "Iterator[Embedding | Failure]": ...
 
 
 class Maker:
@@ -62,6 +63,8 @@ class Maker:
                     raise IndexMismatchError(
                         f"{self._file.parent}: made by a model without a name; give it: open(path, model=...)"
                     )
+                from ..embedder import Embedder
+
                 try:
                     embedder = Embedder(name, **_settings(self._about.fingerprint))
                 except (SimCLRHubError, ValueError) as e:
@@ -97,6 +100,8 @@ def as_embedder(model: Any, **settings: Any) -> EmbedderLike:
         TypeError: settings for an embedder that has its own.
     """
     if not is_embedder(model):
+        from ..embedder import Embedder
+
         return Embedder(model, **settings)
     if settings:
         raise TypeError(f"{', '.join(settings)}: an embedder was given, which has its settings already")
@@ -116,6 +121,8 @@ def choose_whitening(model: Any, embedder: EmbedderLike, whiten: Whitening | boo
         CheckpointError: nothing comes with it, but `whiten` is True; or what does is damaged.
         ValueError: a whitening of another model or layer.
     """
+    from ..embedder import Embedder
+
     given = getattr(model, "whitening", None) if whiten is None or whiten is True else whiten
     if isinstance(given, Whitening):
         if isinstance(embedder, Embedder):
@@ -130,6 +137,8 @@ def choose_whitening(model: Any, embedder: EmbedderLike, whiten: Whitening | boo
 
 def _settings(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `Embedder` that a fingerprint tells of."""
+    import torch
+
     return {
         "layer": fingerprint.get("layer", "h"),
         "normalize": fingerprint.get("normalized") == "yes",

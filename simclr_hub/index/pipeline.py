@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .._threads import Pool
-from ..embedder import Embedding, Failure
 from ..errors import CorruptImageError, ImageError, IndexError_, UnreadableImageError
 from ..images import FileBytes, describe, read_file
 from ..scan import Listing
@@ -28,6 +28,9 @@ from .records import Photo, Root, Stamp, file_metadata, is_below
 from .report import SyncReport
 from .spelling import letters
 from .store import Store
+
+if TYPE_CHECKING:
+    from ..embedder import Embedding, Failure
 
 #: A transaction holds what came in this many photos, bytes of their files, or seconds, whatever is first.
 BATCH_PHOTOS, BATCH_BYTES, BATCH_SECONDS = 64, 64 << 20, 2.0
@@ -278,7 +281,9 @@ class Pipeline:
         stamp = self._spellings.get(letters(photo.path).casefold())
         return stamp is not None and stamp.inode == inode
 
-    def _result(self, item: Embedding | Failure) -> None:
+    def _result(self, item: "Embedding | Failure") -> None:
+        from ..embedder import Failure
+
         seen = self._given.pop(item.position, None)
         if seen is None:
             raise RuntimeError(f"the embedder gave a result for position {item.position} that was not asked for")

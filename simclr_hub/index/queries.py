@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from ..embedder import Failure
 from ..images import read_source
 from ..web import is_url
 from ..whitening import Whitening
@@ -71,6 +70,8 @@ def query_vectors(
                 continue
         images.append((row, query))
     if images:
+        from ..embedder import Failure
+
         for item in maker.embedder().stream(image for _, image in images):
             if isinstance(item, Failure):
                 raise item.error

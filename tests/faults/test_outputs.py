@@ -13,7 +13,6 @@ from index_fakes import make_photo, tree_state
 
 from simclr_hub import SimilarityIndex, _files
 from simclr_hub._files import FOLDER, Kind, check_output, check_place, new_directory, write_file, write_output
-from simclr_hub.cli import embed as embed_command
 from simclr_hub.errors import OutputError
 from simclr_hub.gallery import PAGE, write_gallery
 from simclr_hub.index.store import STORE_NAME
@@ -259,7 +258,7 @@ def test_outputs_are_refused_before_the_work(
     def work(*_: object, **__: object) -> None:
         raise AssertionError("it began to work")
 
-    monkeypatch.setattr(embed_command, "Embedder", work)
+    monkeypatch.setattr("simclr_hub.embedder.Embedder", work)
     monkeypatch.setattr(SimilarityIndex, "search", work)
     monkeypatch.setattr(SimilarityIndex, "duplicates", work)
     monkeypatch.setattr(SimilarityIndex, "not_duplicates", work)

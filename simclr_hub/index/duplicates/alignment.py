@@ -7,12 +7,14 @@ part is always sampled at the cells of the larger view, so that a frame around a
 
 import functools
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Standard deviation in grey levels below which a picture has no detail to compare.
-_NOISE = 2.0
+from ...signature import Thumbnails
+from .as_they_are import COLOUR_NOISE, MIN_OVERLAP, NOISE
+
 #: Where alignment begins: which of the two is the larger view (1: the second), by how much, and shifted where.
 _SHIFTS = ((1.1, 0.0, 0.0), (1.2, 0.0, 0.0), *((1.2, x, y) for x in (-0.13, 0.13) for y in (-0.13, 0.13)))
 _GUESSES = ((0, 1.0, 0.0, 0.0), *((larger, *shift) for larger in (0, 1) for shift in _SHIFTS))
@@ -22,23 +24,40 @@ _INVERSE = [0, 3, 2, 1, 4, 5, 6, 7]
 _FOLLOWED, _COARSE_STEPS, _FINE_STEPS = 2, 5, 4
 #: A pair whose best guess correlates less cannot be brought to a match.
 HOPELESS = 0.6
-#: Share of the larger view that both must show.
-MIN_OVERLAP = 0.5
 
 
-def plain_correlations(views: Tensor, picture: Tensor) -> Tensor:
-    """Of views (P, 8, n, n) with a picture (P, n, n), all of both: (P, 8)."""
-    views, picture = views.flatten(2), picture.flatten(1)
-    views, picture = views - views.mean(2, keepdim=True), picture - picture.mean(1, keepdim=True)
-    floor = _NOISE**2 * picture.shape[1]
-    energy = (views.square().sum(2) + floor) * (picture.square().sum(1, keepdim=True) + floor)
-    return (views @ picture[..., None])[..., 0] / energy.sqrt()
+@torch.inference_mode()
+def compare_aligned(
+    first: Thumbnails, second: Thumbnails, least: np.ndarray
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Align P pairs of pictures.
 
+    Args:
+        first: P pictures.
+        second: P pictures.
+        least: (P,), what a correlation must exceed: that of the two as they are.
 
-def own_correlation(pictures: Tensor) -> Tensor:
-    """Of pictures (P, n, n) with themselves, (P,): below 1, the less detail they have, the farther."""
-    energy = (pictures - pictures.mean((1, 2), keepdim=True)).square().mean((1, 2))
-    return energy / (energy + _NOISE**2)
+    Returns:
+        The rows (R,) that do, and the columns of `same_picture.Agreement` for these, (R,) each.
+    """
+    a, b = torch.from_numpy(first.grey), all_orientations(torch.from_numpy(second.grey))  # (P, n, n), (P, 8, n, n)
+    small_a, small_b = F.avg_pool2d(a[:, None], 2)[:, 0], F.avg_pool2d(b, 2)
+    ranks, guesses = rank_guesses(small_a, small_b)
+    rows = (ranks[:, 0] >= HOPELESS).nonzero()[:, 0]
+    if not len(rows):
+        return rows.numpy(), (np.empty(0, np.float32),) * 5
+    found = align(a[rows], b[rows], small_a[rows], small_b[rows], guesses[rows])
+    better = found[0] > torch.from_numpy(least)[rows]
+    kept = rows[better].numpy()
+    correlation, overlap, placement, orientation, swapped = (value[better] for value in found)
+    colour = _colour_agreement(first.colour[kept], second.colour[kept], placement, orientation, swapped)
+    shape, other = first.shape[kept], second.shape[kept]
+    turned = np.where(orientation.numpy() % 2 == 1, -other, other)
+    change = np.where(swapped.numpy(), shape - turned, turned - shape)
+    stretch = np.abs(change + np.log2(placement[:, 2].numpy() / placement[:, 0].numpy()))
+    scale, shift = placement[:, 0::2], placement[:, 1::2]
+    outside = ((1 + shift.abs()) / scale - 1).amax(1).clamp(min=0) / 2
+    return kept, (correlation.numpy(), overlap.numpy(), colour.numpy(), stretch, outside.numpy())
 
 
 def rank_guesses(small_a: Tensor, small_b: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,7 +107,7 @@ def _zoomed_correlations(views: Tensor, part: Tensor, larger: int) -> Tensor:
     flat = views.flatten(2)
     flat = flat - flat.mean(2, keepdim=True)  # so that the variance below is no difference of large numbers
     number = masks.sum(0)
-    floor = _NOISE**2 * number
+    floor = NOISE**2 * number
     energy = (flat**2 @ masks - (flat @ masks) ** 2 / number + floor).transpose(1, 2)  # (P, G, 8)
     own = (parts**2).sum(2, keepdim=True) + floor[:, None]
     return (parts @ flat.transpose(1, 2)) / (energy * own).sqrt()
@@ -169,7 +188,7 @@ def _correlation(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     """Of the last two dimensions, where the weight is 1; pictures without detail correlate with nothing."""
     weight = weight.expand(torch.broadcast_shapes(a.shape, b.shape, weight.shape))
     a, b = _centred(a, weight), _centred(b, weight)
-    floor = _NOISE**2 * _sum(weight)
+    floor = NOISE**2 * _sum(weight)
     both = (_sum(weight * a * a) + floor) * (_sum(weight * b * b) + floor)
     correlation: Tensor = _sum(weight * a * b) / both.sqrt().clamp(min=1e-6)
     return correlation[..., 0, 0]
@@ -207,3 +226,21 @@ def _zoom(cells: int, scale: float, shift: float) -> tuple[Tensor, Tensor]:
     weights = (1 - (((target + 1) * cells - 1) / 2 - torch.arange(cells)[:, None]).T.abs()).clamp(min=0)
     inside = target.abs() + scale / cells <= 1 + 1 / cells
     return weights / weights.sum(1, keepdim=True).clamp(min=1e-6), inside.float()
+
+
+def _colour_agreement(
+    first: np.ndarray, second: np.ndarray, placement: Tensor, orientation: Tensor, swapped: Tensor
+) -> Tensor:
+    a, b = torch.from_numpy(first), all_orientations(torch.from_numpy(second))
+    view, part = roles(a, b[torch.arange(len(a)), orientation], swapped)
+    sampled, _ = sample(part, placement)
+    centres = cell_centres(view.shape[-1])
+    inside_x = (placement[:, 0:1] * centres + placement[:, 1:2]).abs() <= 1
+    inside_y = (placement[:, 2:3] * centres + placement[:, 3:4]).abs() <= 1
+    inside = (inside_x[:, None, :] & inside_y[:, :, None]).float()[:, None]
+
+    def dot(u: Tensor, v: Tensor) -> Tensor:
+        return (inside * u * v).sum((1, 2, 3))
+
+    noise = 2 * COLOUR_NOISE**2 * inside.sum((1, 2, 3))
+    return (dot(view, sampled) + noise) / ((dot(view, view) * dot(sampled, sampled)).sqrt() + noise)

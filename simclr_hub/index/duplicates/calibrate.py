@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...embedder import Embedding
 from ...errors import ImageError
 from ...images import load_image
 from ...signature import SIGNATURE_VERSION, as_rows, unpack
@@ -85,6 +84,8 @@ def embed_all(
     progress: Callable[[int, int], object] | None = None,
 ) -> tuple[list[int], np.ndarray, np.ndarray]:
     """Positions of the images that can be used, their vectors (N, D) of length 1, signatures (N, 455)."""
+    from ...embedder import Embedding
+
     positions, rows, signatures = [], [], []
     for item in embedder.stream(images, signatures=True):
         if progress:

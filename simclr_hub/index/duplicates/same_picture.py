@@ -8,28 +8,12 @@ colour are the same if that and their proportions are.
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from ...signature import Thumbnails
-from .alignment import (
-    HOPELESS,
-    MIN_OVERLAP,
-    align,
-    all_orientations,
-    cell_centres,
-    own_correlation,
-    plain_correlations,
-    rank_guesses,
-    roles,
-    sample,
-)
+from .as_they_are import MIN_OVERLAP, colour_agreement, correlations, own_correlation
 
 #: Pairs that are compared at once: what fits a CPU's cache.
 BLOCK = 256
-#: Colour differences in levels below which a picture is grey.
-_COLOUR_NOISE = 4.0
 #: The least agreement of colours.
 MIN_COLOUR = 0.6
 #: The most by which proportions may differ, as log2, and by which the part may stick out of the view, as share of a
@@ -68,7 +52,6 @@ class Agreement:
         return np.where(passed, self.correlation.clip(0), np.float32(0))
 
 
-@torch.inference_mode()
 def compare(first: Thumbnails, second: Thumbnails, *, aligned: bool = True) -> Agreement:
     """Compare picture i of the first with picture i of the second.
 
@@ -93,35 +76,23 @@ def compare(first: Thumbnails, second: Thumbnails, *, aligned: bool = True) -> A
 
 
 def _compare(first: Thumbnails, second: Thumbnails, aligned: bool) -> tuple[np.ndarray, ...]:
-    a, b = torch.from_numpy(first.grey), all_orientations(torch.from_numpy(second.grey))  # (P, n, n), (P, 8, n, n)
+    count = len(first)
     plain, nearness = _as_they_are(first, second)
-    direct, orientation = plain_correlations(b, a).max(1)
+    found = correlations(first.grey, second.grey)
+    orientation = found.argmax(1)
+    direct = found[np.arange(count), orientation]
+    colour = colour_agreement(first.colour, second.colour, orientation)
+    stretch = np.abs(np.where(orientation % 2 == 1, -second.shape, second.shape) - first.shape)
+    columns = direct, np.ones(count, np.float32), colour, stretch, np.zeros(count, np.float32)
     # No alignment could explain much more.
-    settled = torch.from_numpy(plain) | (direct + _BETTER >= (own_correlation(a) * own_correlation(b[:, 0])).sqrt())
-    count = len(a)
-    correlation, overlap = direct.clone(), torch.ones(count)
-    placement = torch.tensor([1.0, 0, 1, 0]).repeat(count, 1)
-    swapped = torch.zeros(count, dtype=torch.bool)
-    rows = torch.empty(0, dtype=torch.long)
-    if aligned and not settled.all():
-        rows = (~settled).nonzero()[:, 0]
-        small_a, small_b = F.avg_pool2d(a[rows][:, None], 2)[:, 0], F.avg_pool2d(b[rows], 2)
-        ranks, guesses = rank_guesses(small_a, small_b)
-        hopeful = ranks[:, 0] >= HOPELESS
-        rows = rows[hopeful]
-    if len(rows):
-        found = align(a[rows], b[rows], small_a[hopeful], small_b[hopeful], guesses[hopeful])
-        better = found[0] > direct[rows] + _BETTER  # as it is, if that explains it as well
-        rows = rows[better]
-        for target, value in zip((correlation, overlap, placement, orientation, swapped), found, strict=True):
-            target[rows] = value[better]
-    colour = _colour_agreement(first.colour, second.colour, placement, orientation, swapped)
-    turned = np.where(orientation.numpy() % 2 == 1, -second.shape, second.shape)
-    change = np.where(swapped.numpy(), first.shape - turned, turned - first.shape)
-    stretch = np.abs(change + np.log2(placement[:, 2].numpy() / placement[:, 0].numpy()))
-    scale, shift = placement[:, 0::2], placement[:, 1::2]
-    outside = ((1 + shift.abs()) / scale - 1).amax(1).clamp(min=0) / 2
-    columns = correlation.numpy(), overlap.numpy(), colour.numpy(), stretch.astype(np.float32), outside.numpy()
+    most = np.sqrt(own_correlation(first.grey) * own_correlation(second.grey))
+    rows = np.flatnonzero(~(plain | (direct + _BETTER >= most)))
+    if aligned and len(rows):
+        from .alignment import compare_aligned  # with torch
+
+        better, values = compare_aligned(first[rows], second[rows], direct[rows] + _BETTER)
+        for column, value in zip(columns, values, strict=True):
+            column[rows[better]] = value
     turn = np.minimum(np.abs(first.shape - second.shape), np.abs(first.shape + second.shape))
     for column, value in zip(columns, (nearness, 1, 1, turn, 0), strict=True):
         column[plain] = np.broadcast_to(value, plain.shape)[plain]
@@ -150,21 +121,3 @@ def is_blank(pictures: Thumbnails) -> np.ndarray:
 def _is_there(pictures: Thumbnails) -> np.ndarray:
     """Which signatures are some: the zeros of one that is not there would be a colour beyond all."""
     return np.asarray((pictures.colour > -256).any((1, 2, 3)))
-
-
-def _colour_agreement(
-    first: np.ndarray, second: np.ndarray, placement: Tensor, orientation: Tensor, swapped: Tensor
-) -> Tensor:
-    a, b = torch.from_numpy(first), all_orientations(torch.from_numpy(second))
-    view, part = roles(a, b[torch.arange(len(a)), orientation], swapped)
-    sampled, _ = sample(part, placement)
-    centres = cell_centres(view.shape[-1])
-    inside_x = (placement[:, 0:1] * centres + placement[:, 1:2]).abs() <= 1
-    inside_y = (placement[:, 2:3] * centres + placement[:, 3:4]).abs() <= 1
-    inside = (inside_x[:, None, :] & inside_y[:, :, None]).float()[:, None]
-
-    def dot(u: Tensor, v: Tensor) -> Tensor:
-        return (inside * u * v).sum((1, 2, 3))
-
-    noise = 2 * _COLOUR_NOISE**2 * inside.sum((1, 2, 3))
-    return (dot(view, sampled) + noise) / ((dot(view, view) * dot(sampled, sampled)).sqrt() + noise)

@@ -16,7 +16,6 @@ import numpy as np
 
 from ... import _files
 from ..._threads import Pool
-from ...embedder import Failure
 from ...errors import ImageError, SimCLRHubError
 from ...images import FileBytes, describe, read_file
 from ..maker import Maker, unit_vector
@@ -134,6 +133,8 @@ def _check_sample(store: Store, maker: Maker, report: CheckReport) -> None:
     except SimCLRHubError as e:
         report.unverified.append(f"whether the model still gives the same vectors: {e}")
         return
+    from ...embedder import Failure
+
     tolerance = COSINE_TOLERANCE.get(store.about.fingerprint.get("precision", "float32"), COSINE_TOLERANCE_OTHERWISE)
     lowest, name = 1.0, ""
     for item, (image, content_hash) in zip(results, images, strict=True):

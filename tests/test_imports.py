@@ -1,0 +1,119 @@
+"""What is imported when: the light door of every command that needs no model, and SimCLR in the Auto classes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from index.index_fakes import FakeEmbedder
+from PIL import Image
+
+from simclr_hub import SimilarityIndex
+from simclr_hub.checkpoints.catalog import config_of, entries
+from simclr_hub.cli import COMMANDS
+
+#: What costs seconds or hundreds of megabytes, and what of it a command needs for what it does.
+HEAVY = "torch torchvision transformers datasets accelerate onnxruntime matplotlib pyarrow faiss"
+NEEDED = {"search": {"faiss"}, "duplicates": {"faiss"}, "export": {"faiss", "pyarrow"}, "import": {"faiss", "pyarrow"}}
+
+CHILD = """
+import contextlib, json, os, sys
+import simclr_hub
+from simclr_hub.index import isolated
+for photo in sys.argv[3:]:
+    assert isolated._decode(os.fsencode(photo), 60, 0) is None
+from simclr_hub.cli import main
+for arguments in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            main(arguments)
+        except SystemExit as e:
+            code = e.code
+    print(json.dumps([arguments, code, sorted(set(sys.argv[2].split()) & sys.modules.keys())]))
+"""
+
+
+def assert_light(commands: list[list[str]], folder: Path, *suspects: Path) -> None:
+    """One child runs them all, since what is loaded only becomes more: those that need something last.
+
+    Before, it decodes `suspects` as the index does after a crash.
+    """
+    child = [sys.executable, "-W", "error", "-c", CHILD, json.dumps(commands), HEAVY, *suspects]
+    run = subprocess.run(child, cwd=folder, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    lines = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [arguments for arguments, *_ in lines] == commands
+    for arguments, code, loaded in lines:
+        assert code == 0, (arguments, run.stderr)
+        assert set(loaded) <= NEEDED.get(arguments[0], set()), arguments
+
+
+def test_help_and_the_catalog_load_nothing_heavy(tmp_path: Path) -> None:
+    assert_light([["--version"], ["--help"], *([name, "--help"] for name in COMMANDS), ["models"]], tmp_path)
+
+
+def test_commands_on_an_index_load_no_model_and_no_torch(tmp_path: Path, photos: Path) -> None:
+    Image.open(photos / "0.jpg").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(photos / "copy.png")  # compared
+    (photos / "broken.jpg").write_bytes(b"no photo")
+    with SimilarityIndex.create(tmp_path / "i", FakeEmbedder()) as index:
+        index.sync(photos)
+    commands = [
+        ["status", "i"],
+        ["failures", "i"],
+        ["prune", "i"],
+        ["check", "i"],
+        ["search", "i", str(photos / "0.jpg"), "--html", "page.html"],
+        ["duplicates", "i", "--tier", "same-bytes"],
+        ["export", "i", "i.parquet"],
+        ["import", "i.parquet", "again"],
+    ]
+    assert_light(commands, tmp_path, photos / "0.jpg")
+
+
+def test_the_catalog_knows_the_width_of_h_without_transformers() -> None:
+    for entry in entries().values():
+        assert entry.hidden_size == config_of(entry).hidden_size
+
+
+#: What a program may import first, whichever it is; the Auto classes know SimCLR afterwards.
+FIRST = {
+    "simclr_hub, and two threads": """
+import simclr_hub
+from concurrent.futures import ThreadPoolExecutor
+assert "torch" not in sys.modules
+def auto():
+    from transformers import AutoModel
+with ThreadPoolExecutor(2) as pool:
+    for done in [pool.submit(lambda: simclr_hub.SimCLRModel), pool.submit(auto)]:
+        done.result()
+""",
+    "the Auto classes": "from transformers import AutoModel, AutoImageProcessor; import simclr_hub",
+}
+AFTERWARDS = """
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+import simclr_hub
+config = AutoConfig.from_pretrained(sys.argv[1])
+assert type(config) is simclr_hub.SimCLRConfig
+assert type(AutoModel.from_pretrained(sys.argv[1])) is simclr_hub.SimCLRModel
+assert type(AutoModelForImageClassification.from_config(config)) is simclr_hub.SimCLRForImageClassification
+assert type(AutoBackbone.from_config(config)) is simclr_hub.SimCLRBackbone
+assert type(AutoImageProcessor.from_pretrained(sys.argv[1])) is simclr_hub.SimCLRImageProcessor
+"""
+
+
+@pytest.mark.parametrize("first", FIRST)  # each 5 s of importing transformers
+def test_the_auto_classes_know_simclr_whichever_is_imported_first(first: str, tiny_dir: Path) -> None:
+    code = f"import sys\n{FIRST[first]}\n{AFTERWARDS}"
+    run = subprocess.run([sys.executable, "-W", "error", "-c", code, tiny_dir], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_a_finder_that_waits_leaves_everything_else_as_it_is() -> None:
+    from simclr_hub import _auto, modeling_simclr
+
+    finder = _auto._Finder()
+    assert finder.find_spec("json", None) is None
+    spec = finder.find_spec("simclr_hub.modeling_simclr", __import__("simclr_hub").__path__)
+    assert spec is not None and spec.origin == modeling_simclr.__file__
+    assert type(spec.loader) is type(modeling_simclr.__spec__.loader)
