@@ -24,6 +24,7 @@ search --help
 models
 status photos.index
 failures photos.index
+missing photos.index
 prune photos.index
 check photos.index
 search photos.index photos/cat_1.jpg

@@ -77,6 +77,8 @@ def test_status_and_prune(run, index, photos):
     status = json.loads(run("status", index, "--json")[1])
     assert status["missing"] == 1
     assert "missing" in run("status", index)[1]
+    assert json.loads(run("missing", index, "--json")[1]) == [str(photos / "1.jpg")]
+    assert "1.jpg" in run("missing", index)[1]
     code, _, err = run("prune", index)  # one of six is more than 10 %
     assert code == 1 and "force" in err
     assert json.loads(run("prune", index, "--force", "--json")[1]) == {"forgotten": 1}

@@ -61,6 +61,7 @@ def test_commands_on_an_index_load_no_model_and_no_torch(tmp_path: Path, photos:
     commands = [
         ["status", "i"],
         ["failures", "i"],
+        ["missing", "i"],
         ["prune", "i"],
         ["check", "i"],
         ["search", "i", str(photos / "0.jpg"), "--html", "page.html"],

@@ -23,6 +23,7 @@ COMMANDS = {
     "search": ("search", "Find the photos in INDEX that are most similar to QUERY."),
     "status": ("index", "What INDEX holds and what made it."),
     "failures": ("index", "The photos that could not be read, and why."),
+    "missing": ("index", "The photos that were not there at the last sync."),
     "prune": ("index", "Forget the photos that are missing."),
     "duplicates": ("duplicates", "Which photos of INDEX are copies, and which of them to keep."),
     "calibrate": ("duplicates", "Measure what is the same picture, for the model of INDEX."),

@@ -1,4 +1,4 @@
-"""`index`, `status`, `failures`, `prune`: the similarity index from the command line."""
+"""`index`, `status`, `failures`, `missing`, `prune`: the similarity index from the command line."""
 
 import dataclasses
 import os
@@ -171,7 +171,7 @@ def print_report(report: SyncReport, index: Path) -> None:
     for reason, n in sorted(report.skipped.items()):
         echo(f"  {n:,} skipped: {reason}")
     if report.missing:
-        echo(f"  {report.missing:,} missing, kept: `simclr-hub prune {index}` forgets them")
+        echo(f"  {report.missing:,} missing, kept: `simclr-hub missing {index}` lists them, `prune` forgets them")
     if report.failed:
         echo(f"  {report.failed:,} could not be read: `simclr-hub failures {index}` says why")
 
@@ -213,6 +213,19 @@ def failures_command(index: Path, as_json: bool) -> None:
     else:
         reasons = [error.removeprefix(f"{describe(path)}: ") for path, error in failures]
         print_table(["photo", "error"], [(short_path(f[0]), why) for f, why in zip(failures, reasons, strict=True)])
+
+
+@click.command("missing")
+@_index_argument
+@json_option
+def missing_command(index: Path, as_json: bool) -> None:
+    """List the photos that were not there at the last sync of their folder; `prune` forgets them."""
+    with SimilarityIndex.open(index) as opened:
+        paths = opened.missing()
+    if as_json:
+        print_json(paths)
+    else:
+        print_table(["photo"], [(short_path(path),) for path in paths])
 
 
 @click.command("prune")

@@ -98,6 +98,7 @@ def test_no_command_prints_what_a_terminal_obeys(
     for arguments in (
         ["status", index],
         ["failures", index],
+        ["missing", index],
         ["check", index, "--deep"],
         ["search", index, photo, photo, "--html", f"p{HOSTILE}.html"],
         ["search", index, photo, "--path", HOSTILE],
