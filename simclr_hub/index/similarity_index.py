@@ -512,6 +512,7 @@ class SimilarityIndex:
             IndexExistsError: there is something at `directory`.
             IndexNotFoundError: there is no file at `path`.
             MissingExtraError: pyarrow is not installed.
+            OutputError: `directory` lies below a photo folder that the file tells of.
         """
         import_index(path, directory, progress=progress)
         return cls.open(directory, model)

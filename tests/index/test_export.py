@@ -16,7 +16,7 @@ import pytest
 from index_fakes import DIM, FakeEmbedder, check_index, make_photo
 from PIL import Image
 
-from simclr_hub.errors import ExportError, IndexExistsError, IndexNotFoundError
+from simclr_hub.errors import ExportError, IndexExistsError, IndexNotFoundError, OutputError
 from simclr_hub.index import SimilarityIndex, pipeline
 from simclr_hub.index.maintenance import export, import_export
 
@@ -128,6 +128,13 @@ def test_nothing_is_overwritten(filled: SimilarityIndex, exported: Path, tmp_pat
     with pytest.raises(IndexNotFoundError, match="nowhere.parquet: no such file"):
         SimilarityIndex.from_export(tmp_path / "nowhere.parquet", tmp_path / "new.index")
     assert exported.read_bytes() == data and not (tmp_path / "new.index").exists()
+
+
+def test_nothing_is_made_below_the_photos_that_a_file_tells_of(exported: Path, photos: Path) -> None:
+    before = sorted(photos.rglob("*"))
+    with pytest.raises(OutputError, match="in the photo folder"):
+        SimilarityIndex.from_export(exported, photos / "made/again")
+    assert sorted(photos.rglob("*")) == before
 
 
 def test_rows_go_through_in_groups(filled: SimilarityIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,14 +9,14 @@ import ntpath
 import os
 import posixpath
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
 from ... import _files
-from ...errors import ExportError, IndexExistsError, IndexNotFoundError
+from ...errors import ExportError, IndexExistsError, IndexNotFoundError, OutputError
 from ...images import describe
 from ..records import INFO, ListingState, Photo, Stamp, file_metadata, is_below
 from ..store import STORE_NAME, Store
@@ -43,8 +43,11 @@ def import_index(
     pa = arrow()
     name = describe(path)
     try:
-        with pa.OSFile(os.fspath(path)) as source, _files.new_directory(Path(directory)) as partial:
+        with pa.OSFile(os.fspath(path)) as source, ExitStack() as made:
             header = read_header(pa.parquet.read_schema(source), name)
+            roots = _checked_roots(header, name)
+            _files.check_place(Path(directory), [os.fsdecode(root) for root, _ in roots])
+            partial = made.enter_context(_files.new_directory(Path(directory)))
             columns = [field.name for field in schema(header) if field.name not in NOT_READ]
             # As dictionaries: a text that rows share must not be copied for each of them before it is looked at.
             texts = [field.name for field in schema(header) if field.type in (pa.string(), pa.binary())]
@@ -58,7 +61,9 @@ def import_index(
             Store.create(partial / STORE_NAME, header.about, header.whitening)
             with closing(Store(partial / STORE_NAME)) as store, store.writing(), store.transaction():
                 batch = max(1, min(BATCH, BATCH_BYTES // (4 * header.about.dim)))
-                _Import(store, header, name).run(file.iter_batches(batch, columns=columns), progress)
+                _Import(store, header, roots, name).run(file.iter_batches(batch, columns=columns), progress)
+    except OutputError:
+        raise
     except FileNotFoundError as e:
         raise IndexNotFoundError(f"{name}: no such file") from e
     except FileExistsError as e:
@@ -68,19 +73,40 @@ def import_index(
     return header.photos
 
 
+def _checked_roots(header: Header, name: str) -> list[tuple[bytes, ListingState]]:
+    """Return the root folders of a file, absolute, each with how its last listing ended.
+
+    Raises:
+        ExportError: one is no such path, contains another, or was listed in no way that there is.
+    """
+    roots: list[tuple[bytes, ListingState]] = []
+    for path, listing in header.roots:
+        root = os.fsencode(path)
+        absolute = posixpath.isabs(path) or ntpath.isabs(path)  # it may come from another system
+        if not absolute or b"\0" in root or ".." in path.replace("\\", "/").split("/"):
+            raise ExportError(f"{name}: a root folder {describe(path)}: not an absolute path")
+        if any(is_below(root, other) or is_below(other, root) for other, _ in roots):
+            raise ExportError(f"{name}: root folders that contain one another: {describe(path)}")
+        if listing not in get_args(ListingState):
+            raise ExportError(f"{name}: a root folder's listing: {listing!r}")
+        roots.append((root, listing))  # type: ignore[arg-type]
+    return roots
+
+
 class _Import:
     """Rows to a new store.
 
     Args:
         store: empty; a transaction is open.
         header: of the file.
+        roots: its root folders.
         name: of the file, for messages.
     """
 
-    def __init__(self, store: Store, header: Header, name: str):
+    def __init__(self, store: Store, header: Header, roots: list[tuple[bytes, ListingState]], name: str):
         self._store, self._header, self._name = store, header, name
         self._row = 0
-        self._roots = [store.put_root(*root).id for root in self._checked_roots()]
+        self._roots = [store.put_root(*root).id for root in roots]
 
     def run(self, batches: Iterator[Any], progress: Callable[[int, int], object] | None) -> None:
         for batch in batches:
@@ -113,20 +139,6 @@ class _Import:
 
     def _wrong(self, why: str) -> ExportError:
         return ExportError(f"{self._name}: row {self._row:,}: {why}")
-
-    def _checked_roots(self) -> list[tuple[bytes, ListingState]]:
-        roots: list[tuple[bytes, ListingState]] = []
-        for path, listing in self._header.roots:
-            root = os.fsencode(path)
-            absolute = posixpath.isabs(path) or ntpath.isabs(path)  # it may come from another system
-            if not absolute or b"\0" in root or ".." in path.replace("\\", "/").split("/"):
-                raise ExportError(f"{self._name}: a root folder {describe(path)}: not an absolute path")
-            if any(is_below(root, other) or is_below(other, root) for other, _ in roots):
-                raise ExportError(f"{self._name}: root folders that contain one another: {describe(path)}")
-            if listing not in get_args(ListingState):
-                raise ExportError(f"{self._name}: a root folder's listing: {listing!r}")
-            roots.append((root, listing))  # type: ignore[arg-type]
-        return roots
 
     def _vectors(self, batch: Any) -> np.ndarray:
         """The batch's vectors (N, D) as the model gave them, checked."""
