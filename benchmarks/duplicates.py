@@ -241,7 +241,7 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def least_at(scores: np.ndarray, right: np.ndarray, precision: float = 0.9) -> float:
-    """The lowest score above which this share of the pairs is right."""
+    """Return the lowest score above which this share of the pairs is right."""
     order = np.argsort(-scores)
     shares = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
     enough = np.flatnonzero(shares >= precision)

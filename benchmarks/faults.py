@@ -104,7 +104,7 @@ def io(folder: Path, count: int, seed: int) -> None:
 
 
 def of_folders(name: str) -> Callable[[Path, int, int], None]:
-    """A campaign of tests/faults/test_campaigns.py, whose losses are counted."""
+    """Run a campaign of tests/faults/test_campaigns.py and count its losses."""
 
     def run(folder: Path, count: int, seed: int) -> None:
         result = getattr(importlib.import_module("test_campaigns"), name)(folder, count, seed)

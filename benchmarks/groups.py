@@ -35,19 +35,19 @@ Case = Callable[[int, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 
 def scene(random: np.random.Generator, width: int = 6, pixels: int = 60) -> torch.Tensor:
-    """A smooth random picture, (3, 60, pixels), as uint8."""
+    """Draw a smooth random picture, uint8 (3, 60, pixels)."""
     coarse = torch.from_numpy(random.random((1, 3, 6, width), np.float32))
     return (torch.nn.functional.interpolate(coarse, (60, pixels), mode="bicubic")[0].clamp(0, 1) * 255).byte()
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Of length 1."""
+    """Scale rows to length 1."""
     result: np.ndarray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return result
 
 
 def near(vectors: np.ndarray, random: np.random.Generator, by: float = 0.01) -> np.ndarray:
-    """Each of them a little off."""
+    """Return each of them a little off."""
     return unit(vectors + by * random.standard_normal(vectors.shape, np.float32))
 
 

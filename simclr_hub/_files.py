@@ -23,7 +23,7 @@ INDEX_FILE = "store.sqlite3"
 
 @dataclass(frozen=True)
 class Kind:
-    """What a user may name an output.
+    """Describe what a user may name an output.
 
     Attributes:
         what: in words, "a page".

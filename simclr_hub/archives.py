@@ -114,7 +114,7 @@ def _zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, shown: str) -
 
 
 def _overlapping(members: list[zipfile.ZipInfo]) -> set[int]:
-    """Offsets of members whose bytes are also a later one's: a bomb of any size without a high ratio."""
+    """Return the offsets of members that share bytes with a later one: a bomb without a high ratio."""
     found: set[int] = set()
     end = 0
     for member in sorted(members, key=lambda m: m.header_offset):
@@ -202,7 +202,7 @@ def _bomb(shown: str) -> ImageTooLargeError:
 
 
 class _Pieces:
-    """What a decompressor makes of a file, made as it is read and never more than that.
+    """Unpack a file as it is read, and never more than is asked for.
 
     Args:
         raw: the packed file.

@@ -424,7 +424,7 @@ class Embedder:
         return f"model {self.fingerprint['model'] or 'in memory'}, {self.fingerprint['precision']}"
 
     def _forward(self, pixels: Tensor, run: Runner) -> np.ndarray:
-        """(B, 3, size, size) to vectors (B, D), which need not be finite."""
+        """Turn pixels (B, 3, size, size) into vectors (B, D), which need not be finite."""
         vectors = run(pixels)
         with np.errstate(all="ignore"):
             return self._finished(vectors)
@@ -538,7 +538,7 @@ def embed(
 def _rows(
     embedder: Embedder, images: Any, progress: bool | None, on_error: str
 ) -> np.ndarray | tuple[np.ndarray, list[Any]]:
-    """What `embed` returns; called by what the user calls, whose line the warning is of."""
+    """Do the work of `embed`; the function that calls this is taken for the user's, for the warning's line."""
     sources = as_sources(images)
     total = len(sources) if hasattr(sources, "__len__") else None
     rows = np.empty((64 if total is None else total, embedder.dim), np.float32)

@@ -113,7 +113,7 @@ def picture(source: Any) -> dict[str, str]:
 
 
 def _opened(source: Any) -> Image.Image:
-    """Anything `load_image` takes as an RGB image; a file without torch."""
+    """Decode anything `load_image` takes to an RGB image; a file without torch."""
     if isinstance(source, (str, os.PathLike)):
         source = read_source(source)
     if isinstance(source, FileBytes):

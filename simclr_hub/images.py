@@ -140,7 +140,7 @@ def load_bytes(data: bytes, name: str, reduce_to: int | None = None, content_has
 
 
 def describe(source: Any) -> str:
-    """A name for messages: a path printable in any terminal, a URL without its secrets, or the type."""
+    """Return a name for messages: a path that any terminal can print, a URL without its secrets, or the type."""
     if isinstance(source, (FileBytes, UnusableImage)):
         return source.name
     if isinstance(source, (str, os.PathLike)):

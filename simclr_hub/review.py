@@ -71,17 +71,17 @@ def write_review(
 
 
 def first_word(group: DuplicateGroup) -> str:
-    """What is said of a group's first file."""
+    """Say what a group's first file is."""
     return "like" if group.tier == "similar" else "keep"
 
 
 def relation(member: Member) -> str:
-    """How a file stands to its group's first, in words."""
+    """Say how a file stands to its group's first."""
     return "same file" if member.same_file else TIERS[member.tier][0]
 
 
 def summary(groups: Sequence[DuplicateGroup]) -> str:
-    """What was found, counted by groups and by files, in a sentence or two."""
+    """Sum up what was found, by groups and by files, in a sentence or two."""
     others = [other for group in groups if group.tier != "similar" for other in group.others]
     copies = [other for other in others if other.same_file is None]
     # Also a copy of a copy has the same bytes as another file.

@@ -101,7 +101,7 @@ def is_public(address: str) -> bool:
 
 
 class _Refused(ValueError):
-    """A URL that is not read, in words that hold nothing of it but its scheme."""
+    """Say that a URL is not read, in words that hold nothing of it but its scheme."""
 
 
 class _NotPublic(_Refused):

@@ -169,7 +169,7 @@ def check_settings(settings: Mapping[Any, Any], others: Iterable[str] = ()) -> N
 
 
 def _is(kind: str, value: Any) -> bool:
-    """Whether a value is of a kind."""
+    """Return whether a value is of a kind."""
     if kind == "true or false" or isinstance(value, bool):
         return kind == "true or false" and isinstance(value, bool)
     if kind == "none or tensorboard":

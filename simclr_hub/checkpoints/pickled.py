@@ -20,7 +20,7 @@ _CALLS = {"REDUCE", "NEWOBJ", "NEWOBJ_EX", "OBJ", "INST", "BUILD"}
 
 
 class _Object:
-    """What an opcode makes: how many objects it holds, itself too, how deep, and its name if it is a global."""
+    """Describe what an opcode makes: how many objects, itself included, how deep, and a global's name."""
 
     __slots__ = ("depth", "name", "size")
 
@@ -93,5 +93,5 @@ def _look(file: IO[bytes]) -> None:
 
 
 def _allocates(name: str) -> bool:
-    """Whether a call of this global, as "module name", makes an object of any size that is asked for."""
+    """Return whether calling this global ("module name") makes an object of any size that is asked for."""
     return name.endswith(("bytearray", "Tensor")) or (name.startswith("torch") and name.endswith("Storage"))

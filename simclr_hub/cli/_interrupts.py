@@ -98,7 +98,7 @@ def _end(number: int) -> NoReturn:
 
 
 def _forget_in_child() -> None:
-    """A fork gets the signals of a terminal, too, and must not tell them to its parent; SIGTERM ends it at once."""
+    """Stop a fork from passing the terminal's signals on to its parent; let SIGTERM end it at once."""
     if signal.getsignal(signal.SIGTERM) is _terminate:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)

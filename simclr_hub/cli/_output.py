@@ -95,7 +95,7 @@ def _cell(value: Any) -> str:
 
 
 def given(source: str) -> str:
-    """What a user gave as an image, for JSON: exact, but a URL without its secrets."""
+    """Return an image as the user gave it, for JSON: exact, but a URL without its secrets."""
     return shown_url(source) if is_url(source) else source
 
 

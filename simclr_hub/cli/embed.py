@@ -127,7 +127,7 @@ def _parquet_writer() -> Callable[[Any, list[str], np.ndarray], None]:
 
 
 def _is_features(path: Path) -> bool:
-    """Whether a file is one that `embed` wrote."""
+    """Return whether `embed` wrote a file."""
     try:
         if path.suffix.lower() == ".npz":
             with zipfile.ZipFile(path) as archive:

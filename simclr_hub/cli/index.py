@@ -104,7 +104,7 @@ def open_or_create(
     no_whiten: bool = False,
     layer: str | None = None,
 ) -> SimilarityIndex:
-    """The index at `path`, made if there is none; a new one not in the folder `photos`."""
+    """Open the index at `path`, or make it, which must not lie in the folder `photos`."""
     if not (path / STORE_NAME).is_file():
         check_output(path, FOLDER, photos=[photos])
         if not os.path.isdir(os.path.expanduser(photos)):  # an index made before that is known would stay, empty

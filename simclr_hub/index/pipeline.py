@@ -121,7 +121,7 @@ class Pipeline:
         self._commit()
 
     def _without_guilty(self, todo: list[bytes], folder: bytes) -> list[bytes]:
-        """Those that do not end the process that decodes them: the last sync's suspects are tried alone.
+        """Try the last sync's suspects alone; return the photos that do not end the process that decodes them.
 
         So is what was found guilty once, should its file have changed.
         """
@@ -173,7 +173,7 @@ class Pipeline:
             raise RuntimeError(f"the embedder gave no result for {len(self._waiting)} photos")
 
     def _suspects(self, embedder: EmbedderLike | None, failed: bool) -> set[bytes]:
-        """What was begun and does not end; of an embedder that does not tell, all that it was given and owes."""
+        """Return what was begun and does not end; if the embedder does not tell, all that it still owes."""
         owed = list(self._given.values())
         if embedder is None or (failed and not hasattr(embedder, "decoding")):
             owed = []

@@ -125,7 +125,7 @@ def parse_info(text: str | bytes) -> dict[str, Any]:
 
 
 def _sane(value: Any) -> bool:
-    """Whether a value of a key that is not known is a text, or numbers that fit their types."""
+    """Return whether the value of an unknown key is text, or numbers that fit their types."""
     if isinstance(value, list):
         return len(value) <= 16 and all(not isinstance(one, list) and _sane(one) for one in value)
     if isinstance(value, float):

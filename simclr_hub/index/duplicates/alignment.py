@@ -203,7 +203,7 @@ def _sum(values: Tensor) -> Tensor:
 
 
 def all_orientations(images: Tensor) -> Tensor:
-    """(P, ..., n, n) in all eight orientations, (P, 8, ..., n, n); the odd ones exchange width and height."""
+    """Turn and mirror (P, ..., n, n) into (P, 8, ..., n, n); the odd ones exchange width and height."""
     flipped = images.flip(-1)
     turns = [torch.rot90(image, turn, (-2, -1)) for image in (images, flipped) for turn in range(4)]
     return torch.stack(turns, 1)

@@ -14,13 +14,13 @@ MIN_OVERLAP = 0.5
 
 
 def orientations(images: np.ndarray) -> np.ndarray:
-    """(P, ..., n, n) in all eight orientations, (P, 8, ..., n, n); the odd ones exchange width and height."""
+    """Turn and mirror (P, ..., n, n) into (P, 8, ..., n, n); the odd ones exchange width and height."""
     turns = [np.rot90(image, turn, (-2, -1)) for image in (images, images[..., ::-1]) for turn in range(4)]
     return np.stack(turns, 1)
 
 
 def correlations(pictures: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Of pictures (P, n, n) with each orientation of others (P, n, n), all of both: float32 (P, 8)."""
+    """Correlate pictures (P, n, n) with each orientation of others (P, n, n), all of both: float32 (P, 8)."""
     a, b = _centred(pictures), _centred(others)
     floor = np.float32(NOISE**2 * a[0].size)
     energy = (_energy(a) + floor) * (_energy(b) + floor)
@@ -30,7 +30,7 @@ def correlations(pictures: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def own_correlation(pictures: np.ndarray) -> np.ndarray:
-    """Of pictures (P, n, n) with themselves, (P,): below 1, the less detail they have, the farther."""
+    """Correlate pictures (P, n, n) with themselves, (P,): the less detail they have, the farther below 1."""
     energy = _energy(_centred(pictures)) / pictures[0].size
     found: np.ndarray = energy / (energy + np.float32(NOISE**2))
     return found

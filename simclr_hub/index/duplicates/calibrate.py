@@ -142,7 +142,7 @@ def _measured(
 
 
 def same_class(pairs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """How many of these pairs (P, 2) are of one class, and how many of all such pairs these are."""
+    """Return how many of these pairs (P, 2) are of one class, and how many of all such pairs these are."""
     right = int((labels[pairs[:, 0]] == labels[pairs[:, 1]]).sum())
     sizes = np.unique(labels, return_counts=True)[1]
     all_of_one_class = int((sizes * (sizes - 1) // 2).sum())

@@ -51,7 +51,7 @@ class Calibration:
         return sure | ((correlations >= CORRELATION) & (cosines >= self.cosine))
 
     def similar(self, photos: int) -> float:
-        """The likeness from which two of so many photos are similar."""
+        """Return the likeness from which two of so many photos are similar."""
         sizes, scores = zip(*self.similar_from, strict=True)
         return float(np.interp(np.log(max(photos, 1)), np.log(sizes), scores))
 

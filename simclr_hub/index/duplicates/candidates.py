@@ -47,7 +47,7 @@ def neighbours(vectors: np.ndarray, k: int, queries: np.ndarray | None = None) -
 
 
 def shapes(signatures: np.ndarray) -> np.ndarray:
-    """What large shapes each signature (N, 455) shows, or which one colour: (N, 63) float32 of length 1, or zero."""
+    """Return what large shapes signatures (N, 455) show, or which one colour: float32 (N, 63) of length 1 or 0."""
     result = low_frequencies(signatures)
     rows = np.flatnonzero(~result.any(1))
     blank = unpack(signatures[rows])

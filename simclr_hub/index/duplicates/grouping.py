@@ -102,7 +102,7 @@ class Grouping:
         return stars(pairs, scores, self._contents.rank, self._contents.apart, self._scores)
 
     def _regrouped(self, groups: list[Star], new: np.ndarray, pairs: np.ndarray, scores: np.ndarray) -> list[Star]:
-        """The groups, those made again between which new pairs were found."""
+        """Return the groups, made again where new pairs were found between them."""
         changed = np.zeros(len(self._contents.vectors), bool)
         changed[new] = True
         again = [group for group in groups if changed[group.kept]]
@@ -111,7 +111,7 @@ class Grouping:
         return [group for group in groups if not changed[group.kept]] + self._stars(pairs[inside], scores[inside])
 
     def _keys(self, pairs: np.ndarray) -> np.ndarray:
-        """Each pair (P, 2) as one number, whichever is first."""
+        """Return each pair (P, 2) as one number, whichever row comes first."""
         keys: np.ndarray = pairs.min(1) * len(self._contents.vectors) + pairs.max(1)
         return keys
 
@@ -173,7 +173,7 @@ def _equal(contents: Contents) -> tuple[np.ndarray, dict[int, list[int]]]:
 
 
 def _with_equal(groups: list[Star], equal: dict[int, list[int]]) -> list[Star]:
-    """The groups and what is equal to what is in them; what has only equal ones is a group of its own."""
+    """Add what is equal to the groups' rows; what has only equal ones becomes a group of its own."""
     left = dict(equal)
     found = []
     for group in groups:

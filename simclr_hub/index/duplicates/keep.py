@@ -75,7 +75,7 @@ def preference(file: File) -> tuple[Any, ...]:
 
 
 def same_files(files: Sequence[File]) -> dict[str, str]:
-    """Which paths are further names of a file (hard links, a folder mounted twice), with the first path of that file.
+    """Find further names of a file (hard links, a folder mounted twice), each with that file's first path.
 
     Only files of equal content are looked at, as they are now; one that is not there is a file of its own.
     """

@@ -42,7 +42,7 @@ def _columns(blocks: list[tuple[np.ndarray, ...]]) -> list[tuple[list[np.ndarray
 
 
 def thresholds(vectors: np.ndarray) -> list[tuple[int, float]]:
-    """From where on pictures of a collection of so many are similar: (photos, likeness), ascending.
+    """Choose from which likeness on pictures of a collection are similar: (photos, likeness), ascending.
 
     The first holds for smaller collections, too. In larger ones it takes more, so that a picture has no more similar
     neighbours by chance; that its nearest are nearer there is left out, which makes it stricter still.

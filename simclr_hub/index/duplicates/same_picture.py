@@ -100,7 +100,7 @@ def _compare(first: Thumbnails, second: Thumbnails, aligned: bool) -> tuple[np.n
 
 
 def _as_they_are(first: Thumbnails, second: Thumbnails) -> tuple[np.ndarray, np.ndarray]:
-    """Which pairs (P,) need no correlating, being equal or of one colour each, and how near those are, 0 to 1."""
+    """Tell pairs (P,) that are equal or of one colour each, and how near those are, 0 to 1."""
     equal = (first.grey == second.grey).all((1, 2)) & (first.colour == second.colour).all((1, 2, 3))
     equal &= (first.shape == second.shape) & _is_there(first)
     blank = is_blank(first) & is_blank(second)
@@ -111,7 +111,7 @@ def _as_they_are(first: Thumbnails, second: Thumbnails) -> tuple[np.ndarray, np.
 
 
 def is_blank(pictures: Thumbnails) -> np.ndarray:
-    """Which are of one colour, bool (P,)."""
+    """Return which are of one colour, bool (P,)."""
     # To the last bit: a page with nothing but its number has a cell that is half a level darker.
     one_grey = (pictures.grey == pictures.grey[:, :1, :1]).all((1, 2))
     one_colour = (pictures.colour == pictures.colour[:, :, :1, :1]).all((1, 2, 3))
@@ -119,5 +119,5 @@ def is_blank(pictures: Thumbnails) -> np.ndarray:
 
 
 def _is_there(pictures: Thumbnails) -> np.ndarray:
-    """Which signatures are some: the zeros of one that is not there would be a colour beyond all."""
+    """Return which signatures there are: the zeros of a missing one would pass for a colour."""
     return np.asarray((pictures.colour > -256).any((1, 2, 3)))

@@ -53,7 +53,7 @@ def stars(
 
 
 class _Sky:
-    """What is still free to be grouped."""
+    """Hold what is still free to be grouped."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class _Sky:
         self._known = dict(zip(wanted, scores, strict=True))
 
     def star(self, kept: int) -> Star | None:
-        """The group of this row, if it is free and has one; neither it nor its group is free after that."""
+        """Take the group of this row, if it is free and has one; after that none of them is free."""
         if not self._is_free(kept):
             return None
         fitting = dict(zip(*self._links(kept), strict=True))
@@ -126,19 +126,19 @@ class _Sky:
         return row < len(self._free) and bool(self._free[row])
 
     def _links(self, row: int) -> tuple[list[int], list[float]]:
-        """The free rows that it has a pair with, and how well they agree, best first."""
+        """Return the free rows that it has a pair with, and how well they agree, best first."""
         here = slice(self._first[row], self._first[row + 1])
         free = self._free[self._others[here]]
         return self._others[here][free].tolist(), self._scores[here][free].tolist()
 
     def _reached(self, rows: Sequence[int], seen: set[int]) -> list[int]:
-        """The free rows that these lead to, but for those that were seen, or tried often enough."""
+        """Return the free rows that these lead to, except those seen already or tried often enough."""
         leading = (row for row in rows if self._tried[row] < _TRIES)
         reached = dict.fromkeys(other for row in leading for other in self._links(row)[0] if other not in seen)
         return [row for row in reached if self._tried[row] < _TRIES]
 
     def _compare(self, check: Check, kept: int, rows: list[int]) -> dict[int, float]:
-        """How well each of these agrees with the kept one, of those that do."""
+        """Compare these with the kept one; return the scores of those that agree."""
         unknown = [row for row in rows if (kept, row) not in self._known]
         scores = check(np.array([(kept, row) for row in unknown])).tolist() if unknown else []
         new = dict(zip(unknown, scores, strict=True))
@@ -146,7 +146,7 @@ class _Sky:
         return {row: score for row, score in every.items() if score > 0}
 
     def _is_closer_to_another(self, row: int, fitting: dict[int, float]) -> bool:
-        """Whether it agrees better with a free row that does not fit than with the kept one."""
+        """Return whether it agrees better with a free row that does not fit than with the kept one."""
         at, end = int(self._first[row] + self._passed[row]), int(self._first[row + 1])
         while at < end and not self._free[self._others[at]]:
             at += 1

@@ -134,7 +134,7 @@ def read_header(found: Any, name: str) -> Header:
 
 
 def _plain(value: Any) -> bool:
-    """Whether a value of a fingerprint is one: what an embedder tells of itself is text, numbers and yes or no."""
+    """Return whether a fingerprint may hold a value: text, a number, yes or no."""
     return value is None or (isinstance(value, (bool, int, float, str)) and len(str(value)) <= 1000)
 
 

@@ -221,7 +221,7 @@ class _Import:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys are each there once."""
+    """Make a JSON object, refusing a key that comes twice."""
     if len(found := dict(pairs)) < len(pairs):
         raise ValueError("other has a key twice")
     return found

@@ -38,7 +38,7 @@ def make_shapes(signatures: Sequence[bytes]) -> np.ndarray:
 
 
 def near_pairs(lines: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Which rows of lines (Q, R, 63) may show one picture: line, earlier and later place of each pair, (P,) each."""
+    """Find rows of lines (Q, R, 63) that may show one picture: each pair's line, earlier and later place, (P,)."""
     return np.nonzero(np.triu(_near(lines, lines), 1))
 
 
