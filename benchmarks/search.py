@@ -28,11 +28,9 @@ import numpy as np
 
 from simclr_hub.index import SimilarityIndex
 from simclr_hub.index.records import Photo, Stamp, checksum
-from simclr_hub.index.search import approximate, faiss_cache
-from simclr_hub.index.search.approximate import Approximate, build_approximate
+from simclr_hub.index.search import ann, segments
+from simclr_hub.index.search.ann import IVFIndex, build_ivf, faiss, search_exact
 from simclr_hub.index.search.arrays import CheckedArray
-from simclr_hub.index.search.exact import search_exactly
-from simclr_hub.index.search.faiss_library import faiss
 from simclr_hub.index.store import STORE_NAME, About, Store
 from simclr_hub.signature import SIGNATURE_BYTES, SIGNATURE_VERSION
 
@@ -126,7 +124,7 @@ def drop(directory: Path, every: int, number: int) -> None:
 def update(directory: Path) -> None:
     """What a sync does at its end."""
     with closing(Store(directory / STORE_NAME)) as store, store.writing():
-        faiss_cache.update(store)
+        segments.update_cache(store)
 
 
 def measured(work: Callable[..., Any], *arguments: Any) -> dict[str, float]:
@@ -159,7 +157,7 @@ def search(directory: Path, dim: int, repeat: int) -> dict[str, Any]:
     truth = [index.search(list(queries[i : i + 100]), k=K, path="**") for i in range(0, 200, 100)]
     best = [{m.path for m in matches} for part in truth for matches in part]
     hits = sum(len(those & {m.path for m in matches}) for those, matches in zip(best, found[: len(best)], strict=True))
-    bare = _bare(segment.approximate, vectors, dim)
+    bare = _bare(segment.ivf, vectors, dim)
     batch, batch_bare = _in_turn(lambda: index.search(list(queries), k=K), lambda: bare(queries), repeat)
     single: tuple[list[float], list[float]] = ([], [])
     for query in queries[: 10 * repeat]:
@@ -180,7 +178,7 @@ def search(directory: Path, dim: int, repeat: int) -> dict[str, Any]:
         filters[name] = {"first ms": _ms(times[0]), "then ms": _ms(statistics.median(times[1:]))}
     return {
         "segments": [len(segment.vectors) for segment in snapshot.segments],
-        "settings": [vars(setting) for setting in segment.approximate.settings] if segment.approximate else "exact",
+        "settings": [vars(setting) for setting in segment.ivf.settings] if segment.ivf else "exact",
         "open and first search s": round(opened, 3),
         "first batch s": round(first_batch, 3),
         "recall@10": round(hits / K / len(best), 4),
@@ -200,15 +198,15 @@ def recall_of_features(file: Path) -> dict[str, Any]:
     vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors = vectors[np.random.default_rng(0).permutation(len(vectors))]
     queries, rest = vectors[:QUERIES], CheckedArray(vectors[QUERIES:])
-    approximate.EXACT_NUMBERS = 0
-    built = build_approximate(rest)
+    ann.MAX_EXACT = 0
+    built = build_ivf(rest)
     if built is None:
         return {"photos": len(rest), "dim": vectors.shape[1], "settings": "exact"}
     recall = {}
-    for k in approximate.MEASURED_K:
-        near = built.near(queries, k)
-        rows = built.search(rest, queries, k, near)[1] if near else search_exactly(rest, queries, k)[1]
-        truth = search_exactly(rest, queries, k)[1]
+    for k in ann.MEASURED_K:
+        near = built.probe(queries, k)
+        rows = built.search(rest, queries, k, near)[1] if near else search_exact(rest, queries, k)[1]
+        truth = search_exact(rest, queries, k)[1]
         recall[k] = round(float(np.mean([np.isin(t, r).mean() for t, r in zip(truth, rows, strict=True)])), 4)
     settings = [vars(setting) for setting in built.settings]
     return {
@@ -220,16 +218,16 @@ def recall_of_features(file: Path) -> dict[str, Any]:
     }
 
 
-def _bare(built: Approximate | None, vectors: np.ndarray, dim: int) -> Callable[[np.ndarray], object]:
+def _bare(built: IVFIndex | None, vectors: np.ndarray, dim: int) -> Callable[[np.ndarray], object]:
     library = faiss()
     pointer = library.swig_ptr
     if built is None:
         return lambda queries: library.knn(queries, vectors, K, metric=library.METRIC_INNER_PRODUCT)
     setting = built.settings[0]
-    parameters = library.SearchParametersIVF(nprobe=setting.lists)
+    parameters = library.SearchParametersIVF(nprobe=setting.nprobe)
 
     def bare(queries: np.ndarray) -> None:
-        rows = built.index.search(queries, setting.depth, params=parameters)[1]
+        rows = built.index.search(queries, setting.rerank, params=parameters)[1]
         scores = np.empty(rows.shape, np.float32)
         library.fvec_inner_products_by_idx(
             pointer(scores), pointer(queries), pointer(vectors), pointer(rows), dim, *rows.shape

@@ -3,7 +3,7 @@
 from .duplicates.find import DuplicateGroup
 from .maintenance.check import check_index
 from .report import CheckReport, SyncReport
-from .search.match import Match
+from .search.find import Match
 from .similarity_index import SimilarityIndex
 
 __all__ = ["CheckReport", "DuplicateGroup", "Match", "SimilarityIndex", "SyncReport", "check_index"]

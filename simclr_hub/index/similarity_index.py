@@ -39,13 +39,11 @@ from .maker import Maker, as_embedder, choose_whitening
 from .queries import combine, query_vectors
 from .records import Photo
 from .report import CheckReport, SyncReport
-from .search import faiss_cache
 from .search.arrays import DamagedArraysError
 from .search.explain import explain_empty
 from .search.filters import make_condition
-from .search.find import Search
-from .search.match import Match
-from .search.snapshot import Snapshot, take_snapshot
+from .search.find import Match, Search
+from .search.segments import Snapshot, take_snapshot, update_cache
 from .spelling import as_recorded, on_disk
 from .store import SCHEMA_VERSION, STORE_NAME, About, Store
 from .sync import sync_folder
@@ -556,7 +554,7 @@ class SimilarityIndex:
     def _write_cache(self, progress: Callable[[int, int], object] | None = None) -> None:
         """Bring the cache up to date; inside `Store.writing`: a search never writes."""
         with suppress(OSError, IndexWriteError, IndexLockedError):  # the store is what counts
-            faiss_cache.update(self._store, progress)
+            update_cache(self._store, progress)
 
 
 def _count(k: Any) -> int:

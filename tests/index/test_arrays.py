@@ -36,7 +36,7 @@ def written(tmp_path: Path) -> tuple[Path, str, dict[str, np.ndarray]]:
 def test_what_is_written_is_read(written: tuple[Path, str, dict[str, np.ndarray]]) -> None:
     path, sha256, arrays = written
     file = ArrayFile(path, sha256)
-    assert file.about == {"x": [1, "a"]} and file.names == list(arrays) and "other" not in file
+    assert file.about == {"x": [1, "a"]} and list(file._sections) == list(arrays) and "other" not in file
     for name, values in arrays.items():
         np.testing.assert_array_equal(file.array(name).all(), values)
         assert len(file.array(name)) == len(values)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from index_fakes import DIM, FakeEmbedder, make_photo, put_vectors
 
 from simclr_hub.index import Match, SimilarityIndex
-from simclr_hub.index.search import approximate
+from simclr_hub.index.search import ann
 from simclr_hub.index.search.filters import make_condition
 from simclr_hub.patterns import translate
 
@@ -23,7 +23,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     """400 contents of metadata that is known, in an index of either kind."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "approximate":
-            patch.setattr(approximate, "EXACT_NUMBERS", 0)
+            patch.setattr(ann, "MAX_EXACT", 0)
         with SimilarityIndex.create(tmp_path_factory.mktemp("i") / "i", model=FakeEmbedder()) as index:
             put_vectors(index, NUMBER)
             with index._store.writing():

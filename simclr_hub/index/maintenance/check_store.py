@@ -17,7 +17,7 @@ from ...images import describe
 from ..database import refuse_foreign_journal
 from ..records import Photo, checksum
 from ..report import CheckReport
-from ..search import faiss_cache
+from ..search.segments import cache_fits
 from ..store import About, Store
 
 #: How far from 1 the length of a vector may be: float32 rounds 4096 squares by far less.
@@ -162,7 +162,7 @@ def _check_as_a_whole(store: Store, report: CheckReport) -> None:
         if str(e) not in report.problems:
             report.problems.append(str(e))
     with suppress(IndexDamagedError):
-        if faiss_cache.fits(store):
+        if cache_fits(store):
             report.verified["search cache"] = 1
         else:
             report.notes.append("the search cache does not fit; the next sync makes it anew, a search does without")

@@ -10,9 +10,9 @@ from pathlib import PurePath
 import numpy as np
 
 from ...images import describe
-from .columns import Column
 from .filters import Condition, Range
-from .snapshot import Snapshot
+from .photo_table import Column
+from .segments import Snapshot
 
 #: Values, and keys, that are told.
 _TOLD = 8
@@ -29,7 +29,7 @@ def explain_empty(snapshot: Snapshot, condition: Condition | None, missing: int 
         missing: how many photos are not there now.
     """
     live = [
-        np.ones(segment.catalog.photos, bool) if allowed is None else allowed[segment.catalog.row_of_photo()]
+        np.ones(segment.photos.photo_count, bool) if allowed is None else allowed[segment.photos.row_of_photo()]
         for segment, allowed in zip(snapshot.segments, snapshot.allowed, strict=True)
     ]
     if not any(some.any() for some in live):
@@ -51,7 +51,7 @@ def explain_empty(snapshot: Snapshot, condition: Condition | None, missing: int 
 
 def _count(snapshot: Snapshot, condition: Condition, live: list[np.ndarray]) -> int:
     return sum(
-        int(np.count_nonzero(condition.passes(segment.catalog, segment.columns, snapshot.roots) & some))
+        int(np.count_nonzero(condition.passes(segment.photos, segment.columns, snapshot.roots) & some))
         for segment, some in zip(snapshot.segments, live, strict=True)
     )
 
@@ -121,7 +121,7 @@ def _explain_path(snapshot: Snapshot, pattern: str, live: list[np.ndarray]) -> s
     for segment, some in zip(snapshot.segments, live, strict=True):
         if some.any():
             photos = np.flatnonzero(some)[:1]
-            (whole,), (below,) = snapshot.paths(segment, photos), segment.catalog.paths.some(photos)
+            (whole,), (below,) = snapshot.paths(segment, photos), segment.photos.paths.take(photos)
             break
     hint = ""
     anywhere = f"**/{pattern.lstrip('/')}"
@@ -138,7 +138,7 @@ def _words(column: Column, live: np.ndarray) -> Counter[str]:
         return Counter()
     counts = np.bincount(codes[live & (codes >= 0)], minlength=len(column.words))
     there = np.flatnonzero(counts)
-    words = (word.decode(errors="surrogatepass") for word in column.words.some(there))
+    words = (word.decode(errors="surrogatepass") for word in column.words.take(there))
     return Counter(dict(zip(words, counts[there].tolist(), strict=True)))
 
 

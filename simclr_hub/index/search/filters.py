@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from ...patterns import translate
-from .catalog import Catalog, Texts
-from .columns import Column
+from .arrays import StringArray
+from .photo_table import Column, PhotoTable
 
 
 @dataclass(frozen=True)
@@ -70,22 +70,22 @@ class Condition:
     path: str | None
     ranges: tuple[Range, ...]
 
-    def passes(self, catalog: Catalog, columns: Mapping[str, Column], roots: Mapping[int, bytes]) -> np.ndarray:
+    def passes(self, table: PhotoTable, columns: Mapping[str, Column], roots: Mapping[int, bytes]) -> np.ndarray:
         """Which photos of a catalog meet it: bool (P,).
 
         Args:
-            catalog: the photos.
+            table: the photos.
             columns: their metadata by key.
             roots: the folders by id, each with a separator at its end.
         """
-        passing = np.ones(catalog.photos, bool)
+        passing = np.ones(table.photo_count, bool)
         for one in self.ranges:
             column = columns.get(one.key)
             part = one.passes(column) if column else np.empty(0, bool)
             passing &= part if len(part) else False
         if self.path is not None:
             numbers = np.flatnonzero(passing)
-            passing[numbers] = _match_paths(self.path, catalog, numbers, roots)
+            passing[numbers] = _match_paths(self.path, table, numbers, roots)
         return passing
 
 
@@ -144,29 +144,29 @@ def _number(bound: str | float | None) -> float:
         return math.nan
 
 
-def _place(words: Texts, text: str, *, behind: bool = False, prefix: bool = False) -> int:
+def _place(words: StringArray, text: str, *, behind: bool = False, prefix: bool = False) -> int:
     """How many of the sorted words come before `text`; or up to it, or up to those that begin with it."""
     word = text.encode(errors="surrogatepass")
     low, high = 0, len(words)
     while low < high:
         middle = (low + high) // 2
-        (other,) = words.some(np.array([middle]))
+        (other,) = words.take(np.array([middle]))
         before = other < word or (behind and (other == word or (prefix and other.startswith(word))))
         low, high = (middle + 1, high) if before else (low, middle)
     return low
 
 
-def _match_paths(pattern: str, catalog: Catalog, numbers: np.ndarray, roots: Mapping[int, bytes]) -> list[bool]:
+def _match_paths(pattern: str, table: PhotoTable, numbers: np.ndarray, roots: Mapping[int, bytes]) -> list[bool]:
     match = re.compile(translate(_normal(pattern.replace(os.sep, "/"))), re.DOTALL).match
     # Below its root a path does not begin with a separator, as a whole it does, on Windows with a drive.
     relative = not os.path.isabs(pattern)
     absolute = not relative or pattern[0] in "*?["
     starts = {root: _normal(os.fsdecode(path).replace(os.sep, "/")) for root, path in roots.items()}
     passing: list[bool] = []
-    ids = catalog.roots.all()
+    ids = table.roots.all()
     for at in range(0, len(numbers), 1 << 14):
         some = numbers[at : at + (1 << 14)]
-        for root, raw in zip(ids[some].tolist(), catalog.paths.some(some), strict=True):
+        for root, raw in zip(ids[some].tolist(), table.paths.take(some), strict=True):
             path = _normal(os.fsdecode(raw).replace(os.sep, "/"))
             passing.append(
                 bool((relative and match(path)) or (absolute and root in starts and match(starts[root] + path)))
