@@ -1,4 +1,4 @@
-"""Why a search with conditions finds nothing, in sentences: what no photo meets, and what there is instead."""
+"""Explain in sentences why a search finds nothing: the conditions that no photo meets, and what there is instead."""
 
 import difflib
 import os
@@ -14,17 +14,17 @@ from .filters import Condition, Range
 from .photo_table import Column
 from .segments import Snapshot
 
-#: Values, and keys, that are told.
-_TOLD = 8
+#: Values that a sentence lists.
+_LISTED = 8
 _DATE = re.compile(r"(\d{4})(?:-(\d\d)(?:-(\d\d)(?:T[\d:.]*)?)?)?")
 _MOMENT = re.compile(rb"\d{4}-\d\d-\d\dT")
 
 
 def explain_empty(snapshot: Snapshot, condition: Condition | None, missing: int = 0) -> list[str]:
-    """The reasons, at least one.
+    """Return the reasons, at least one.
 
     Args:
-        snapshot: that was searched.
+        snapshot: the snapshot that was searched.
         condition: of the search.
         missing: how many photos are not there now.
     """
@@ -44,7 +44,7 @@ def explain_empty(snapshot: Snapshot, condition: Condition | None, missing: int 
     if reasons:
         return reasons
     if condition and not _count(snapshot, condition, live):
-        each = ", ".join(f"{count:,} have {_tell(part)}" for part, count in zip(parts, counts, strict=True))
+        each = ", ".join(f"{count:,} have {_as_option(part)}" for part, count in zip(parts, counts, strict=True))
         return [f"no photo meets all of the conditions: {each}"]
     return ["only the query's own file is left; --with-self, or with_self=True, finds that too"]
 
@@ -69,7 +69,7 @@ def _explain(snapshot: Snapshot, condition: Condition, live: list[np.ndarray]) -
             numbers = np.concatenate([numbers, _numbers(column, some)])
     if not words and not len(numbers):
         return _explain_key(snapshot, one.key, live)
-    told = f"no photo has {_tell(condition)}"
+    told = f"no photo has {_as_option(condition)}"
     if words and all(_MOMENT.match(word.encode(errors="surrogatepass")) for word in words):
         return f"{told}: {_explain_date(one, words)}"
     for bound in (one.low, one.high):
@@ -78,8 +78,8 @@ def _explain(snapshot: Snapshot, condition: Condition, live: list[np.ndarray]) -
             return f"{told}; there is {_quote(other[0])}: upper and lower case count"
     there = []
     if words:
-        common = [f"{_quote(word)} ({count:,})" for word, count in words.most_common(_TOLD)]
-        more = f" and {len(words) - _TOLD:,} others" if len(words) > _TOLD else ""
+        common = [f"{_quote(word)} ({count:,})" for word, count in words.most_common(_LISTED)]
+        more = f" and {len(words) - _LISTED:,} others" if len(words) > _LISTED else ""
         there.append(f"its values are {', '.join(common)}{more}")
     if len(numbers):
         there.append(f"its numbers go from {numbers.min():.12g} to {numbers.max():.12g}")
@@ -132,7 +132,7 @@ def _explain_path(snapshot: Snapshot, pattern: str, live: list[np.ndarray]) -> s
 
 
 def _words(column: Column, live: np.ndarray) -> Counter[str]:
-    """How often each word is there."""
+    """Count each word."""
     codes = column.codes.all()
     if not len(codes):
         return Counter()
@@ -148,8 +148,8 @@ def _numbers(column: Column, live: np.ndarray) -> np.ndarray:
     return found
 
 
-def _tell(condition: Condition) -> str:
-    """A condition of one part as the command line takes it."""
+def _as_option(condition: Condition) -> str:
+    """Return a condition of one part as the command line takes it."""
     if condition.path is not None:
         return f"path {_quote(condition.path)}"
     (one,) = condition.ranges

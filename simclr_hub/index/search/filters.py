@@ -1,9 +1,6 @@
-"""Which photos a search may find: a pattern for their paths, and values or ranges for what is known of them.
+"""Conditions on the photos that a search may find: a pattern for the path, values or ranges for the metadata."""
 
-Unusual: a path is matched both as it is and relative to the folder that was synchronised; a text as upper end of a
-range includes what begins with it, so that ("2019", "2020-06") ends with June; and what is not known never matches.
-"""
-
+import bisect
 import math
 import os
 import re
@@ -21,9 +18,11 @@ from .photo_table import Column, PhotoTable
 
 @dataclass(frozen=True)
 class Range:
-    """What a value of `key` must be: from `low` to `high`, both included; None: no bound on that side.
+    """The bounds of a value of `key`: from `low` to `high`, both included; None: no bound on that side.
 
-    Numbers are compared with numbers and text with text; text that is a number with both. `exact` is for one value.
+    Numbers are compared with numbers and text with text; text that is a number with both. A text as upper end includes
+    what begins with it, so that ("2019", "2020-06") ends with June, unless the range is one `exact` value. A photo
+    without the key never passes.
     """
 
     key: str
@@ -32,12 +31,9 @@ class Range:
     exact: bool = False
 
     def passes(self, column: Column) -> np.ndarray:
-        """Of each photo, bool (P,), or (0,) if none."""
-        parts = [self._numbers(column.numbers.all()), self._words(column)]
-        passing: np.ndarray = max(parts, key=len)
-        for part in parts:
-            if len(part) and part is not passing:
-                passing = passing | part
+        """Return which photos pass, bool (P,), or (0,) if none."""
+        parts = [part for part in (self._numbers(column.numbers.all()), self._words(column)) if len(part)]
+        passing: np.ndarray = np.logical_or.reduce(parts) if parts else np.empty(0, bool)
         return passing
 
     def _numbers(self, numbers: np.ndarray) -> np.ndarray:
@@ -71,7 +67,7 @@ class Condition:
     ranges: tuple[Range, ...]
 
     def passes(self, table: PhotoTable, columns: Mapping[str, Column], roots: Mapping[int, bytes]) -> np.ndarray:
-        """Which photos of a catalog meet it: bool (P,).
+        """Return which photos of a table meet it: bool (P,).
 
         Args:
             table: the photos.
@@ -92,7 +88,7 @@ class Condition:
 def make_condition(
     path: str | os.PathLike[str] | None = None, where: Mapping[str, Any] | None = None
 ) -> Condition | None:
-    """The condition that a search's arguments tell; None if there is none.
+    """Make the condition of a search's arguments; None if there is none.
 
     Raises:
         ValueError: a value that cannot be compared.
@@ -137,7 +133,7 @@ def _reversed(low: str | float, high: str | float) -> bool:
 
 
 def _number(bound: str | float | None) -> float:
-    """0 for none, NaN for text that is no number."""
+    """Return a bound as a number, 0 for none, NaN for text that is no number."""
     try:
         return 0.0 if bound is None else float(bound)
     except ValueError:
@@ -145,20 +141,20 @@ def _number(bound: str | float | None) -> float:
 
 
 def _place(words: StringArray, text: str, *, behind: bool = False, prefix: bool = False) -> int:
-    """How many of the sorted words come before `text`; or up to it, or up to those that begin with it."""
+    """Count the sorted words before `text`; with `behind` those up to it, with `prefix` up to those it begins."""
     word = text.encode(errors="surrogatepass")
-    low, high = 0, len(words)
-    while low < high:
-        middle = (low + high) // 2
-        (other,) = words.take(np.array([middle]))
-        before = other < word or (behind and (other == word or (prefix and other.startswith(word))))
-        low, high = (middle + 1, high) if before else (low, middle)
-    return low
+
+    def reached(number: int) -> bool:
+        (other,) = words.take(np.array([number]))
+        return not (other < word or (behind and (other == word or (prefix and other.startswith(word)))))
+
+    return bisect.bisect_left(range(len(words)), True, key=reached)
 
 
 def _match_paths(pattern: str, table: PhotoTable, numbers: np.ndarray, roots: Mapping[int, bytes]) -> list[bool]:
     match = re.compile(translate(_normal(pattern.replace(os.sep, "/"))), re.DOTALL).match
-    # Below its root a path does not begin with a separator, as a whole it does, on Windows with a drive.
+    # Both the path below the folder that was synchronised and the whole path are matched. The former does not begin
+    # with a separator, the latter does, on Windows with a drive.
     relative = not os.path.isabs(pattern)
     absolute = not relative or pattern[0] in "*?["
     starts = {root: _normal(os.fsdecode(path).replace(os.sep, "/")) for root, path in roots.items()}
@@ -175,5 +171,5 @@ def _match_paths(pattern: str, table: PhotoTable, numbers: np.ndarray, roots: Ma
 
 
 def _normal(text: str) -> str:
-    """One of the two ways in which Unicode writes letters with accents; file systems differ."""
+    """Return text in one of the two ways in which Unicode writes letters with accents; file systems differ."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)

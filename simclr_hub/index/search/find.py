@@ -433,11 +433,16 @@ def fold(shapes: np.ndarray, rows: np.ndarray, same: SameRows, most: int) -> np.
 
 def _near(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return which pairs of lines (Q, A, 63) and (Q, B, 63) may show one picture in some orientation: (Q, A, B)."""
-    a, b = (np.pad(lines.astype(np.float32), ((0, 0), (0, 0), (1, 0))) for lines in (a, b))
-    turned = a[..., _PLACES].transpose(2, 3, 0, 1, 4)  # (2, 4, Q, A, 16)
-    as_it_is = b[..., _PLACES[0]].transpose(2, 0, 3, 1)  # (4, Q, 16, B)
+    turned = _with_zero(a)[..., _PLACES].transpose(2, 3, 0, 1, 4)  # (2, 4, Q, A, 16)
+    as_it_is = _with_zero(b)[..., _PLACES[0]].transpose(2, 0, 3, 1)  # (4, Q, 16, B)
     both, across, down, odd = (turned @ as_it_is).swapaxes(0, 1)  # (2, Q, A, B) each
     # What is odd changes its sign in a mirror; the best of the two mirrors and both.
     best = np.maximum(both + down + np.abs(across + odd), both - down + np.abs(across - odd)).max(0)
     near: np.ndarray = best >= MIN_SHAPE_COSINE * 127**2
     return near
+
+
+def _with_zero(shapes: np.ndarray) -> np.ndarray:
+    padded = np.zeros((*shapes.shape[:-1], SHAPE + 1), np.float32)
+    padded[..., 1:] = shapes
+    return padded
