@@ -43,7 +43,8 @@ from .search.arrays import DamagedArraysError
 from .search.explain import explain_empty
 from .search.filters import make_condition
 from .search.find import Match, Search
-from .search.segments import Snapshot, take_snapshot, update_cache
+from .search.segments import update_cache
+from .search.snapshot import Snapshot, take_snapshot
 from .spelling import as_recorded, on_disk
 from .store import SCHEMA_VERSION, STORE_NAME, About, Store
 from .sync import sync_folder

@@ -10,7 +10,7 @@ from index_fakes import DIM, FakeEmbedder, check_index, make_photo, put_vectors
 from simclr_hub import _files
 from simclr_hub.errors import IndexDamagedError
 from simclr_hub.index import SimilarityIndex
-from simclr_hub.index.search import ann, segments
+from simclr_hub.index.search import ann, segments, snapshot
 from simclr_hub.index.search.arrays import BLOCK
 
 
@@ -38,13 +38,13 @@ def reopen(file: Path) -> SimilarityIndex:
 def count_rebuilds(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """An item for each time that a search reads photos from the store."""
     calls: list[object] = []
-    real = segments.make_segment
+    real = snapshot.make_segment
 
     def make(*args: object) -> object:
         calls.append(args[1:])
         return real(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(segments, "make_segment", make)
+    monkeypatch.setattr(snapshot, "make_segment", make)
     return calls
 
 

@@ -15,7 +15,7 @@ from index_fakes import DIM, FakeEmbedder, put_vectors
 from simclr_hub.errors import IndexDamagedError
 from simclr_hub.index import SimilarityIndex
 from simclr_hub.index.records import Photo, Stamp
-from simclr_hub.index.search import ann, segments
+from simclr_hub.index.search import ann, segments, snapshot
 
 
 @pytest.fixture(params=["exact", "approximate"])
@@ -35,13 +35,13 @@ def write(index: SimilarityIndex) -> None:
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
     """How many contents are read from the store by searches from now on, each time; None for all."""
     reads: list[int | None] = []
-    real = segments.make_segment
+    real = snapshot.make_segment
 
     def make(store: object, contents: list[bytes] | None = None, *beside: object) -> object:
         reads.append(None if contents is None else len(contents))
         return real(store, contents, *beside)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(segments, "make_segment", make)
+    monkeypatch.setattr(snapshot, "make_segment", make)
     return reads
 
 

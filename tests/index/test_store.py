@@ -22,7 +22,7 @@ from simclr_hub.errors import (
     IndexWriteError,
 )
 from simclr_hub.index.records import Photo, Stamp
-from simclr_hub.index.search.segments import take_snapshot
+from simclr_hub.index.search.snapshot import take_snapshot
 from simclr_hub.index.store import STORE_NAME, About, Store
 
 STAMP = Stamp(2**70, -5, 2**64, 2**64 - 1)  # larger than SQLite's integers

@@ -42,15 +42,12 @@ class ArrayWriter:
 
     def add(self, name: str, pieces: Iterable[np.ndarray], dtype: str, width: tuple[int, ...] = ()) -> None:
         """Add an array (N, *width), whose rows come in pieces (n, *width)."""
-        start, rows = self._align(), 0
+        self._write(bytes(-(self._written + len(self._pending)) % _ALIGN))
+        start, rows = self._written + len(self._pending), 0
         for piece in pieces:
             self._write(np.ascontiguousarray(piece, dtype).tobytes())
             rows += len(piece)
         self._sections[name] = (dtype, (rows, *width), start)
-
-    def stream(self, name: str) -> "_Stream":
-        """Return a file-like object for bytes of unknown length; an array of bytes, once it is closed."""
-        return _Stream(self, name)
 
     def finish(self, about: dict[str, Any]) -> str:
         """Write the list of arrays with `about`, which must be JSON; nothing may be added afterwards."""
@@ -59,11 +56,6 @@ class ArrayWriter:
         tail = self._checksums.tobytes() + head + len(head).to_bytes(8, "little")
         self._file.write(tail)
         return hashlib.sha256(tail).hexdigest()
-
-    def _align(self) -> int:
-        """Pad to where an array may begin; return that place."""
-        self._write(bytes(-(self._written + len(self._pending)) % _ALIGN))
-        return self._written + len(self._pending)
 
     def _write(self, data: bytes) -> None:
         self._pending += data
@@ -76,18 +68,6 @@ class ArrayWriter:
             self._checksums.append(google_crc32c.value(whole[start : start + BLOCK]))
         self._file.write(whole)
         self._written += size
-
-
-class _Stream:
-    def __init__(self, writer: ArrayWriter, name: str):
-        self._writer, self._name, self._start = writer, name, writer._align()
-
-    def write(self, data: bytes) -> None:
-        self._writer._write(data)
-
-    def close(self) -> None:
-        size = self._writer._written + len(self._writer._pending) - self._start
-        self._writer._sections[self._name] = ("|u1", (size,), self._start)
 
 
 class ArrayFile:
@@ -130,13 +110,12 @@ class ArrayFile:
         self._checksums = np.frombuffer(tail, "<u4", -(-size // BLOCK))
         self._size, self._sections = size, sections
         self._good = np.zeros(len(self._checksums), bool)
-        self.map = mmap.mmap(self._file, size, access=mmap.ACCESS_READ) if size else b""
-        self.data = np.frombuffer(self.map, np.uint8)
+        self._data = np.frombuffer(mmap.mmap(self._file, size, access=mmap.ACCESS_READ) if size else b"", np.uint8)
 
     def array(self, name: str) -> "CheckedArray":
         """Return one of the arrays."""
         dtype, shape, start = self._sections[name]
-        values: np.ndarray = np.frombuffer(self.data, dtype, int(np.prod(shape)), start).reshape(shape)
+        values: np.ndarray = np.frombuffer(self._data, dtype, int(np.prod(shape)), start).reshape(shape)
         return CheckedArray(values, self, start)
 
     def strings(self, name: str) -> "StringArray":
@@ -192,7 +171,6 @@ class CheckedArray:
         self._values, self._file, self._start = values, file, start
         self._row_bytes = values.dtype.itemsize * int(np.prod(values.shape[1:]))
         self._verified = file is None or not values.size
-        self._bytes: bytes | None = None
 
     def __len__(self) -> int:
         return len(self._values)
@@ -232,14 +210,6 @@ class CheckedArray:
         starts = self.rows(rows, rows + 2)
         return starts[rows], starts[rows + 1]
 
-    def bytes(self) -> tuple[bytes | mmap.mmap, int]:
-        """Return something to cut bytes from, and where in it the array begins; the bytes must be verified."""
-        if self._file is not None:
-            return self._file.map, self._start
-        if self._bytes is None:
-            self._bytes = self._values.tobytes()
-        return self._bytes, 0
-
     def write(self, writer: ArrayWriter, name: str) -> None:
         """Add it to a file."""
         values = self.all()
@@ -267,9 +237,9 @@ class StringArray:
 
     def take(self, numbers: np.ndarray) -> list[bytes]:
         """Return the strings of these numbers."""
-        first, last = self.verify(numbers)
-        source, start = self.data.bytes()
-        return [source[a:b] for a, b in zip((first + start).tolist(), (last + start).tolist(), strict=True)]
+        first, last = self.starts.bounds(numbers)
+        data = self.data.rows(first, last).data
+        return [data[a:b].tobytes() for a, b in zip(first.tolist(), last.tolist(), strict=True)]
 
     def verify(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Compare the strings of these numbers with their checksums; return where they begin and end."""

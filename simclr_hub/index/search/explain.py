@@ -12,7 +12,7 @@ import numpy as np
 from ...images import describe
 from .filters import Condition, Range
 from .photo_table import Column
-from .segments import Snapshot
+from .snapshot import Snapshot
 
 #: Values that a sentence lists.
 _LISTED = 8
@@ -118,15 +118,14 @@ def _is_date(text: str) -> bool:
 
 
 def _explain_path(snapshot: Snapshot, pattern: str, live: list[np.ndarray]) -> str:
-    for segment, some in zip(snapshot.segments, live, strict=True):
-        if some.any():
-            photos = np.flatnonzero(some)[:1]
-            (whole,), (below,) = snapshot.paths(segment, photos), segment.photos.paths.take(photos)
-            break
+    number = next(number for number, some in enumerate(live) if some.any())
+    photo = np.flatnonzero(live[number])[:1]
+    (whole,) = snapshot.paths(photo + snapshot.photo_starts[number])
+    (below,) = snapshot.segments[number].photos.paths.take(photo)
     hint = ""
     anywhere = f"**/{pattern.lstrip('/')}"
-    if number := _count(snapshot, Condition(anywhere, ()), live):
-        hint = f"; {_quote(anywhere)}, in any folder, matches {number:,}"
+    if count := _count(snapshot, Condition(anywhere, ()), live):
+        hint = f"; {_quote(anywhere)}, in any folder, matches {count:,}"
     example = f"{_quote(whole)}, or {_quote(PurePath(os.fsdecode(below)).as_posix())} below its folder"
     return f"no path matches {_quote(pattern)}{hint}; paths look like {example}"
 

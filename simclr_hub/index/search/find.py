@@ -9,8 +9,8 @@ import numpy as np
 
 from .ann import top_k
 from .filters import Condition
-from .photo_table import HASH, PhotoTable
-from .segments import SHAPE, Snapshot
+from .segments import SHAPE
+from .snapshot import Snapshot
 
 #: Queries that are searched for at once.
 QUERIES = 4096
@@ -49,7 +49,7 @@ class Match:
         copies: the paths of other files that were found with it: of the same bytes, then of the same picture.
     """
 
-    __slots__ = ("_copies", "_metadata", "_table", "closer_than", "path", "score")
+    __slots__ = ("_copies", "_metadata", "_snapshot", "closer_than", "path", "score")
 
     def __init__(
         self,
@@ -58,19 +58,19 @@ class Match:
         metadata: dict[str, Any] | tuple[int, int],
         closer_than: float | None = None,
         copies: Sequence[str] | Callable[[], list[str]] = (),
-        table: PhotoTable | None = None,
+        snapshot: Snapshot | None = None,
     ):
         self.path = path
         self.score = score
         self.closer_than = closer_than
-        # Most often neither is asked for: both are read then, metadata from the table by row and photo.
-        self._metadata, self._table = metadata, table
+        # Read when they are asked for, which they seldom are: metadata by row and photo of a snapshot.
+        self._metadata, self._snapshot = metadata, snapshot
         self._copies = copies
 
     @property
     def metadata(self) -> dict[str, Any]:  # noqa: D102
         if not isinstance(self._metadata, dict):
-            self._metadata = self._table.metadata_of(*self._metadata) if self._table else {}
+            self._metadata = self._snapshot.metadata(*self._metadata) if self._snapshot else {}
         return self._metadata
 
     @property
@@ -125,19 +125,19 @@ class Search:
     ):
         self._snapshot, self._same = snapshot, same
         self._k = min(k, sum(segment.photos.photo_count for segment in snapshot.segments))
-        self._photos: list[np.ndarray | None] = []  # that pass, in each segment; None for all
-        self._allowed: list[np.ndarray | None] = []  # which rows have any
+        self._allowed: list[np.ndarray | None] = []  # which rows of each segment have a photo that passes
         self._most: list[int] = []  # how many rows that are
+        passing = []
         for segment, allowed in zip(snapshot.segments, snapshot.allowed, strict=True):
-            photos = None
             if condition:
-                passing = segment.passing(condition, snapshot.roots)
-                met = np.logical_or.reduceat(passing, segment.photos.first.all()[:-1]) if len(passing) else passing
+                met = segment.passing(condition, snapshot.roots)
+                passing.append(met)
+                if len(met):
+                    met = np.logical_or.reduceat(met, segment.photos.first.all()[:-1])
                 allowed = met if allowed is None else met & allowed
-                photos = np.flatnonzero(passing)
-            self._photos.append(photos)
             self._allowed.append(allowed)
             self._most.append(len(segment.vectors) if allowed is None else int(np.count_nonzero(allowed)))
+        self._passing = np.flatnonzero(np.concatenate(passing)) if condition else None  # photos; None for all
 
     def run(self, queries: np.ndarray, own: Sequence[Own] = ()) -> list[list[Match]]:
         """Find for each query (Q, D) of length 1 the k photos (or all, if there are fewer) of the highest cosine.
@@ -151,24 +151,25 @@ class Search:
         found: list[list[Match]] = []
         for start in range(0, len(queries), QUERIES):
             some = slice(start, start + QUERIES)
-            mine = [self._own_photos(files) for files in own[some]]
+            mine = [[found for file in files for found in self._snapshot.find(*file)] for files in own[some]]
             depth = self._k + max(map(len, mine), default=0) + (SPARE if self._same else 0)
             found += self._run(queries[some], mine, depth)
         return found
 
-    def _run(self, queries: np.ndarray, own: Sequence[dict[int, set[int]]], depth: int) -> list[list[Match]]:
-        """Do so by the `depth` nearest contents of each, or more; `own` is by row: numbers of photos."""
+    def _run(self, queries: np.ndarray, own: Sequence[list[tuple[int, int]]], depth: int) -> list[list[Match]]:
+        """Do so by the `depth` nearest contents of each, or more; `own` are rows and photos."""
         scores, rows = self._nearest(queries, depth)  # (Q, R)
+        left_out = [{photo for _, photo in mine} for mine in own]
         for line, mine in enumerate(own):
-            for row, photos in mine.items():
-                if len(self._photos_of(row)) == len(photos):
+            for row, _ in mine:
+                if left_out[line].issuperset(self._photos_of(row).tolist()):
                     rows[line, rows[line] == row] = -1
         copies = self._fold(rows, self._same) if self._same and rows.size else {}
         if not copies or rows.shape[1] == sum(self._most) or depth >= DEEPEST + self._k:
-            return self._matches(scores, rows, copies, own)
+            return self._matches(scores, rows, copies, left_out)
         lacking = np.flatnonzero(np.count_nonzero(rows >= 0, axis=1) < self._k)
         rows[lacking] = -1
-        found = self._matches(scores, rows, copies, own)
+        found = self._matches(scores, rows, copies, left_out)
         deeper = min(8 * depth, DEEPEST + self._k)
         step = max(1, NUMBERS // deeper)
         for start in range(0, len(lacking), step):
@@ -182,7 +183,7 @@ class Search:
         """Return scores and rows, counted through all segments, of the nearest contents: (Q, R) each, -1 for none."""
         snapshot, first = self._snapshot, self._snapshot.segments[0]
         probes = None
-        if first.ivf and self._photos[0] is None and depth <= self._most[0]:
+        if first.ivf and self._passing is None and depth <= self._most[0]:
             # A few more than k take what was measured for k: it was measured with one more.
             probes = first.ivf.probe(queries, self._k if depth <= self._k + SPARE + 1 else depth)
         scores, rows = [np.empty((len(queries), 0), np.float32)], [np.empty((len(queries), 0), np.int64)]
@@ -223,163 +224,86 @@ class Search:
         return copies
 
     def _shapes(self, rows: np.ndarray) -> np.ndarray:
-        """Return the shapes of rows (M,), int8 (M, 63)."""
+        """Return the shapes of rows (M,), zero for -1: int8 (M, 63)."""
         shapes = np.zeros((len(rows), SHAPE), np.int8)
-        for number, mine, here in self._snapshot.by_segment(rows):
-            shapes[mine] = self._snapshot.segments[number].shapes.take(here)
+        there = np.flatnonzero(rows >= 0)
+        shapes[there] = self._snapshot.shapes(rows[there])
         return shapes
 
     def _same_rows(self, same: SameContents, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Compare rows by the hashes of their contents."""
         rows, places = np.unique(np.concatenate([first, second]), return_inverse=True)
-        hashes = [b""] * len(rows)
-        for number, mine, here in self._snapshot.by_segment(rows):
-            contents = self._snapshot.segments[number].photos.hashes_of(here)
-            for place, content in zip(mine.tolist(), contents, strict=True):
-                hashes[place] = content
+        hashes = self._snapshot.hashes(rows)
         of_pairs = [hashes[place] for place in places.tolist()]
         return same(of_pairs[: len(first)], of_pairs[len(first) :])
 
     def _matches(
-        self,
-        scores: np.ndarray,
-        rows: np.ndarray,
-        copies: dict[int, list[int]],
-        own: Sequence[dict[int, set[int]]],
+        self, scores: np.ndarray, rows: np.ndarray, copies: dict[int, list[int]], left_out: Sequence[set[int]]
     ) -> list[list[Match]]:
-        """Return the first k of each line of rows (Q, R)."""
+        """Return the first k of each line of rows (Q, R).
+
+        Args:
+            scores: (Q, R).
+            rows: (Q, R).
+            copies: rows of the same picture, by the place in `rows.ravel()` of the first.
+            left_out: photos that are not to be found, for each line; () for none.
+        """
         there = rows >= 0
         hits = np.flatnonzero(there & (np.cumsum(there, axis=1) <= self._k))  # in rows.ravel()
         hit_rows, hit_scores = rows.ravel()[hits], np.minimum(scores.ravel()[hits], 1)
-        shares = self._snapshot.cosines.closer_than(hit_scores)
-        each = 1 if self._same else self._k
-        spare = max((len(photos) for mine in own for photos in mine.values()), default=0)
-        matches: list[Match] = []
-        places: list[np.ndarray] = []  # of each match, among the hits
-        for number, mine, here in self._snapshot.by_segment(hit_rows):
-            segment, passing = self._snapshot.segments[number], self._photos[number]
-            first, last = segment.photos.first.bounds(here)
-            if passing is not None:
-                first, last = np.searchsorted(passing, first), np.searchsorted(passing, last)
-            count = np.minimum(last - first, each + spare)
-            which = np.repeat(np.arange(len(mine)), count)
-            photos = np.arange(len(which)) + (first - np.cumsum(count) + count)[which]
-            if passing is not None:
-                photos = passing[photos]
-            if spare:
-                kept = self._without_own(hits[mine[which]] // rows.shape[1], hit_rows[mine[which]], photos, own)
-                which, photos = which[kept], photos[kept]
-                if self._same:
-                    which, only = np.unique(which, return_index=True)
-                    photos = photos[only]
-            place, here = mine[which], here[which]
-            segment.photos.info.verify(here)  # now, while the store can be used instead
-            segment.photos.metadata.verify(photos)
-            matches += map(
+        first, last = self._snapshot.photos_of(hit_rows)
+        if self._passing is not None:
+            first, last = np.searchsorted(self._passing, first), np.searchsorted(self._passing, last)
+        spare = max(map(len, left_out), default=0)
+        count = np.minimum(last - first, (1 if self._same else self._k) + spare)
+        which = np.repeat(np.arange(len(hits)), count)
+        photos = np.arange(len(which)) + (first - np.cumsum(count) + count)[which]
+        if self._passing is not None:
+            photos = self._passing[photos]
+        if spare:
+            lines = (hits[which] // rows.shape[1]).tolist()
+            kept = [photo not in left_out[line] for photo, line in zip(photos.tolist(), lines, strict=True)]
+            which, photos = which[kept], photos[kept]
+            if self._same:
+                which, only = np.unique(which, return_index=True)
+                photos = photos[only]
+        of_rows = hit_rows[which]
+        self._snapshot.verify(photos, of_rows)  # now, while the store can be used instead
+        shares = self._snapshot.cosines.closer_than(hit_scores[which])
+        matches = list(
+            map(
                 Match,
-                self._snapshot.paths(segment, photos),
-                hit_scores[place].tolist(),
-                zip(here.tolist(), photos.tolist(), strict=True),
-                [shares[i] for i in place.tolist()],
-                self._copies(hits[place], rows, photos, last[which] - first[which], copies, own),
-                itertools.repeat(segment.photos),
+                self._snapshot.paths(photos),
+                hit_scores[which].tolist(),
+                zip(of_rows.tolist(), photos.tolist(), strict=True),
+                shares,
+                itertools.repeat(()),
+                itertools.repeat(self._snapshot),
             )
-            places.append(place)
-        place = np.concatenate(places)
-        if len(places) > 1:
-            order = np.argsort(place, kind="stable")
-            matches, place = [matches[i] for i in order.tolist()], place[order]
-        ends = np.searchsorted(hits[place], np.arange(len(rows) + 1) * rows.shape[1]).tolist()
+        )
+        if self._same:
+            several = (last - first)[which] > 1
+            if copies:
+                several |= np.isin(hits[which], list(copies))
+            for i in np.flatnonzero(several).tolist():
+                place = int(hits[which[i]])
+                every = [int(of_rows[i]), *copies.get(place, [])]
+                self._snapshot.verify(np.concatenate([self._photos_of(row) for row in every]))
+                others = left_out[place // rows.shape[1]] if left_out else set()
+                matches[i]._copies = partial(self._paths, every, others | {int(photos[i])})
+        ends = np.searchsorted(hits[which], np.arange(len(rows) + 1) * rows.shape[1]).tolist()
         return [matches[a : min(b, a + self._k)] for a, b in itertools.pairwise(ends)]
 
-    def _copies(
-        self,
-        hits: np.ndarray,
-        rows: np.ndarray,
-        photos: np.ndarray,
-        count: np.ndarray,
-        copies: dict[int, list[int]],
-        own: Sequence[dict[int, set[int]]],
-    ) -> "list[Callable[[], list[str]] | tuple[()]]":
-        """Return for each match what returns the paths of its copies.
+    def _paths(self, rows: list[int], left_out: set[int]) -> list[str]:
+        photos = np.concatenate([self._photos_of(row) for row in rows])
+        return self._snapshot.paths(photos[~np.isin(photos, list(left_out))])
 
-        Args:
-            hits: places (M,) of its content in `rows`, flat.
-            rows: (Q, R).
-            photos: its photo (M,).
-            count: how many photos its content has (M,).
-            copies: rows of the same picture, by place.
-            own: photos that are left out of each line.
-        """
-        found: list[Callable[[], list[str]] | tuple[()]] = [()] * len(hits)
-        if self._same is None:
-            return found
-        several = count > 1
-        if copies:
-            several |= np.isin(hits, list(copies))
-        for i in np.flatnonzero(several).tolist():
-            place = int(hits[i])
-            row = int(rows.flat[place])
-            left_out = dict(own[place // rows.shape[1]]) if own else {}
-            left_out[row] = left_out.get(row, set()) | {int(photos[i])}
-            every = [row, *copies.get(place, [])]
-            for one in every:
-                self._verify(one)
-            found[i] = partial(self._paths, every, left_out)
-        return found
-
-    def _paths(self, rows: list[int], left_out: dict[int, set[int]]) -> list[str]:
-        paths: list[str] = []
-        for row in rows:
-            photos = self._photos_of(row)
-            photos = photos[~np.isin(photos, list(left_out.get(row, ())))]
-            paths += self._snapshot.paths(self._snapshot.segments[self._segment(row)], photos)
-        return paths
-
-    def _segment(self, row: int) -> int:
-        return int(np.searchsorted(self._snapshot.starts, row, "right")) - 1
-
-    def _photos_of(self, row: int, passing: bool = True) -> np.ndarray:
-        """Return the numbers of the photos of a row, which counts through all segments: those that pass, or all."""
-        number = self._segment(row)
-        here = np.array([row - self._snapshot.starts[number]])
-        (first,), (last,) = self._snapshot.segments[number].photos.first.bounds(here)
-        those = self._photos[number] if passing else None
-        if those is None:
+    def _photos_of(self, row: int) -> np.ndarray:
+        """Return the photos of a row that pass."""
+        (first,), (last,) = self._snapshot.photos_of(np.array([row]))
+        if self._passing is None:
             return np.arange(first, last)
-        return those[np.searchsorted(those, first) : np.searchsorted(those, last)]
-
-    def _verify(self, row: int) -> None:
-        """Verify the paths of a row's photos now, while the store can be used instead."""
-        table, photos = self._snapshot.segments[self._segment(row)].photos, self._photos_of(row, passing=False)
-        table.roots.rows(photos)
-        table.paths.verify(photos)
-
-    def _own_photos(self, own: Own) -> dict[int, set[int]]:
-        """Return those of a query's own files that could be found: numbers of photos by row."""
-        found: dict[int, set[int]] = {}
-        for content, root, path in own:
-            for number, segment in enumerate(self._snapshot.segments):
-                table, allowed = segment.photos, self._allowed[number]
-                for here in table.find(np.array([content], HASH)).tolist():
-                    if allowed is None or allowed[here]:
-                        row = self._snapshot.starts[number] + here
-                        photos = self._photos_of(row)
-                        roots, paths = table.roots.take(photos).tolist(), table.paths.take(photos)
-                        for photo, *place in zip(photos.tolist(), roots, paths, strict=True):
-                            if place == [root, path]:
-                                found.setdefault(row, set()).add(photo)
-        return found
-
-    @staticmethod
-    def _without_own(
-        lines: np.ndarray, rows: np.ndarray, photos: np.ndarray, own: Sequence[dict[int, set[int]]]
-    ) -> np.ndarray:
-        """Return which of photos (M,), of these rows and found for these lines, are not left out: bool (M,)."""
-        kept = np.ones(len(photos), bool)
-        for i in np.flatnonzero(np.isin(rows, [row for mine in own for row in mine])).tolist():
-            kept[i] = photos[i] not in own[lines[i]].get(int(rows[i]), ())
-        return kept
+        return self._passing[np.searchsorted(self._passing, first) : np.searchsorted(self._passing, last)]
 
 
 def _known(pairs: set[tuple[int, int]]) -> SameRows:

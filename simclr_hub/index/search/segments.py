@@ -4,10 +4,7 @@ A later segment overrides an earlier one for every content that it tells of, so 
 photos makes a small segment beside the large one. The cache can always be made anew from the store.
 """
 
-import itertools
-import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,9 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from ..._files import write_file
-from ...errors import IndexDamagedError
 from ...signature import as_rows, low_frequencies
-from ...whitening import Whitening
 from ..store import Content, Store
 from . import ann
 from .ann import (
@@ -154,9 +149,9 @@ def write_segment(
     photos.write(writer)
     about: dict[str, Any] = {"columns": write_columns(writer, make_columns(photos)), "settings": []}
     if own:
-        stream = writer.stream("faiss")
-        faiss().write_index(own.index, faiss().PyCallbackIOWriter(stream.write))
-        stream.close()
+        pieces: list[bytes] = []
+        faiss().write_index(own.index, faiss().PyCallbackIOWriter(pieces.append))
+        writer.add("faiss", (np.frombuffer(piece, np.uint8) for piece in pieces), "|u1")
         about["settings"] = [{"k": one.k, "lists": one.nprobe, "depth": one.rerank} for one in own.settings]
     return writer.finish(about)
 
@@ -348,128 +343,3 @@ def _open(store: Store, one: dict[str, Any]) -> ArrayFile:
     if "shapes" not in file or "pairs.ranks" not in file:
         raise DamagedArraysError(f"{one['name']}: of an older version")
     return file
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The live photos of one generation, which a search runs on while a sync goes on; never changed.
-
-    Attributes:
-        version: of the store, `Store.version`.
-        segments: a later one overrides the earlier ones.
-        allowed: for each, which rows are not overridden, bool (N,); None for all.
-        roots: the root folders by id, each with a separator at its end.
-        damaged: makes the error that says so.
-        whitening: the vectors' whitening; None for as the model gave them.
-    """
-
-    version: tuple[int, int]
-    segments: Sequence[Segment]
-    allowed: Sequence[np.ndarray | None]
-    roots: Mapping[int, bytes]
-    damaged: Callable[[str], IndexDamagedError]
-    whitening: Whitening | None = None
-
-    @cached_property
-    def cosines(self) -> CosineSample:
-        """How near its photos come to one another."""
-        return max(self.segments, key=lambda segment: len(segment.vectors)).cosines
-
-    @cached_property
-    def starts(self) -> list[int]:
-        """Where the rows of each segment begin, and the last one's end, if they are counted through all of them."""
-        return [0, *itertools.accumulate(len(segment.photos) for segment in self.segments)]
-
-    def by_segment(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Yield each segment's number, which of rows (M,), counted through all, are its, and what they are in it."""
-        for number, (start, end) in enumerate(itertools.pairwise(self.starts)):
-            mine = np.flatnonzero((rows >= start) & (rows < end))
-            yield number, mine, rows[mine] - start
-
-    def paths(self, segment: Segment, photos: np.ndarray) -> list[str]:
-        """Return the absolute paths of these photos of a segment."""
-        roots = segment.photos.roots.take(photos).tolist()
-        paths = segment.photos.paths.take(photos)
-        encoding, errors = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()  # as os.fsdecode, at once
-        try:
-            return [
-                (self.roots[root] + path).decode(encoding, errors) for root, path in zip(roots, paths, strict=True)
-            ]
-        except KeyError:
-            raise self.damaged("a photo without a root folder") from None
-
-    def vectors(self) -> tuple[list[str], np.ndarray]:
-        """Return the photos' paths, sorted, and their vectors (P, D)."""
-        paths: list[str] = []
-        parts = []
-        for segment, allowed in zip(self.segments, self.allowed, strict=True):
-            rows = segment.photos.row_of_photo()
-            photos = np.arange(len(rows)) if allowed is None else np.flatnonzero(allowed[rows])
-            paths += self.paths(segment, photos)
-            parts.append((segment.vectors.all(), rows[photos]))
-        order = np.array(sorted(range(len(paths)), key=paths.__getitem__), np.int64)
-        place = np.empty(len(order), np.int64)
-        place[order] = np.arange(len(order))
-        whole = np.empty((len(paths), parts[0][0].shape[1]), np.float32)
-        start = 0
-        for values, rows in parts:
-            for at in range(0, len(rows), 1 << 14):
-                some = rows[at : at + (1 << 14)]
-                whole[place[start + at : start + at + len(some)]] = values[some]
-            start += len(rows)
-        return [paths[i] for i in order.tolist()], whole
-
-
-def take_snapshot(store: Store, previous: Snapshot | None = None, *, cached: bool = True) -> Snapshot:
-    """Take the present generation, from `previous` or, if `cached`, the cache, and what changed since.
-
-    Raises:
-        IndexDamagedError: a row does not match its checksum, or one is not there.
-    """
-    with store.reading():
-        try:
-            return _take(store, previous, cached)
-        except DamagedArraysError:
-            return _take(store, None, False)
-
-
-def _take(store: Store, previous: Snapshot | None, cached: bool) -> Snapshot:
-    version = store.version()
-    segments: list[Segment] | None = None
-    since = -1
-    if previous is not None and previous.version[1] == version[1]:
-        segments, since = list(previous.segments), previous.version[0]
-    elif cached:
-        segments, since = read_cache(store, previous.segments if previous else ()), version[1]
-    changed = store.changes(since) if segments is not None else None
-    if segments is None or changed is None:
-        segments = [make_segment(store)]
-    elif changed:
-        contents = set(changed)
-        # Small deltas are read again with the new one, so that there are few, and each content is read seldom.
-        while segments and segments[-1].file is None and len(segments[-1].photos) <= 2 * len(contents):
-            contents.update(segments.pop().photos.content_hashes())
-        segments.append(make_segment(store, sorted(contents), segments[0].ivf if segments else None))
-    allowed = _not_overridden(segments)
-    live = sum(
-        segment.photos.photo_count if a is None else int(np.diff(segment.photos.first.all())[a].sum())
-        for segment, a in zip(segments, allowed, strict=True)
-    )
-    if live != store.live():
-        raise store.damaged(f"{live} photos are there, {store.live()} were recorded")
-    roots = {root.id: os.path.join(root.path, b"") for root in store.roots().values()}
-    return Snapshot(version, segments, allowed, roots, store.damaged, store.whitening())
-
-
-def _not_overridden(segments: Sequence[Segment]) -> list[np.ndarray | None]:
-    """Return, for each, which rows no later one tells of; None for all."""
-    allowed: list[np.ndarray | None] = []
-    for i, segment in enumerate(segments):
-        told = [segment.photos.find(later.photos.contents) for later in segments[i + 1 :]]
-        rows = np.concatenate([np.empty(0, np.int64), *told])
-        mask = None
-        if len(rows):
-            mask = np.ones(len(segment.photos), bool)
-            mask[rows] = False
-        allowed.append(mask)
-    return allowed
