@@ -39,7 +39,7 @@ from torch import Tensor
 
 from simclr_hub import Embedder, SimCLRModel, load
 from simclr_hub._files import write_file
-from simclr_hub.checkpoints.choose import choices
+from simclr_hub.checkpoints.catalog import choices
 from simclr_hub.embedder import Failure
 from simclr_hub.images import is_image_name, load_image
 from simclr_hub.loading import load_whitening

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from simclr_hub.checkpoints.choose import MARGIN, PROTOCOLS, Choice, choices, measurement, recommend
+from simclr_hub.checkpoints.catalog import MARGIN, PROTOCOLS, Choice, choices, measurement, recommend
 
 PAGE, PLOT = Path(__file__).with_name("models.md"), Path(__file__).with_name("models.svg")
 BEGIN, END = "<!-- begin: docs/generate_models.py -->", "<!-- end: docs/generate_models.py -->"

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from simclr_hub import SimCLRModel
-from simclr_hub.checkpoints.catalog import config_of, entries
-from simclr_hub.checkpoints.choose import PROTOCOLS, Choice, choices, measurement, recommend
+from simclr_hub.checkpoints.catalog import PROTOCOLS, Choice, choices, config_of, entries, measurement, recommend
 
 ROOT = Path(__file__).parents[1]
 

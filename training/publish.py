@@ -14,7 +14,7 @@ import yaml
 from huggingface_hub import HfApi, constants, hf_hub_download
 
 from simclr_hub.checkpoints.catalog import entries
-from simclr_hub.checkpoints.fetch import find, official
+from simclr_hub.checkpoints.official import find, official
 from simclr_hub.errors import PublishError
 from simclr_hub.loading import DEFAULT
 from simclr_hub.whitening import WHITENING_NAMES

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from ..checkpoints.choose import MARGIN, ORDERS, PROTOCOLS, choices, measurement, recommend
+from ..checkpoints.catalog import MARGIN, ORDERS, PROTOCOLS, choices, measurement, recommend
 from ..errors import CheckpointError
 from ._output import echo, json_option, print_json, print_table
 

@@ -45,7 +45,7 @@ def convert_command(
     torchvision, lightly, solo-learn, VISSL, simclr-converter or SimCLRv2-Pytorch (docs/convert.md).
     """
     from ..checkpoints.convert import convert
-    from ..checkpoints.fetch import convert_official
+    from ..checkpoints.official import convert_official
     from ..loading import quiet_transformers
 
     check_output(out, FOLDER)
