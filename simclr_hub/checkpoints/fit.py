@@ -30,7 +30,7 @@ def misfit(ours: Shapes, shapes: Shapes) -> str:
 
 
 def ratio_of(widths: list[tuple[int, int]], minimum: int) -> float:
-    """Find the official 1/16, or the smallest ratio, with `max(int(full * ratio), minimum) == reduced` for all widths."""
+    """Find 1/16, or the smallest ratio, with `max(int(full * ratio), minimum) == reduced` for all widths."""
     widest = max((full for full, _ in widths), default=1)
     least = max(
         (reduced / max(full, 1) for full, reduced in widths if reduced > minimum), default=minimum / max(widest, 1)

@@ -14,7 +14,7 @@ _UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}
 
 
 def _count(_context: click.Context, _option: click.Parameter, text: str | None) -> float:
-    """A number of parameters, such as 100M."""
+    """Parse a number of parameters, such as 100M."""
     if text is None:
         return math.inf
     found = re.fullmatch(r"(\d+\.?\d*)([KMB]?)", text.strip().upper())
@@ -37,7 +37,7 @@ def _count(_context: click.Context, _option: click.Parameter, text: str | None) 
 @click.option("--sort", type=click.Choice(list(ORDERS)), default="accuracy", show_default=True, help="What is first.")
 @json_option
 def models_command(labels: str, max_params: float, min_speed: float, sort: str, as_json: bool) -> None:
-    """The official checkpoints: accuracy, size and speed, and which to take for what.
+    """List the official checkpoints: accuracy, size and speed, and which to take for what.
 
     Top-1 is as published, on ImageNet; images/s were measured on one CPU core (docs/models.md).
     """
