@@ -58,7 +58,7 @@ def ours(data: ImageArray, options: argparse.Namespace) -> tuple[float, float]:
     return options.steps * options.batch_size / elapsed, trainer.waited / elapsed
 
 
-class Timed(SimCLRTrainer):  # type: ignore[misc]  # mypy cannot map the installed name to training/
+class Timed(SimCLRTrainer):
     """Starts its clock when the first step is done."""
 
     started = 0.0

@@ -42,7 +42,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -393,7 +393,7 @@ class Learner:
         started = time.monotonic()
         try:
             while progress.share < 1:
-                rate = self.rate * self.factor(1000 * progress.share)
+                rate = self.rate * self.factor(1000 * progress.share)  # type: ignore[arg-type]  # parts of steps, too
                 loss = self.step(producer.next(progress.share), rate)
                 progress.step()
                 state.global_step = progress.done
@@ -417,7 +417,7 @@ class Learner:
             "images_per_second": progress.done * batch / seconds,
             "log": log,
         }
-        return Trained(average.model, told)
+        return Trained(cast(SimCLRModel, average.model), told)
 
     def _told(self, loss: Tensor, progress: Progress, rate: float, batch: int, seconds: float) -> dict[str, float]:
         value = float(loss)
