@@ -122,13 +122,13 @@ def drop(directory: Path, every: int, number: int) -> None:
 
 
 def update(directory: Path) -> None:
-    """What a sync does at its end."""
+    """Bring the cache up to date, as a sync does at its end."""
     with closing(Store(directory / STORE_NAME)) as store, store.writing():
         segments.update_cache(store)
 
 
 def measured(work: Callable[..., Any], *arguments: Any) -> dict[str, float]:
-    """Seconds and the most memory of one call in a process of its own."""
+    """Measure seconds and the most memory of one call in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_measure, (work, arguments))
 
@@ -193,7 +193,7 @@ def search(directory: Path, dim: int, repeat: int) -> dict[str, Any]:
 
 
 def recall_of_features(file: Path) -> dict[str, Any]:
-    """FAISS's index over features of photos, however few; searched for some that are not in it."""
+    """Measure FAISS's index over features of photos, however few, by searching for some that are not in it."""
     vectors = np.load(file)["vectors"]
     vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors = vectors[np.random.default_rng(0).permutation(len(vectors))]
@@ -204,8 +204,8 @@ def recall_of_features(file: Path) -> dict[str, Any]:
         return {"photos": len(rest), "dim": vectors.shape[1], "settings": "exact"}
     recall = {}
     for k in ann.MEASURED_K:
-        near = built.probe(queries, k)
-        rows = built.search(rest, queries, k, near)[1] if near else search_exact(rest, queries, k)[1]
+        probes = built.probe(queries, k)
+        rows = built.search(rest, queries, k, probes)[1] if probes else search_exact(rest, queries, k)[1]
         truth = search_exact(rest, queries, k)[1]
         recall[k] = round(float(np.mean([np.isin(t, r).mean() for t, r in zip(truth, rows, strict=True)])), 4)
     settings = [vars(setting) for setting in built.settings]
@@ -238,7 +238,7 @@ def _bare(built: IVFIndex | None, vectors: np.ndarray, dim: int) -> Callable[[np
 
 
 def _in_turn(ours: Callable[[], object], bare: Callable[[], object], repeat: int) -> tuple[float, float]:
-    """Median seconds of each, in turn, of this process's CPU time: other work on the machine does not count."""
+    """Return median seconds of each, in turn, of this process's CPU time: other work on the machine does not count."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeat):
         for run, seconds in ((ours, times[0]), (bare, times[1])):
@@ -249,7 +249,7 @@ def _in_turn(ours: Callable[[], object], bare: Callable[[], object], repeat: int
 
 
 class Like:
-    """Stands for the model that made the index; nothing is embedded."""
+    """Stand for the model that made the index; nothing is embedded."""
 
     fingerprint: ClassVar[dict[str, str]] = {"model": "drawn"}
 
@@ -257,12 +257,12 @@ class Like:
         self.dim = dim
 
     def stream(self, sources: Any, *, signatures: bool = False) -> Iterator[Any]:
-        """Not needed."""
+        """Never called."""
         raise NotImplementedError
 
 
 def run(directory: Path, number: int, dim: int, repeat: int) -> dict[str, Any]:
-    """All measurements of one size."""
+    """Measure all of one size."""
     Store.create(directory / STORE_NAME, About(dict(Like.fingerprint), dim))
     result: dict[str, Any] = {"photos": number, "dim": dim}
     start = time.perf_counter()

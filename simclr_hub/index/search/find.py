@@ -268,7 +268,7 @@ class Search:
                 which, only = np.unique(which, return_index=True)
                 photos = photos[only]
         of_rows = hit_rows[which]
-        self._snapshot.verify(photos, of_rows)  # now, while the store can be used instead
+        self._snapshot.verify_metadata(of_rows, photos)  # now, while the store can be used instead
         shares = self._snapshot.cosines.closer_than(hit_scores[which])
         matches = list(
             map(
@@ -288,7 +288,7 @@ class Search:
             for i in np.flatnonzero(several).tolist():
                 place = int(hits[which[i]])
                 every = [int(of_rows[i]), *copies.get(place, [])]
-                self._snapshot.verify(np.concatenate([self._photos_of(row) for row in every]))
+                self._snapshot.verify_paths(np.concatenate([self._photos_of(row) for row in every]))
                 others = left_out[place // rows.shape[1]] if left_out else set()
                 matches[i]._copies = partial(self._paths, every, others | {int(photos[i])})
         ends = np.searchsorted(hits[which], np.arange(len(rows) + 1) * rows.shape[1]).tolist()

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from .ann import CosineSample
 from .arrays import DamagedArraysError
 from .photo_table import HASH
 from .segments import SHAPE, Segment, make_segment, read_cache
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,9 @@ class Snapshot:
 
     def _split(self, starts: list[int], numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yield each segment's number, which of these rows or photos (M,) are its, and their numbers in it."""
+        if len(self.segments) == 1:
+            yield 0, np.arange(len(numbers)), numbers
+            return
         for number, (start, end) in enumerate(itertools.pairwise(starts)):
             mine = np.flatnonzero((numbers >= start) & (numbers < end))
             yield number, mine, numbers[mine] - start
@@ -79,25 +84,27 @@ class Snapshot:
 
     def hashes(self, rows: np.ndarray) -> list[bytes]:
         """Return the content hashes of rows (M,)."""
-        hashes = [b""] * len(rows)
-        for number, mine, here in self._split(self.starts, rows):
-            for place, content in zip(mine.tolist(), self.segments[number].photos.hashes_of(here), strict=True):
-                hashes[place] = content
-        return hashes
+        parts = [
+            (mine, self.segments[number].photos.hashes_of(here))
+            for number, mine, here in self._split(self.starts, rows)
+        ]
+        return _merged(parts)
 
     def paths(self, photos: np.ndarray) -> list[str]:
         """Return the absolute paths of photos (M,)."""
-        paths = [""] * len(photos)
         encoding, errors = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()  # as os.fsdecode, at once
+        parts = []
         for number, mine, here in self._split(self.photo_starts, photos):
             table = self.segments[number].photos
-            roots = table.roots.take(here).tolist()
+            roots, paths = table.roots.take(here).tolist(), table.paths.take(here)
             try:
-                for place, root, path in zip(mine.tolist(), roots, table.paths.take(here), strict=True):
-                    paths[place] = (self.roots[root] + path).decode(encoding, errors)
+                found = [
+                    (self.roots[root] + path).decode(encoding, errors) for root, path in zip(roots, paths, strict=True)
+                ]
             except KeyError:
                 raise self.damaged("a photo without a root folder") from None
-        return paths
+            parts.append((mine, found))
+        return _merged(parts)
 
     def metadata(self, row: int, photo: int) -> dict[str, Any]:
         """Return the metadata of a photo of this row."""
@@ -105,13 +112,17 @@ class Snapshot:
         table = self.segments[number].photos
         return table.metadata_of(row - self.starts[number], photo - self.photo_starts[number])
 
-    def verify(self, photos: np.ndarray, rows: np.ndarray | None = None) -> None:
-        """Compare the paths of photos (M,), and the metadata of these of rows (M,), with their checksums."""
+    def verify_metadata(self, rows: np.ndarray, photos: np.ndarray) -> None:
+        """Compare the metadata of photos, of these rows, (M,) each, with its checksums."""
         for number, mine, here in self._split(self.photo_starts, photos):
             table = self.segments[number].photos
-            if rows is not None:
-                table.metadata.verify(here)
-                table.info.verify(rows[mine] - self.starts[number])
+            table.metadata.verify(here)
+            table.info.verify(rows[mine] - self.starts[number])
+
+    def verify_paths(self, photos: np.ndarray) -> None:
+        """Compare the paths of photos (M,) with their checksums."""
+        for number, _, here in self._split(self.photo_starts, photos):
+            table = self.segments[number].photos
             table.roots.rows(here)
             table.paths.verify(here)
 
@@ -146,6 +157,14 @@ class Snapshot:
                 whole[place[start + at : start + at + len(some)]] = values[some]
             start += len(rows)
         return [paths[i] for i in order.tolist()], whole
+
+
+def _merged(parts: list[tuple[np.ndarray, list[_T]]]) -> list[_T]:
+    """Put the items of several segments at their places."""
+    if len(parts) == 1:
+        return parts[0][1]
+    items = list(itertools.chain.from_iterable(some for _, some in parts))
+    return [items[i] for i in np.argsort(np.concatenate([places for places, _ in parts])).tolist()]
 
 
 def take_snapshot(store: Store, previous: Snapshot | None = None, *, cached: bool = True) -> Snapshot:
