@@ -1,4 +1,4 @@
-"""How long a sync takes when nothing changed: no file is read, only listed; and one with a single new photo.
+"""Time a sync that finds nothing changed: no file is read, only listed.
 
 The photos are small files in 1,000 folders, with random vectors of 256 numbers put into the index as a sync would;
 nothing is embedded. Times are medians, without loading a model.

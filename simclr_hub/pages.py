@@ -115,18 +115,9 @@ def write_review(
 
     Of each tier only the first `most` groups are shown, of each group the surest files; the page says so.
 
-    Args:
-        path: the HTML file, .html or .htm; a page that this package wrote before is replaced.
+    Args and errors as of `write_gallery`, and:
         groups: as `SimilarityIndex.duplicates` returns them.
-        title: heading of the page.
-        note: text below the heading.
         most: groups of a tier.
-        force: also replace another file.
-
-    Raises:
-        OutputError: another suffix, or a folder that is missing or read-only.
-        FileExistsError: something else is at `path`.
-        OSError: it cannot be written.
     """
     check_output(path, PAGE, force=force)
     sections = []

@@ -1,7 +1,6 @@
 """Paths and metadata of the photos that a search may find, a million as a few arrays rather than as objects."""
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -110,6 +109,44 @@ class PhotoTable:
             for text, info in zip(texts, which.tolist(), strict=True):
                 yield infos[info] | parse_info(text)
 
+    @classmethod
+    def make(
+        cls,
+        row_hashes: np.ndarray,
+        info: StringArray,
+        gone: np.ndarray,
+        contents: np.ndarray,
+        roots: Sequence[int],
+        paths: Sequence[bytes],
+        metadata: Sequence[str],
+    ) -> "PhotoTable":
+        """Make the table whose row i is the content `row_hashes[i]`, HASH (N,), with the metadata `info[i]`.
+
+        Args:
+            row_hashes: see above.
+            info: see above.
+            gone: as in the table.
+            contents: of the photos, in any order, HASH (P,); each must be among `row_hashes`.
+            roots: of the photos (P,).
+            paths: of the photos (P,).
+            metadata: of the photos (P,).
+        """
+        rows = np.argsort(row_hashes).astype(np.uint32)
+        hashes = row_hashes[rows]
+        row_of_photo = rows[np.searchsorted(hashes, contents)]
+        order = np.argsort(row_of_photo, kind="stable")
+        first = np.searchsorted(row_of_photo[order], np.arange(len(rows) + 1))
+        return cls(
+            hashes=CheckedArray(hashes),
+            rows=CheckedArray(rows),
+            gone=CheckedArray(gone),
+            first=CheckedArray(first.astype(np.int64)),
+            roots=CheckedArray(np.array(roots, np.int64)[order]),
+            paths=StringArray.of(paths[i] for i in order.tolist()),
+            metadata=StringArray.of(metadata[i].encode() for i in order.tolist()),
+            info=info,
+        )
+
     def write(self, writer: ArrayWriter) -> None:
         """Add it to a file."""
         for each in fields(self):
@@ -128,63 +165,6 @@ class PhotoTable:
             metadata=file.strings("metadata"),
             info=file.strings("info"),
         )
-
-
-class PhotoTableBuilder:
-    """Gather photos in any order, then put them in the order of the rows."""
-
-    def __init__(self) -> None:
-        self._hashes, self._roots = bytearray(), bytearray()
-        self._strings = {name: (bytearray(), bytearray()) for name in ("paths", "metadata")}  # starts, data
-
-    def add(self, content_hash: bytes, root_id: int, path: bytes, metadata: str) -> None:
-        """Add a photo.
-
-        Raises:
-            ValueError: the hash is no SHA-256.
-        """
-        if len(content_hash) != 32:
-            raise ValueError(f"a content hash of {len(content_hash)} bytes")
-        self._hashes += content_hash
-        self._roots += root_id.to_bytes(8, "little")
-        for (starts, data), text in zip(self._strings.values(), (path, metadata.encode()), strict=True):
-            starts += len(data).to_bytes(8, "little")
-            data += text
-
-    def contents(self) -> np.ndarray:
-        """Return the contents of the photos so far, each once, sorted: HASH (N,)."""
-        contents: np.ndarray = np.unique(np.frombuffer(bytes(self._hashes), HASH))
-        return contents
-
-    def build(self, row_hashes: np.ndarray, info: StringArray, gone: np.ndarray) -> PhotoTable:
-        """Return the table whose row i is the content `row_hashes[i]` (N,), with the metadata `info[i]`.
-
-        Each photo's content must be among them.
-        """
-        rows = np.argsort(row_hashes).astype(np.uint32)
-        hashes = row_hashes[rows]
-        row_of_photo = rows[np.searchsorted(hashes, np.frombuffer(bytes(self._hashes), HASH))]
-        order = np.argsort(row_of_photo, kind="stable")
-        first = np.searchsorted(row_of_photo[order], np.arange(len(rows) + 1))
-        return PhotoTable(
-            hashes=CheckedArray(hashes),
-            rows=CheckedArray(rows),
-            gone=CheckedArray(gone),
-            first=CheckedArray(first.astype(np.int64)),
-            roots=CheckedArray(np.frombuffer(bytes(self._roots), "<i8")[order]),
-            paths=self._in_order("paths", order),
-            metadata=self._in_order("metadata", order),
-            info=info,
-        )
-
-    def _in_order(self, name: str, order: np.ndarray) -> StringArray:
-        starts, data = self._strings[name]
-        starts += len(data).to_bytes(8, "little")
-        strings = StringArray(
-            CheckedArray(np.frombuffer(bytes(starts), "<i8")), CheckedArray(np.frombuffer(bytes(data), np.uint8))
-        )
-        parts = (strings.take(order[at : at + (1 << 14)]) for at in range(0, len(order), 1 << 14))
-        return StringArray.of(itertools.chain.from_iterable(parts))
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from .ann import (
 )
 from .arrays import BLOCK, ArrayFile, ArrayWriter, CheckedArray, DamagedArraysError, StringArray
 from .filters import Condition
-from .photo_table import HASH, Column, PhotoTable, PhotoTableBuilder, is_in, make_columns, read_columns, write_columns
+from .photo_table import HASH, Column, PhotoTable, is_in, make_columns, read_columns, write_columns
 
 #: Numbers of a shape, the low frequencies of a picture's signature.
 SHAPE = 63
@@ -71,7 +71,7 @@ class Segment:
 
     @cached_property
     def cosines(self) -> CosineSample:
-        """How near its vectors come to one another."""
+        """A sample of the cosines between its vectors."""
         if self.file:
             return CosineSample(self.file.array("pairs.cosines"), self.file.array("pairs.ranks"))
         return sample_cosines(self.vectors)
@@ -198,16 +198,23 @@ class _Reader:
         progress: Callable[[int, int], object] | None = None,
     ):
         self._store, self._contents, self._progress = store, contents, progress
-        self._builder = PhotoTableBuilder()
+        hashes: list[bytes] = []
+        self._roots: list[int] = []
+        self._paths: list[bytes] = []
+        self._metadata: list[str] = []
         roots = store.roots()
         for photos in store.photo_pages() if contents is None else map(store.photos_with, contents):
             for photo in photos:
                 if photo.state == "live":
-                    if photo.content_hash is None:
+                    if photo.content_hash is None or len(photo.content_hash) != 32:
                         raise store.damaged("a photo without content")
                     store.locate(photo, roots)  # raises if there is no root for it
-                    self._builder.add(photo.content_hash, photo.root_id, photo.path, photo.metadata)
-        self.live = self._builder.contents()
+                    hashes.append(photo.content_hash)
+                    self._roots.append(photo.root_id)
+                    self._paths.append(photo.path)
+                    self._metadata.append(photo.metadata)
+        self._contents_of_photos = np.array(hashes, HASH)
+        self.live = np.unique(self._contents_of_photos)
         self._whitening = store.whitening()
         self.width = self._whitening.dim if self._whitening else store.about.dim
         self._hashes, self._shapes = [np.empty(0, HASH)], [np.empty((0, SHAPE), np.int8)]
@@ -235,8 +242,15 @@ class _Reader:
 
     def photos(self) -> PhotoTable:
         asked = np.array(sorted(self._contents or []), HASH)
-        gone = asked[~is_in(asked, self.live)]
-        return self._builder.build(np.concatenate(self._hashes), StringArray.of(self._info), gone)
+        return PhotoTable.make(
+            np.concatenate(self._hashes),
+            StringArray.of(self._info),
+            asked[~is_in(asked, self.live)],
+            self._contents_of_photos,
+            self._roots,
+            self._paths,
+            self._metadata,
+        )
 
 
 def make_shapes(signatures: Sequence[bytes]) -> np.ndarray:

@@ -45,7 +45,7 @@ class Snapshot:
 
     @cached_property
     def cosines(self) -> CosineSample:
-        """How near its photos come to one another."""
+        """A sample of the cosines between its photos."""
         return max(self.segments, key=lambda segment: len(segment.vectors)).cosines
 
     @cached_property
