@@ -48,7 +48,7 @@ _ORIGINALS = ("originals", "masters")
 _PREVIEWS = ".lrdata"  # Lightroom's
 
 
-class Stamp(NamedTuple):
+class FileStat(NamedTuple):
     """What changes when a file does; compared for equality only, since clocks and copied times run backwards."""
 
     size: int
@@ -57,7 +57,7 @@ class Stamp(NamedTuple):
     inode: int
 
     @classmethod
-    def of(cls, stat: os.stat_result) -> "Stamp":
+    def of(cls, stat: os.stat_result) -> "FileStat":
         """Return the stamp in a stat."""
         ctime_ns = 0 if os.name == "nt" else stat.st_ctime_ns  # there it is the time of creation
         return cls(stat.st_size, stat.st_mtime_ns, ctime_ns, stat.st_ino)
@@ -160,7 +160,7 @@ class Listing:
         errors: folders (or files) that could not be examined, with the reason; what lies below them is unknown.
     """
 
-    photos: dict[bytes, Stamp]
+    photos: dict[bytes, FileStat]
     skipped: dict[str, int]
     errors: dict[bytes, str]
 
@@ -180,7 +180,7 @@ def scan(
         RootUnavailableError: the folder itself is not there, is no folder or cannot be listed.
     """
     rules = rules or Rules()
-    photos: dict[bytes, Stamp] = {}
+    photos: dict[bytes, FileStat] = {}
     skipped: Counter[str] = Counter()
     errors: dict[bytes, str] = {}
     pending = [folder]
@@ -209,7 +209,7 @@ def scan(
                     else:
                         found = os.stat(entry.path, follow_symlinks=False)
                         if stat.S_ISREG(found.st_mode):
-                            photos[path] = Stamp.of(found)
+                            photos[path] = FileStat.of(found)
                         else:
                             skipped["not a regular file"] += 1
                 except FileNotFoundError:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from simclr_hub import scan as scan_module
 from simclr_hub.errors import RootUnavailableError
-from simclr_hub.scan import Rules, Stamp, lies_aside, scan, scan_whole
+from simclr_hub.scan import FileStat, Rules, lies_aside, scan, scan_whole
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def root_of(path: Path) -> bytes:
 def test_lists_images_below_with_their_stamps(photos: Path) -> None:
     listing = scan(root_of(photos))
     assert list(listing.photos) == [b"a.png", b"b.png", b"below/c.png", b"below/d.png"]
-    assert listing.photos[b"a.png"] == Stamp.of((photos / "a.png").stat())
+    assert listing.photos[b"a.png"] == FileStat.of((photos / "a.png").stat())
     assert (listing.skipped, listing.errors) == ({}, {})
 
 

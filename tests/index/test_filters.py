@@ -158,7 +158,7 @@ def test_a_condition_follows_a_moved_folder(index: SimilarityIndex) -> None:
     store = index._store
     with store.writing(), store.transaction():
         (root,) = store.roots().values()
-        store.move_root(root, b"/now")
+        store.relocate_root(root, b"/now")
     assert index.search(np.ones(DIM), k=50, path="/elsewhere/**") == []
     found = index.search(np.ones(DIM), k=50, path="/now/**")
     assert len(found) == 30 and all(m.path.startswith("/now/0/") for m in found)
