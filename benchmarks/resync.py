@@ -37,7 +37,7 @@ class NoModel:
 
 
 def fill(index: SimilarityIndex, photos: Path, number: int) -> None:
-    """Make the files, and their rows as a sync would, with stamps that are trusted."""
+    """Make the files, and their rows as a sync would, with file stats that are trusted."""
     store, draw = index._store, np.random.default_rng(0)
     with store.writing(), store.transaction():
         root = store.put_root(os.fsencode(photos), "ok")
@@ -50,8 +50,8 @@ def fill(index: SimilarityIndex, photos: Path, number: int) -> None:
             content, vector = hashlib.sha256(data).digest(), draw.normal(size=DIM)
             store.put_vector(content, (vector / np.linalg.norm(vector)).astype(np.float32))
             store.put_details(content, {"format": "JPEG"}, bytes(32))
-            stamp = FileStat.of(os.stat(photos / path))
-            store.put(Photo(root.id, os.fsencode(path), stamp, True, content, "live", metadata=file_metadata(stamp)))
+            stat = FileStat.of(os.stat(photos / path))
+            store.put(Photo(root.id, os.fsencode(path), stat, True, content, "live", metadata=file_metadata(stat)))
 
 
 def main() -> None:

@@ -22,14 +22,13 @@ from ..errors import (
 )
 from ..images import describe
 from ..scan import Rules
-from ..signature import as_rows, unpack
 from ..whitening import IMAGES, Whitening
 from .check import CheckReport, check_index
-from .duplicates.calibration import CORRELATION_ALONE, Calibration
+from .copies import SamePicture
+from .duplicates.calibration import Calibration
 from .duplicates.distinct import record_distinct
 from .duplicates.find import TIERS, DuplicateGroup, Tier, find_duplicates
 from .duplicates.own_calibration import calibrate_index, current_calibration
-from .duplicates.same_picture import compare
 from .maker import Maker, as_embedder, choose_whitening
 from .parquet import export_index, import_index
 from .paths import as_recorded, on_disk, relocate_roots
@@ -288,7 +287,7 @@ class SimilarityIndex:
             if together:
                 vectors = combine(vectors[: len(queries)], vectors[len(queries) :], negative_weight)
                 own = [set().union(*own)]
-            same = None if all_copies else _SamePicture(self._store)
+            same = None if all_copies else SamePicture(self._store)
             left_out = [] if with_self or not any(own) else own
             return Search(snapshot, number, condition, same).run(vectors, left_out)
 
@@ -571,33 +570,6 @@ def _as_list(value: Any) -> list[Any]:
 def _refuse_existing(path: Path) -> None:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise IndexExistsError(f"{describe(path)}: there is something there already; open it, or choose another name")
-
-
-class _SamePicture:
-    """Tells whether contents show one picture in full view, by their signatures, which it remembers.
-
-    It asks less than `duplicates`: crops and framed copies show something else and stay results of their own, since
-    aligning them takes longer than the search.
-    """
-
-    def __init__(self, store: Store):
-        self._store = store
-        self._signatures: dict[bytes, bytes] = {}
-
-    def __call__(self, first: list[bytes], second: list[bytes]) -> np.ndarray:
-        """Return which pairs of content hashes are of one picture and were not called different: bool (P,)."""
-        a, b = (unpack(as_rows([self._signature(content) for content in some])) for some in (first, second))
-        same: np.ndarray = compare(a, b, aligned=False).score >= CORRELATION_ALONE
-        if same.any() and (distinct := self._store.distinct()):
-            pairs = zip(first, second, strict=True)
-            same &= np.array([(min(pair), max(pair)) not in distinct for pair in pairs])
-        return same
-
-    def _signature(self, content: bytes) -> bytes:
-        if content not in self._signatures:
-            details = self._store.details_of(content)
-            self._signatures[content] = details.signature if details else b""
-        return self._signatures[content]
 
 
 def _choose_whitening(store: Store, maker: Maker, whiten: Whitening | bool | None) -> Whitening:

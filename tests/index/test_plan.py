@@ -10,9 +10,9 @@ from simclr_hub.scan import GRANULARITY_NS, FileStat, Listing
 OLD, NEW = FileStat(1, 1, 1, 1), FileStat(1, 1, 2, 1)
 
 
-def photo(path: bytes, stamp: FileStat = OLD, **fields: object) -> Photo:
+def photo(path: bytes, stat: FileStat = OLD, **fields: object) -> Photo:
     defaults = {"settled": True, "content_hash": b"h", "state": "live"}
-    return Photo(1, path, stamp, **{**defaults, **fields})  # type: ignore[arg-type]
+    return Photo(1, path, stat, **{**defaults, **fields})  # type: ignore[arg-type]
 
 
 def listing(photos: dict[bytes, FileStat], errors: tuple[bytes, ...] = ()) -> Listing:
@@ -52,7 +52,7 @@ def test_new_inodes_of_nearly_all_are_the_file_systems(renumbered: int, of: int,
     plan = make_plan(listing(observed), recorded)
     changed = [b"edited", b"other size"]
     assert plan.rehash == (changed if believed else sorted(recorded)[:renumbered] + changed)
-    if believed:  # with the stamps of now
+    if believed:  # with the stats of now
         assert all(p.stat == observed[p.path] for p in plan.unchanged) and len(plan.unchanged) == of
 
 
@@ -81,8 +81,8 @@ def test_every_observation_is_in_one_list_and_nothing_is_dropped(
 ) -> None:
     observed = {p: s for p, s in observed.items() if is_below(p, folder)}
     recorded = {
-        p: photo(p, stamp, settled=settled, state=state, content_hash=None if state == "failed" else b"h")
-        for p, (stamp, settled, state) in rows.items()
+        p: photo(p, stat, settled=settled, state=state, content_hash=None if state == "failed" else b"h")
+        for p, (stat, settled, state) in rows.items()
     }
     plan = make_plan(listing(observed), recorded, folder)
     seen = [*plan.new, *plan.rehash, *(p.path for p in plan.unchanged + plan.came_back)]
@@ -92,7 +92,7 @@ def test_every_observation_is_in_one_list_and_nothing_is_dropped(
         assert p.path not in observed and is_below(p.path, folder) and p.state != "missing"
 
 
-def test_a_stamp_is_trusted_only_when_older_than_the_scan() -> None:
+def test_a_file_stat_is_trusted_only_when_older_than_the_scan() -> None:
     now = 10**18
     old = FileStat(1, now - 2 * GRANULARITY_NS, now - 2 * GRANULARITY_NS, 1)
     assert old.settled(now)

@@ -41,12 +41,12 @@ def make_store(file: Path) -> Path:
             store.put_details(content, {"format": "JPEG", "camera": "c" * 50}, draw.bytes(20))
         for i in range(N):
             path = b"a name of some length, to fill pages %03d" % i
-            stamp = FileStat(i, i, i, i)
+            stat = FileStat(i, i, i, i)
             if i % 50 == 7:
-                store.put(Photo(roots[i % 2].id, path, stamp, True, None, "failed", "no image"))
+                store.put(Photo(roots[i % 2].id, path, stat, True, None, "failed", "no image"))
             else:
                 state = "missing" if i % 50 == 3 else "live"
-                store.put(Photo(roots[i % 2].id, path, stamp, True, contents[i % 480], state, None, '{"bytes": 1}'))
+                store.put(Photo(roots[i % 2].id, path, stat, True, contents[i % 480], state, None, '{"bytes": 1}'))
         for i in range(0, 480, 2):
             store.put_distinct(contents[i], contents[i + 1])
     return file
