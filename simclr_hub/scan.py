@@ -46,7 +46,7 @@ _PREVIEWS = ".lrdata"  # Lightroom's
 
 
 class FileStat(NamedTuple):
-    """What changes when a file does; compared for equality only, since clocks and copied times run backwards."""
+    """The size, times and inode of a file; compared for equality only, since clocks and copied times run backwards."""
 
     size: int
     mtime_ns: int
@@ -66,7 +66,7 @@ class FileStat(NamedTuple):
 
 @dataclass(frozen=True)
 class Rules:
-    """What of a folder is left out, beside trash, thumbnails, what systems keep, and what is no photo by its name.
+    """Rules for what is left out beside trash, thumbnails, what systems keep, and what is no photo by its name.
 
     Attributes:
         exclude: patterns, see `translate_pattern`: without a slash, for the name of a file or folder anywhere; with
@@ -195,7 +195,7 @@ def lies_aside(path: str) -> bool:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a scan saw; paths are relative to the root.
+    """The result of a scan; paths are relative to the root.
 
     Attributes:
         photos: regular files whose suffix is an image's.

@@ -37,7 +37,7 @@ Outcome = Literal["same", "changed", "missing", "unreadable", "damaged"]
 
 @dataclass
 class CheckReport:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
         path: the index.
@@ -61,7 +61,7 @@ class CheckReport:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is wrong with the index."""
+        """Tell whether nothing is wrong with the index."""
         return not self.problems
 
 
@@ -242,7 +242,7 @@ def _check_photos(
 
 
 class _Position:
-    """How far a deep check came: saved beside the store after each page, so that it may be stopped at any moment."""
+    """The progress of a deep check, saved beside the store after each page, since it may be stopped."""
 
     def __init__(self, file: Path):
         self._file = file

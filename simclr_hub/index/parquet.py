@@ -44,7 +44,7 @@ NOT_READ = ("path", "bytes", "modified")
 
 @dataclass(frozen=True)
 class Header:
-    """What is told once for all rows.
+    """The facts that are told once for all rows.
 
     Attributes:
         about: what made the vectors.
@@ -316,14 +316,7 @@ def _checked_roots(header: Header, name: str) -> list[tuple[bytes, ListingState]
 
 
 class _Import:
-    """Puts rows into a new store.
-
-    Args:
-        store: empty; a transaction is open.
-        header: of the file.
-        roots: its root folders.
-        name: of the file, for messages.
-    """
+    """Puts the rows of the file `name` into an empty store, whose transaction is open."""
 
     def __init__(self, store: Store, header: Header, roots: list[tuple[bytes, ListingState]], name: str):
         self._store, self._header, self._name = store, header, name

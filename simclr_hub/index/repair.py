@@ -30,7 +30,7 @@ READ_ERRORS = (sqlite3.Error, MemoryError, UnicodeDecodeError)
 
 @dataclass
 class RepairReport:
-    """What became of a damaged store.
+    """The result of a repair.
 
     Attributes:
         saved: rows copied into the new store, by table.

@@ -426,7 +426,7 @@ class SimilarityIndex:
             record_distinct(self._store, paths)
 
     def calibration(self) -> Calibration:
-        """Return from where on `duplicates` calls two photos the same or similar; `measured` is empty if nothing was."""
+        """Return the thresholds of `duplicates`; `measured` is empty if none were measured for the model."""
         return current_calibration(self._store)
 
     def calibrate(self, *, copies: int = 100, progress: Callable[[int, int], object] | None = None) -> Calibration:

@@ -128,14 +128,15 @@ class Database:
         if not self._writing.locked():
             raise RuntimeError("a transaction needs Database.writing")
         with self.lock, self._errors():
+            db = self._connection()
             self._check_identity()
-            try:
-                with _committed(self._connection()):
+            with _committed(db):
+                try:
                     yield
                     self._before_commit()
                     self._check_identity()
-            finally:
-                self._after_transaction()
+                finally:
+                    self._after_transaction()
 
     @contextmanager
     def reading(self) -> Iterator[None]:

@@ -102,13 +102,13 @@ class Photo:
 
     @property
     def visible(self) -> tuple[object, ...]:
-        """What a search sees of it."""
+        """Return what a search sees of it."""
         return self.state, self.content_hash, self.metadata
 
 
 @dataclass(frozen=True)
 class About:
-    """What an index is made of.
+    """The model, the whitening and the rules of an index.
 
     Attributes:
         fingerprint: the embedder's, and "whitening", the SHA-256 of what vectors are whitened with, if they are.
@@ -128,19 +128,19 @@ class About:
 
     @property
     def rules(self) -> Rules:
-        """What of a folder is left out."""
+        """Return what of a folder is left out."""
         return Rules(tuple(self.exclude), self.include_hidden)
 
 
 class Details(NamedTuple):
-    """What is known of a content beside its vector: `LoadedImage.info` and `signature.picture_signature`."""
+    """The facts of a content beside its vector: `LoadedImage.info` and `signature.picture_signature`."""
 
     info: dict[str, Any]
     signature: bytes
 
 
 class VectorRow(NamedTuple):
-    """What a search needs of a content: its vector (D,), `Details.info` as JSON, and its signature, b"" for none."""
+    """A content as a search needs it: its vector (D,), `Details.info` as JSON, and its signature, b"" for none."""
 
     content_hash: bytes
     vector: np.ndarray

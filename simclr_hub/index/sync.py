@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,7 +36,7 @@ READ_AHEAD = 8
 
 @dataclass
 class SyncReport:
-    """What a sync found and did; found = embedded + unchanged + renamed + copied + failed.
+    """The result of a sync; found = embedded + unchanged + renamed + copied + failed.
 
     Attributes:
         found: photos that are there.
@@ -132,7 +133,7 @@ def sync_folder(
 
 @dataclass(frozen=True)
 class Place:
-    """Where a folder belongs among the recorded roots.
+    """The place of a folder among the recorded roots.
 
     Attributes:
         root: the root that contains it, None if it becomes one.
@@ -165,7 +166,7 @@ def _absorb(store: Store, child: Root, root: Root) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do with the photos: each that was listed is in one of the first four lists.
+    """The work of a sync: each photo that was listed is in one of the first four lists.
 
     Attributes:
         unchanged: same file stat, and it is trusted; with the inode that it has now, see `_has_new_inodes`.
@@ -251,14 +252,10 @@ class _Pipeline:
     """One sync of one root: read ahead, recognise, embed what is unknown, commit.
 
     Args:
-        store: what to bring up to date; `Store.writing` is held.
-        root: the root.
-        recorded: its photos by path, as they were.
+        store, root, report, progress, on_failure: see `sync_folder`.
+        recorded: the root's photos by path, as they were.
         listing: its photos as they are.
-        report: counted up.
         scan_time: nanoseconds since 1970 at which the listing began.
-        progress: called with (done, total) of the files that have to be read.
-        on_failure: called with why a photo cannot be used, as it is found.
     """
 
     def __init__(
@@ -281,7 +278,6 @@ class _Pipeline:
         self._positions = itertools.count()
         self._waiting: dict[bytes, list[_Seen]] = {}
         self._gone: dict[bytes, list[Photo]] = {}  # by content: recorded photos whose file is gone
-        self._spellings: dict[str, FileStat] | None = None  # of the listed photos, made when it is needed
         self._in_flight: set[bytes] = set()
         self._reading: set[bytes] = set()
         self._crashing: dict[bytes, str] = {}  # by content: why it must not be decoded here, without the name
@@ -472,10 +468,12 @@ class _Pipeline:
         """Return whether its file has another spelling now: where case does not matter, the old one opens it still."""
         if photo.root_id != self._root.id or photo.path in self._listing.photos or photo.path not in self._recorded:
             return False
-        if self._spellings is None:
-            self._spellings = {letters(path).casefold(): stat for path, stat in self._listing.photos.items()}
         stat = self._spellings.get(letters(photo.path).casefold())
         return stat is not None and stat.inode == inode
+
+    @cached_property
+    def _spellings(self) -> dict[str, FileStat]:
+        return {letters(path).casefold(): stat for path, stat in self._listing.photos.items()}
 
     def _result(self, item: "Embedding | Failure") -> None:
         from ..embedder import Failure
