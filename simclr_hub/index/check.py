@@ -20,7 +20,7 @@ from ..scan import FileStat
 from .maker import Maker, unit_vector
 from .repair import READ_ERRORS, RepairReport, checked_tables, connect, repair_store, wrong_row
 from .search import faiss_cache
-from .sqlite import hold_writer_lock, writer_lock
+from .sqlite import writer_lock
 from .store import STORE_NAME, About, Photo, Store
 
 #: Problems of one kind that are told one by one.
@@ -100,7 +100,7 @@ def check_index(
     report = CheckReport(describe(directory))
     with ExitStack() as stack:  # works on a directory, since a damaged store may not open
         if repair or not read_only:
-            stack.enter_context(hold_writer_lock(writer_lock(file)))
+            stack.enter_context(writer_lock(file))
         _check_store(file, report, read_only=read_only)
         if repair and not report.sound:
             saved = repair_store(directory)

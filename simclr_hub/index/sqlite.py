@@ -48,7 +48,6 @@ class Database:
     def __init__(self, file: Path, *, read_only: bool = False):
         self.file, self.read_only = file, read_only
         self.lock = threading.RLock()
-        self._writer = writer_lock(file)
         self._writing = threading.Lock()
         self._pid = os.getpid()
         with self._errors():
@@ -112,7 +111,7 @@ class Database:
         if not self._writing.acquire(blocking=False):
             raise IndexLockedError(f"{directory}: another thread of this process ({os.getpid()}) writes to it; wait")
         try:
-            with hold_writer_lock(self._writer):
+            with writer_lock(self.file):
                 yield
         finally:
             self._writing.release()
@@ -289,20 +288,16 @@ def refuse_foreign_journal(file: Path) -> None:
         raise IndexDamagedError(f"{file}-journal: names another file to be deleted, so this package did not write it")
 
 
-def writer_lock(file: Path) -> filelock.BaseFileLock:
-    """Return the lock that a database's one writer holds; each call gives another contender."""
-    return filelock.FileLock(file.with_name(LOCK_NAME), timeout=0, thread_local=False)
-
-
 @contextmanager
-def hold_writer_lock(lock: filelock.BaseFileLock) -> Iterator[None]:
-    """Hold the lock, with the process's id in its file for others to name.
+def writer_lock(file: Path) -> Iterator[None]:
+    """Hold the lock of a database's one writer, with the process's id in its file for others to name.
 
     Raises:
         IndexLockedError: another holds it; names the process.
         IndexWriteError: its file cannot be written.
     """
-    lock_file = Path(lock.lock_file)
+    lock_file = file.with_name(LOCK_NAME)
+    lock = filelock.FileLock(lock_file, timeout=0, thread_local=False)
     try:
         lock.acquire()
     except filelock.Timeout as e:
