@@ -195,17 +195,11 @@ def lies_aside(path: str) -> bool:
 
 @dataclass(frozen=True)
 class Listing:
-    """The result of a scan; paths are relative to the root.
+    """The result of a scan; paths are relative to the root."""
 
-    Attributes:
-        photos: regular files whose suffix is an image's.
-        skipped: how many other entries, by reason.
-        errors: folders (or files) that could not be examined, with the reason; what lies below them is unknown.
-    """
-
-    photos: dict[bytes, FileStat]
-    skipped: dict[str, int]
-    errors: dict[bytes, str]
+    photos: dict[bytes, FileStat]  # regular files whose suffix is an image's
+    skipped: dict[str, int]  # how many other entries, by reason
+    errors: dict[bytes, str]  # why folders (or files) could not be examined; what lies below them is unknown, not gone
 
 
 def scan(

@@ -44,23 +44,14 @@ NOT_READ = ("path", "bytes", "modified")
 
 @dataclass(frozen=True)
 class Header:
-    """The facts that are told once for all rows.
-
-    Attributes:
-        about: what made the vectors.
-        roots: the photo folders, as (path, state of the last listing); a row has its position here.
-        separator: of the folders in paths.
-        distinct: pairs of contents, as hexadecimal hashes, that a person called different pictures.
-        photos: how many rows there are.
-        whitening: what makes the column `vector` of the column `features`, the model's; None if there is only the one.
-    """
+    """The facts that are told once for all rows."""
 
     about: About
-    roots: list[tuple[str, str]]
-    separator: str
-    distinct: list[tuple[str, str]]
-    photos: int
-    whitening: Whitening | None = None
+    roots: list[tuple[str, str]]  # the photo folders, as (path, state of the last listing); rows have positions in it
+    separator: str  # of the folders in paths
+    distinct: list[tuple[str, str]]  # contents, as hexadecimal hashes, that a person called different pictures
+    photos: int  # how many rows there are
+    whitening: Whitening | None = None  # makes the column `vector` of `features`, the model's; None: there is one only
 
 
 def _pyarrow() -> Any:

@@ -30,20 +30,16 @@ class Database:
 
     Attributes:
         lock: held during each call; hold it over several to keep other threads out.
-        application_id: tells whose file it is.
-        layout: the version of its tables.
-        schema: the statements that make them.
-        migrations: for each older layout, the statements that make it the next; a copy of the old file is kept.
 
     Raises:
         IndexDamagedError: it is damaged, or not a file of this kind.
         IndexMismatchError: its layout is newer, or older and the file cannot be written.
     """
 
-    application_id: ClassVar[int]
-    layout: ClassVar[int]
-    schema: ClassVar[Sequence[str]]
-    migrations: ClassVar[Mapping[int, Sequence[str]]]
+    application_id: ClassVar[int]  # tells whose file it is
+    layout: ClassVar[int]  # the version of its tables
+    schema: ClassVar[Sequence[str]]  # the statements that make them
+    migrations: ClassVar[Mapping[int, Sequence[str]]]  # by older layout: statements to the next; a copy is kept
 
     def __init__(self, file: Path, *, read_only: bool = False):
         self.file, self.read_only = file, read_only
@@ -133,7 +129,7 @@ class Database:
                 try:
                     yield
                     self._before_commit()
-                    self._check_identity()
+                    self._check_identity()  # what is committed to a file that was replaced would be lost
                 finally:
                     self._after_transaction()
 

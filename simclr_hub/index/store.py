@@ -67,27 +67,16 @@ class Root:
 
 @dataclass(frozen=True)
 class Photo:
-    """A file below a root.
-
-    Attributes:
-        root_id: its root.
-        path: relative to the root; bytes, since file names need not be text.
-        stat: belongs to the bytes that `content_hash` is of.
-        settled: `stat` alone tells whether the file changed; if not, it is hashed again next time.
-        content_hash: SHA-256 of the file; None if it has no vector because it failed.
-        state: "live"; "missing": not there at the last listing, and kept; "failed": there, but it has no vector.
-        error: why it failed.
-        metadata: JSON object for `Match.metadata`.
-    """
+    """A file below a root."""
 
     root_id: int
-    path: bytes
-    stat: FileStat
-    settled: bool
-    content_hash: bytes | None
-    state: State
-    error: str | None = None
-    metadata: str = "{}"
+    path: bytes  # relative to the root; bytes, since file names need not be text
+    stat: FileStat  # belongs to the bytes that `content_hash` is of
+    settled: bool  # `stat` alone tells whether the file changed; if not, it is hashed again next time
+    content_hash: bytes | None  # SHA-256 of the file; None if it has no vector because it failed
+    state: State  # "missing": not there at the last listing, and kept; "failed": there, but it has no vector
+    error: str | None = None  # why it failed
+    metadata: str = "{}"  # JSON object for `Match.metadata`
 
     def columns(self) -> tuple[Any, ...]:
         """Return the store's row."""
@@ -108,23 +97,14 @@ class Photo:
 
 @dataclass(frozen=True)
 class About:
-    """The model, the whitening and the rules of an index.
+    """The model, the whitening and the rules of an index."""
 
-    Attributes:
-        fingerprint: the embedder's, and "whitening", the SHA-256 of what vectors are whitened with, if they are.
-        dim: width of the model's vectors, before whitening.
-        metric: how they are compared.
-        gps: whether the places in photos are recorded.
-        exclude: patterns of what is left out of the folders, see `scan.Rules`.
-        include_hidden: whether hidden files and folders are read.
-    """
-
-    fingerprint: dict[str, Any]
-    dim: int
+    fingerprint: dict[str, Any]  # the embedder's, and "whitening", the SHA-256 of what vectors are whitened with
+    dim: int  # of the model's vectors, before whitening
     metric: str = "cosine"
-    gps: bool = False
-    exclude: list[str] = field(default_factory=list)
-    include_hidden: bool = False
+    gps: bool = False  # whether the places in photos are recorded
+    exclude: list[str] = field(default_factory=list)  # patterns, see `scan.Rules`
+    include_hidden: bool = False  # whether hidden files and folders are read
 
     @property
     def rules(self) -> Rules:

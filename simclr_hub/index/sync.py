@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -84,7 +84,7 @@ def sync_folder(
         store: what to bring up to date.
         embedder: called once, and only if there is unknown content.
         folder: real absolute path.
-        rules: what of the folder is left out, remembered from now on; None: what the store remembers.
+        rules: what is left out, remembered from now on; None: what the store remembers.
         exclude: (device, inode) of directories that are not entered.
         progress: called with (done, total) photos that had to be read.
         on_failure: called with why a photo cannot be used, as it is found.
@@ -131,19 +131,12 @@ def sync_folder(
     return report
 
 
-@dataclass(frozen=True)
-class Place:
-    """The place of a folder among the recorded roots.
+class Place(NamedTuple):
+    """The place of a folder among the recorded roots."""
 
-    Attributes:
-        root: the root that contains it, None if it becomes one.
-        folder: its path relative to that root, b"" for the root itself.
-        absorbed: roots below it, which become part of it, so that no photo is recorded twice.
-    """
-
-    root: Root | None
-    folder: bytes
-    absorbed: list[Root]
+    root: Root | None  # that contains it; None if it becomes one
+    folder: bytes  # its path relative to that root, b"" for the root itself
+    absorbed: list[Root]  # those below it, which become part of it, so that no photo is recorded twice
 
 
 def place(folder: bytes, roots: Iterable[Root]) -> Place:
@@ -164,23 +157,14 @@ def _absorb(store: Store, child: Root, root: Root) -> None:
     store.forget_root(child)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The work of a sync: each photo that was listed is in one of the first four lists.
+class Plan(NamedTuple):
+    """The work of a sync: each photo that was listed is in one of the first four lists."""
 
-    Attributes:
-        unchanged: same file stat, and it is trusted; with the inode that it has now, see `_has_new_inodes`.
-        came_back: the same, of photos that were missing.
-        rehash: recorded, but the stat differs or is too young to be trusted: read, and embed only other content.
-        new: not recorded under this path: read; the content may be known.
-        missing: recorded, judged, not there: to be marked. Those that were missing already are not listed.
-    """
-
-    unchanged: list[Photo]
-    came_back: list[Photo]
-    rehash: list[bytes]
-    new: list[bytes]
-    missing: list[Photo]
+    unchanged: list[Photo]  # same file stat, and it is trusted; with the inode of now, see `_has_new_inodes`
+    came_back: list[Photo]  # the same, of photos that were missing
+    rehash: list[bytes]  # recorded, but the stat differs or is too young to be trusted: read, embed only other content
+    new: list[bytes]  # not recorded under this path: read; the content may be known
+    missing: list[Photo]  # recorded, judged, not there: to be marked; without those that are marked
 
 
 def make_plan(listing: Listing, recorded: Mapping[bytes, Photo], folder: bytes = b"") -> Plan:
@@ -235,8 +219,7 @@ def _unknown(path: bytes, errors: Mapping[bytes, str]) -> bool:
     return any(SEPARATOR.join(parts[:n]) in errors for n in range(1, len(parts) + 1))
 
 
-@dataclass(frozen=True)
-class _Seen:
+class _Seen(NamedTuple):
     """A file that was read."""
 
     path: bytes
