@@ -17,10 +17,10 @@ from tiny import SAMPLE_PHOTOS
 from simclr_hub import Embedder, embed
 from simclr_hub.errors import CheckpointError, ExportError, IndexDamagedError
 from simclr_hub.index import SimilarityIndex, similarity_index
+from simclr_hub.index.check import check_index
 from simclr_hub.index.duplicates.calibration import load_calibration
-from simclr_hub.index.maintenance.check import check_index
-from simclr_hub.index.records import checksum
 from simclr_hub.index.search import ann
+from simclr_hub.index.store import checksum
 from simclr_hub.loading import load_whitening
 from simclr_hub.whitening import Whitening
 

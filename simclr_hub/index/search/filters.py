@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ...patterns import translate
+from ...scan import translate_pattern
 from .arrays import StringArray
 from .photo_table import Column, PhotoTable
 
@@ -100,7 +100,7 @@ def make_condition(
         if not isinstance(pattern, str) or not pattern:
             raise ValueError(f"path={path!r}: give a pattern as text, for example 'holiday/**/*.jpg'")
         try:
-            re.compile(translate(pattern))
+            re.compile(translate_pattern(pattern))
         except re.error as e:
             raise ValueError(f"path={pattern!r}: no pattern: {e}") from None
     return Condition(pattern, tuple(_range(key, value) for key, value in (where or {}).items()))
@@ -152,7 +152,7 @@ def _place(words: StringArray, text: str, *, behind: bool = False, prefix: bool 
 
 
 def _match_paths(pattern: str, table: PhotoTable, numbers: np.ndarray, roots: Mapping[int, bytes]) -> list[bool]:
-    match = re.compile(translate(_normal(pattern.replace(os.sep, "/"))), re.DOTALL).match
+    match = re.compile(translate_pattern(_normal(pattern.replace(os.sep, "/"))), re.DOTALL).match
     # Both the path below the folder that was synchronised and the whole path are matched. The former does not begin
     # with a separator, the latter does, on Windows with a drive.
     relative = not os.path.isabs(pattern)

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..._files import write_file
 from ...signature import as_rows, low_frequencies
-from ..store import Content, Store
+from ..store import Store, VectorRow
 from . import ann
 from .ann import (
     CosineSample,
@@ -160,9 +160,7 @@ def read_segment(file: ArrayFile, ivf: IVFIndex | None = None) -> Segment:
     """Return the segment in a file; `ivf` is the index that it was written as a delta to."""
     own = None
     if "faiss" in file:
-        data = (
-            file.array("faiss").all().data
-        )  # verified before FAISS sees it: it loads damaged files without complaint
+        data = file.array("faiss").all().data  # verified first: FAISS loads many a damaged file without complaint
         at = 0
 
         def read(size: int) -> bytes:
@@ -222,10 +220,10 @@ class _Reader:
 
     def vectors(self) -> Iterator[np.ndarray]:
         """Yield the vectors of the live contents (n, width) in pieces, whitened where the index is."""
-        for page in self._store.content_pages(self._contents):
+        for page in self._store.vector_rows(self._contents):
             hashes = np.array([row.content_hash for row in page], HASH)
             kept = is_in(hashes, self.live)
-            rows: list[Content] = [page[i] for i in np.flatnonzero(kept).tolist()]
+            rows: list[VectorRow] = [page[i] for i in np.flatnonzero(kept).tolist()]
             if rows:
                 self._hashes.append(hashes[kept])
                 self._info += [row.info.encode() for row in rows]
