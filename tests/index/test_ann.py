@@ -112,8 +112,8 @@ def test_vectors_beside_the_index_are_found_as_well(
 ) -> None:
     monkeypatch.setattr(ann, "CANDIDATES", 7000)  # in several parts
     seen: list[int] = []
-    real = ann._inner_inner_inner_products
-    monkeypatch.setattr(ann, "_inner_inner_inner_products", lambda *given: seen.append(given[2].size) or real(*given))
+    real = ann._inner_products
+    monkeypatch.setattr(ann, "_inner_products", lambda *given: seen.append(given[2].size) or real(*given))
     built = build(clusters(4000, 16, spread=0.4))
     added, queries = CheckedArray(clusters(1000, 16, seed=2, spread=0.4)), clusters(200, 16, seed=1, spread=0.4)
     allowed = None if share is None else np.random.default_rng(0).random(1000) < share

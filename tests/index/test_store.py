@@ -21,7 +21,7 @@ from simclr_hub.errors import (
     IndexMismatchError,
     IndexWriteError,
 )
-from simclr_hub.index.search.segments import take_snapshot
+from simclr_hub.index.search.snapshot import take_snapshot
 from simclr_hub.index.store import STORE_NAME, About, Photo, Store
 from simclr_hub.scan import FileStat
 
