@@ -118,6 +118,7 @@ def test_an_open_index_sees_that_another_whitened_it(tmp_path: Path, photos: Pat
         assert len(other.duplicates()) == len(one.duplicates())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "n"),
     [
