@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-TESTS = [str(ROOT / "tests" / name) for name in ("index", "faults")]
+TESTS = [str(ROOT / "tests" / name) for name in ("index", "faults", "support")]
 #: Of one child that decodes images.
 MEMORY, SECONDS, BATCH = 3 << 30, 60, 1000
 #: What the chunks of a campaign counted.
