@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from simclr_hub.index.duplicates.calibration import Calibration
-from simclr_hub.index.duplicates.grouping import Contents, Grouping
+from simclr_hub.duplicates.grouping import Grouping
+from simclr_hub.duplicates.thresholds import Thresholds
 from simclr_hub.signature import SIGNATURE_BYTES, as_rows, picture_signature
 
 _HEAD = 5  # bytes of a signature before its cells
@@ -135,11 +135,11 @@ def measure(name: str, number: int) -> None:
     if name == "different":
         pairs = np.sort(random.choice(number, (200, 2), replace=False), 1)
         apart = {(int(a), int(b)) for a, b in pairs}
-    contents = Contents(vectors, signatures, random.permutation(number), apart)
+    rank = random.permutation(number)
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = memory()
     started = time.process_time()
-    grouping = Grouping(contents, Calibration({}, 1, 0.97, [(1, 0.6)]))
+    grouping = Grouping(vectors, signatures, rank, Thresholds({}, 1, 0.97, [(1, 0.6)]), apart)
     same = grouping.same()
     similar = grouping.similar(same)
     seconds = time.process_time() - started

@@ -6,10 +6,9 @@ from pathlib import Path
 import jinja2
 
 from ._files import check_output, write_output
+from .duplicates.find import DuplicateGroup, Member, day
 from .gallery import PAGE, picture
 from .images import describe
-from .index.duplicates.find import DuplicateGroup, Member
-from .index.duplicates.keep import day
 
 #: What the tiers are called, and what they say.
 TIERS = {

@@ -6,9 +6,9 @@ from pathlib import Path
 import click
 
 from .._files import check_output
+from ..duplicates.find import TIERS, DuplicateGroup, Tier
 from ..gallery import PAGE
 from ..index import SimilarityIndex
-from ..index.duplicates.find import TIERS, DuplicateGroup, Tier
 from ..progress import counting_bar
 from ..review import TIERS as NAMES
 from ..review import facts, first_word, relation, summary, write_review

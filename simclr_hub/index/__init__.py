@@ -1,6 +1,6 @@
 """The similarity index: a directory on disk that holds photos' vectors and finds the nearest."""
 
-from .duplicates.find import DuplicateGroup
+from ..duplicates.find import DuplicateGroup
 from .maintenance.check import check_index
 from .report import CheckReport, SyncReport
 from .search.match import Match

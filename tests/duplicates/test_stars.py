@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simclr_hub.index.duplicates.stars import Star, stars
+from simclr_hub.duplicates.grouping import StarCluster, star_clusters
 
 
 def group(pairs, rank=None, apart=(), check=None, scores=None):
     count = 1 + max(max(pair) for pair in pairs)
     rank = np.arange(count) if rank is None else np.array(rank)
     scores = np.full(len(pairs), 0.99) if scores is None else np.array(scores)
-    return stars(np.array(pairs), scores, rank, set(apart), check)
+    return star_clusters(np.array(pairs), scores, rank, set(apart), check)
 
 
 def nobody(pairs):
@@ -25,21 +25,21 @@ def nobody(pairs):
 
 def test_a_chain_is_not_a_group():
     # 0 is like 1, 1 like 2, 2 like 3; 2 and 3 are not like 0
-    assert group([(0, 1), (1, 2), (2, 3)], check=nobody) == [Star(0, [(1, 0.99)]), Star(2, [(3, 0.99)])]
+    assert group([(0, 1), (1, 2), (2, 3)], check=nobody) == [StarCluster(0, [(1, 0.99)]), StarCluster(2, [(3, 0.99)])]
 
 
 def test_one_between_two_goes_with_the_nearer() -> None:
     """0 and 1 are two shots of a burst, 2 is a copy of 1 that is not like 0."""
-    assert group([(0, 1), (1, 2)], scores=[0.96, 0.999], check=nobody) == [Star(1, [(2, 0.999)])]
-    assert group([(0, 1), (1, 2)], scores=[0.999, 0.96], check=nobody) == [Star(0, [(1, 0.999)])]
+    assert group([(0, 1), (1, 2)], scores=[0.96, 0.999], check=nobody) == [StarCluster(1, [(2, 0.999)])]
+    assert group([(0, 1), (1, 2)], scores=[0.999, 0.96], check=nobody) == [StarCluster(0, [(1, 0.999)])]
     # Each keeps its copies.
     pairs, scores = [(0, 1), (1, 2), (0, 3)], [0.96, 0.999, 0.998]
-    assert group(pairs, scores=scores, check=nobody) == [Star(0, [(3, 0.998)]), Star(1, [(2, 0.999)])]
+    assert group(pairs, scores=scores, check=nobody) == [StarCluster(0, [(3, 0.998)]), StarCluster(1, [(2, 0.999)])]
 
 
 def test_the_best_is_kept_and_others_are_ordered():
     found = group([(0, 2), (1, 2)], rank=[2, 1, 0], scores=[0.98, 0.99])
-    assert found == [Star(2, [(1, 0.99), (0, 0.98)])]
+    assert found == [StarCluster(2, [(1, 0.99), (0, 0.98)])]
 
 
 def test_what_no_pair_links_is_compared_with_the_kept_one():
@@ -49,18 +49,18 @@ def test_what_no_pair_links_is_compared_with_the_kept_one():
         asked.extend(pairs.tolist())
         return np.full(len(pairs), 0.985)
 
-    assert group([(0, 1), (1, 2)], check=check) == [Star(0, [(1, 0.99), (2, 0.985)])]
+    assert group([(0, 1), (1, 2)], check=check) == [StarCluster(0, [(1, 0.99), (2, 0.985)])]
     assert asked == [[0, 2]]
 
 
 def test_pairs_that_were_set_apart_never_meet():
     triangle = [(0, 1), (0, 2), (1, 2)]
-    assert group(triangle, apart=[(0, 1)]) == [Star(0, [(2, 0.99)])]
+    assert group(triangle, apart=[(0, 1)]) == [StarCluster(0, [(2, 0.99)])]
     # Both are like the kept one; the less sure of them goes.
-    assert group(triangle, apart=[(1, 2)], scores=[0.97, 0.99, 0.99]) == [Star(0, [(2, 0.99)])]
+    assert group(triangle, apart=[(1, 2)], scores=[0.97, 0.99, 0.99]) == [StarCluster(0, [(2, 0.99)])]
     assert group([(0, 1)], apart=[(0, 1)]) == []
     # 1 agrees better with 2, but was called different from it.
-    assert group([(0, 1), (1, 2)], apart=[(1, 2)], scores=[0.97, 0.99], check=nobody) == [Star(0, [(1, 0.97)])]
+    assert group([(0, 1), (1, 2)], apart=[(1, 2)], scores=[0.97, 0.99], check=nobody) == [StarCluster(0, [(1, 0.97)])]
 
 
 @given(
@@ -86,7 +86,7 @@ def counted_lines() -> Iterator[list[int]]:
     count = [0]
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
-        if not frame.f_code.co_filename.endswith("stars.py"):
+        if not frame.f_code.co_filename.endswith("grouping.py"):
             return None
         count[0] += event == "line"
         return trace
@@ -143,7 +143,7 @@ def test_the_work_grows_with_the_pairs_and_not_with_their_square(case: str, risi
             return np.zeros(len(some))
 
         with counted_lines() as lines:
-            stars(pairs, scores, np.arange(count + 2), apart, nobody)
+            star_clusters(pairs, scores, np.arange(count + 2), apart, nobody)
         assert asked[0] <= 17 * count
         work.append(lines[0])
     assert work[1] < 6 * work[0]  # 16 times if it were the square
@@ -162,7 +162,7 @@ def test_one_picture_is_one_group_though_few_of_its_copies_were_compared(apart: 
         asked[1] += 1
         return np.full(len(some), 0.98)
 
-    found = stars(pairs, random.uniform(0.97, 0.99, len(pairs)), np.arange(3000), apart, check)
+    found = star_clusters(pairs, random.uniform(0.97, 0.99, len(pairs)), np.arange(3000), apart, check)
     assert [(star.kept, len(star.others)) for star in found] == [(0, 2999 - len(apart))]
     assert asked[0] < 3000 + 100 and asked[1] < 15
 
@@ -174,5 +174,5 @@ def test_comparisons_are_made_many_at_a_time() -> None:
         asked[0] += 1
         return np.zeros(len(some))
 
-    assert len(stars(chain(2000), np.full(1999, 0.99), np.arange(2000), set(), nobody)) == 1000
+    assert len(star_clusters(chain(2000), np.full(1999, 0.99), np.arange(2000), set(), nobody)) == 1000
     assert asked[0] < 20

@@ -10,15 +10,15 @@ from index_fakes import FakeEmbedder, tree_state
 from PIL import Image
 from tiny import SAMPLE_PHOTOS
 
-from simclr_hub.index import SimilarityIndex
-from simclr_hub.index.duplicates.calibration import (
-    CALIBRATION_NAME,
+from simclr_hub.duplicates.find import TIERS, DuplicateGroup, Tier
+from simclr_hub.duplicates.thresholds import (
     CORRELATION_ALONE,
-    Calibration,
-    load_calibration,
-    provisional,
+    THRESHOLDS_NAME,
+    Thresholds,
+    load_thresholds,
+    unmeasured,
 )
-from simclr_hub.index.duplicates.find import TIERS, DuplicateGroup, Tier
+from simclr_hub.index import SimilarityIndex
 
 NAMES = ("cat_1", "banana_1", "dress_1", "chess_1", "hat_2", "boat_1")
 
@@ -116,7 +116,7 @@ def test_numbers_of_two_disks_are_not_one_file(
         def stat(path: str, **options: object) -> SimpleNamespace:
             return SimpleNamespace(**{"st_dev": path.endswith("copy.jpg"), "st_ino": 7, **values})
 
-        monkeypatch.setattr("simclr_hub.index.duplicates.keep.os.stat", stat)
+        monkeypatch.setattr("simclr_hub.duplicates.find.os.stat", stat)
 
     found = []
     for values in ({}, {"st_dev": 1, "st_ino": 0}, {"st_dev": 1}):
@@ -144,8 +144,8 @@ def test_what_lies_outside_the_trash_comes_first_in_every_tier(
                 smaller(aside / path.name, path, 0.5)
     index.sync(photos, include_hidden=True)
     index.sync(aside, include_hidden=True)
-    Calibration(provisional(np.ones((1, 5), np.float32), FakeEmbedder().fingerprint).made_by, 1, 2.0, [(1, 0.2)]).save(
-        index._store.file.with_name(CALIBRATION_NAME)
+    Thresholds(unmeasured(np.ones((1, 5), np.float32), FakeEmbedder().fingerprint).made_by, 1, 2.0, [(1, 0.2)]).save(
+        index._store.file.with_name(THRESHOLDS_NAME)
     )
     groups = index.duplicates([tier])
     asides = [[".Trash" in member.path for member in (group.keep, *group.others)] for group in groups]
@@ -173,8 +173,8 @@ def test_similar_groups_have_one_file_of_each_picture(index: SimilarityIndex, ph
     smaller(photos / "cat_1.jpg", photos / "small.jpg")
     index.sync(photos)
     # By the colours alone all of these photos are much alike.
-    Calibration(provisional(np.ones((1, 5), np.float32), FakeEmbedder().fingerprint).made_by, 1, 2.0, [(1, 0.2)]).save(
-        index._store.file.with_name(CALIBRATION_NAME)
+    Thresholds(unmeasured(np.ones((1, 5), np.float32), FakeEmbedder().fingerprint).made_by, 1, 2.0, [(1, 0.2)]).save(
+        index._store.file.with_name(THRESHOLDS_NAME)
     )
     found = index.duplicates(["similar"])
     assert found and {group.tier for group in found} == {"similar"}
@@ -320,8 +320,8 @@ def test_calibration_is_measured_stored_and_bound_to_the_model(index: Similarity
     assert same["different_pairs_called_same"] == 0 and same["precision"] == 1
     assert same["recall"]["re-encoded"] == 1 and same["recall"]["mirrored"] == 1
     assert 0 < calibration.cosine <= 1
-    file = index._store.file.with_name(CALIBRATION_NAME)
-    assert load_calibration(file.parent, {"weights": "w2"}) is None
+    file = index._store.file.with_name(THRESHOLDS_NAME)
+    assert load_thresholds(file.parent, {"weights": "w2"}) is None
     values = json.loads(file.read_text())
     file.write_text(json.dumps(values | {"signature_version": 0}))
     assert index.calibration().measured == {}
@@ -336,7 +336,7 @@ def test_calibration_needs_photos_that_can_be_read(index: SimilarityIndex, photo
 
 
 def test_from_where_on_two_are_similar_depends_on_how_many_there_are() -> None:
-    calibration = Calibration({}, 1, 0.9, [(100, 0.5), (200, 0.6), (400, 0.8)])
+    calibration = Thresholds({}, 1, 0.9, [(100, 0.5), (200, 0.6), (400, 0.8)])
     assert calibration.similar(0) == calibration.similar(1) == calibration.similar(100) == 0.5
     assert calibration.similar(200) == pytest.approx(0.6) and calibration.similar(10**9) == 0.8
     assert calibration.similar(283) == pytest.approx(0.7, abs=0.001)
@@ -347,8 +347,8 @@ def test_from_where_on_two_are_similar_depends_on_how_many_there_are() -> None:
 def test_the_default_checkpoint_comes_with_its_thresholds(tmp_path: Path) -> None:
     from simclr_hub import Embedder
 
-    calibration = load_calibration(tmp_path, Embedder().fingerprint)
-    assert calibration is not None, "run simclr_hub.index.duplicates.default_calibration for the new checkpoint"
+    calibration = load_thresholds(tmp_path, Embedder().fingerprint)
+    assert calibration is not None, "run simclr_hub.training.ship_default for the new checkpoint"
     same = calibration.measured["same_picture"]
     assert same["precision"] >= 0.999 and np.mean(list(same["recall"].values())) > 0.95
     assert calibration.similar_from == sorted(calibration.similar_from)

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...signature import Thumbnails
-from .as_they_are import COLOUR_NOISE, MIN_OVERLAP, NOISE
+from ..signature import Thumbnails
+from .compare import COLOUR_NOISE, MIN_OVERLAP, NOISE
 
 #: Where alignment begins: which of the two is the larger view (1: the second), by how much, and shifted where.
 _SHIFTS = ((1.1, 0.0, 0.0), (1.2, 0.0, 0.0), *((1.2, x, y) for x in (-0.13, 0.13) for y in (-0.13, 0.13)))

@@ -7,10 +7,9 @@ import torch
 from PIL import Image
 from tiny import SAMPLE_PHOTOS
 
-from simclr_hub.index.duplicates.alignment import MIN_OVERLAP
-from simclr_hub.index.duplicates.calibration import CORRELATION
-from simclr_hub.index.duplicates.edits import EDITS, crop, reencode
-from simclr_hub.index.duplicates.same_picture import MAX_OUTSIDE, MAX_STRETCH, MIN_COLOUR, compare
+from simclr_hub.duplicates.calibrate import EDITS, crop, reencode
+from simclr_hub.duplicates.compare import MAX_OUTSIDE, MAX_STRETCH, MIN_COLOUR, MIN_OVERLAP, compare
+from simclr_hub.duplicates.thresholds import CORRELATION
 from simclr_hub.signature import as_rows, picture_signature, unpack
 
 NAMES = ("cat_1", "banana_1", "dress_1", "chess_1", "hat_2", "boat_1", "tree_1", "shoes_2")

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from simclr_hub.index.duplicates.keep import File, preference, why_kept
+from simclr_hub.duplicates.find import File, preference, why_kept
 
 
 def file(path: str = "/p/a.jpg", content: str = "", in_colour: bool = True, **info: Any) -> File:

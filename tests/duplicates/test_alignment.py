@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from simclr_hub.index.duplicates import alignment
-from simclr_hub.index.duplicates.alignment import align, all_orientations, rank_guesses, roles
-from simclr_hub.index.duplicates.as_they_are import correlations, orientations
+from simclr_hub.duplicates import alignment
+from simclr_hub.duplicates.alignment import align, all_orientations, rank_guesses, roles
+from simclr_hub.duplicates.compare import correlations, orientations
 
 
 def pictures(count: int, cells: int) -> Tensor:

@@ -6,17 +6,16 @@ import torch
 from PIL import Image
 from tiny import SAMPLE_PHOTOS
 
-from simclr_hub.index.duplicates import grouping
-from simclr_hub.index.duplicates.calibration import Calibration
-from simclr_hub.index.duplicates.edits import crop
-from simclr_hub.index.duplicates.grouping import Contents, Grouping
-from simclr_hub.index.duplicates.likeness import NEIGHBOURS, likeness, thresholds
-from simclr_hub.index.duplicates.stars import Star
+from simclr_hub.duplicates import grouping
+from simclr_hub.duplicates.calibrate import crop
+from simclr_hub.duplicates.grouping import Grouping, StarCluster
+from simclr_hub.duplicates.neighbours import likeness
+from simclr_hub.duplicates.thresholds import SIMILAR_NEIGHBOURS, Thresholds, similar_from
 from simclr_hub.signature import as_rows, picture_signature
 from simclr_hub.whitening import Whitening
 
 PATHS = sorted(Path(SAMPLE_PHOTOS).glob("*.jpg"))[:24]
-CALIBRATION = Calibration({}, 1, 0.9, [(1, 0.6)])
+THRESHOLDS = Thresholds({}, 1, 0.9, [(1, 0.6)])
 SMALL = 0.3  # between unrelated vectors
 
 
@@ -36,11 +35,10 @@ def unrelated(count: int) -> np.ndarray:
 
 
 def group(vectors: np.ndarray, signatures: np.ndarray, apart: set[tuple[int, int]] | None = None) -> Grouping:
-    contents = Contents(vectors, signatures, np.arange(len(vectors)), apart or set())
-    return Grouping(contents, CALIBRATION)
+    return Grouping(vectors, signatures, np.arange(len(vectors)), THRESHOLDS, apart or set())
 
 
-def pairs(stars: list[Star]) -> list[tuple[int, int]]:
+def pairs(stars: list[StarCluster]) -> list[tuple[int, int]]:
     return [(star.kept, row) for star in stars for row, _ in star.others]
 
 
@@ -54,13 +52,14 @@ def test_a_grey_copy_is_found_though_the_features_lose_it(
 
 
 def test_a_crop_is_found_through_its_features(signatures: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grouping, "MIN_SHAPES", 2.0)  # no neighbours by signature
+    monkeypatch.setattr(grouping, "MIN_SIGNATURE_COSINE", 2.0)  # no neighbours by signature
     copies = np.concatenate([signatures, signature(crop(Image.open(PATHS[5]), 0.1, 1, 0))])
     vectors = unrelated(len(copies))
     vectors[-1] = vectors[5]
     assert pairs(group(vectors, copies).same()) == [(5, len(PATHS))]
     told: list[tuple[int, int]] = []
-    Grouping(Contents(vectors, copies, np.arange(len(copies))[::-1]), CALIBRATION, lambda *n: told.append(n)).same()
+    tell = lambda *n: told.append(n)  # noqa: E731
+    Grouping(vectors, copies, np.arange(len(copies))[::-1], THRESHOLDS, progress=tell).same()
     assert told and told[-1][0] == told[-1][1] >= len(PATHS)
 
 
@@ -87,7 +86,7 @@ def test_equal_signatures_are_one_picture_however_many() -> None:
 
 
 def test_groups_that_neighbours_do_not_link_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grouping, "MIN_SHAPES", 2.0)  # no neighbours by signature
+    monkeypatch.setattr(grouping, "MIN_SIGNATURE_COSINE", 2.0)  # no neighbours by signature
     one = signature(Image.open(PATHS[0]))
     # Two crowds: the nearest of each are all of its own.
     vectors = np.repeat(unrelated(2), 20, 0) + 0.01 * unrelated(40)
@@ -114,7 +113,7 @@ def test_each_picture_is_one_group_whatever_the_number_of_its_copies(
     signatures: np.ndarray, apart: set[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two pictures, 500 copies of each in 25 tight crowds: nobody's neighbours are of another crowd."""
-    monkeypatch.setattr(grouping, "MIN_SHAPES", 2.0)
+    monkeypatch.setattr(grouping, "MIN_SIGNATURE_COSINE", 2.0)
     compared = []
     compare = grouping.compare
     monkeypatch.setattr(grouping, "compare", lambda a, b: compared.append(len(a)) or compare(a, b))
@@ -180,11 +179,11 @@ def test_likeness_is_the_cosine_less_half_of_what_each_has_with_its_nearest() ->
 def test_what_is_similar_is_rarer_than_a_threshold_and_in_more_photos_rarer_still() -> None:
     vectors = unrelated(300)
     _, scores = likeness(vectors)
-    measured = thresholds(vectors)
+    measured = similar_from(vectors)
     assert [size for size, _ in measured] == [300, 600, 1200, 2400]
     for size, least in measured:
-        assert (scores >= least).sum() == pytest.approx(NEIGHBOURS * 300 * 300 / size / 2, abs=1.1)
-    assert thresholds(vectors[:1]) == [(1, 1.0)] and len(thresholds(vectors[:3])) == 1
+        assert (scores >= least).sum() == pytest.approx(SIMILAR_NEIGHBOURS * 300 * 300 / size / 2, abs=1.1)
+    assert similar_from(vectors[:1]) == [(1, 1.0)] and len(similar_from(vectors[:3])) == 1
 
 
 def test_only_similar_ones_are_compared_whitened(signatures: np.ndarray) -> None:
