@@ -1,10 +1,12 @@
-"""Whether two signatures show the same picture: aligned, what they share correlates, and nothing else speaks against.
+"""Two pictures compared by their signatures: turned, placed as parts of one another, and correlated.
 
-Unusual: where the alignment came to rest is evidence, too. An edit keeps the proportions and only cuts off; another
-shot of the same thing mostly also shows more on one side. A blank page has nothing to correlate: pictures of one
-colour are the same if that and their proportions are.
+They show the same picture if what both show correlates and nothing else speaks against it. All of it is numpy, on
+hundreds of pairs at once.
 """
 
+import functools
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,15 +15,32 @@ from ..signature import Thumbnails
 
 #: Pairs that are compared at once: what fits a CPU's cache.
 BLOCK = 256
+#: Standard deviation in grey levels below which a picture has no detail to compare.
+NOISE = 2.0
+#: Colour differences in levels below which a picture is grey.
+COLOUR_NOISE = 4.0
+#: Share of the larger view that both must show.
+MIN_OVERLAP = 0.5
 #: The least agreement of colours.
 MIN_COLOUR = 0.6
 #: The most by which proportions may differ, as log2, and by which the part may stick out of the view, as share of a
-#: side: an edit keeps the one and only cuts off; another shot squeezes and shifts.
+#: side: an edit keeps the proportions and only cuts off; another shot of the same thing mostly squeezes and shifts.
 MAX_STRETCH, MAX_OUTSIDE = 0.05, 0.015
 #: By how much an alignment must explain more than the two as they are.
 _BETTER = 1e-3
 #: Levels by which re-encoding shifts a colour; the distance at which the score of two such pictures would be 0.
 _SAME_COLOUR, _FAR = 4.0, 200.0
+
+#: Where alignment begins: which of the two is the larger view (1: the second), by how much, and shifted where.
+_SHIFTS = ((1.1, 0.0, 0.0), (1.2, 0.0, 0.0), *((1.2, x, y) for x in (-0.13, 0.13) for y in (-0.13, 0.13)))
+_GUESSES = ((0, 1.0, 0.0, 0.0), *((larger, *shift) for larger in (0, 1) for shift in _SHIFTS))
+#: Which orientation undoes each.
+_INVERSE = [0, 3, 2, 1, 4, 5, 6, 7]
+#: A pair whose best guess correlates less cannot be brought to a match.
+_HOPELESS = 0.6
+#: Guesses that are followed, steps at half and at full resolution; bounds of scale and shift.
+_FOLLOWED, _COARSE_STEPS, _FINE_STEPS = 2, 5, 4
+_LOWEST, _HIGHEST = np.array([0.9, -0.5], np.float32), np.array([1.5, 0.5], np.float32)
 
 
 @dataclass(frozen=True)
@@ -45,7 +64,7 @@ class Agreement:
 
     @property
     def score(self) -> np.ndarray:
-        """The correlation, or 0 where something else says that these are two pictures."""
+        """Return the correlation, or 0 where something else says that these are two pictures."""
         passed = (self.overlap >= MIN_OVERLAP) & (self.colour >= MIN_COLOUR)
         passed &= (self.stretch <= MAX_STRETCH) & (self.outside <= MAX_OUTSIDE)
         return np.where(passed, self.correlation.clip(0), np.float32(0))
@@ -65,31 +84,35 @@ def compare(first: Thumbnails, second: Thumbnails, *, aligned: bool = True) -> A
     """
     if len(first) != len(second):
         raise ValueError(f"{len(first)} pictures cannot be compared with {len(second)}: give as many of both")
-    parts = [
-        _compare(first[start : start + BLOCK], second[start : start + BLOCK], aligned)
-        for start in range(0, len(first), BLOCK)
-    ]
-    if not parts:
+    blocks = [slice(start, start + BLOCK) for start in range(0, len(first), BLOCK)]
+    if not blocks:
         return Agreement(*(np.empty(0, np.float32) for _ in range(5)))
-    return Agreement(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+    def columns(block: slice) -> tuple[np.ndarray, ...]:
+        return _compare(first[block], second[block], aligned)
+
+    if len(blocks) == 1:
+        return Agreement(*columns(blocks[0]))
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:  # numpy computes without the interpreter's lock
+        parts = list(pool.map(columns, blocks))
+    return Agreement(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def _compare(first: Thumbnails, second: Thumbnails, aligned: bool) -> tuple[np.ndarray, ...]:
+    """Return the columns of `Agreement`."""
     count = len(first)
-    plain, nearness = _as_they_are(first, second)
+    plain, nearness = _equal_or_blank(first, second)
     found = correlations(first.grey, second.grey)
     orientation = found.argmax(1)
     direct = found[np.arange(count), orientation]
-    colour = colour_agreement(first.colour, second.colour, orientation)
+    colour = _cosine(first.colour, _oriented(second.colour, orientation), first.colour[0, 0].size)
     stretch = np.abs(np.where(orientation % 2 == 1, -second.shape, second.shape) - first.shape)
     columns = direct, np.ones(count, np.float32), colour, stretch, np.zeros(count, np.float32)
-    # No alignment could explain much more.
-    most = np.sqrt(own_correlation(first.grey) * own_correlation(second.grey))
+    # No alignment could explain much more than what each has in common with itself.
+    most = np.sqrt(_own_correlation(first.grey) * _own_correlation(second.grey))
     rows = np.flatnonzero(~(plain | (direct + _BETTER >= most)))
     if aligned and len(rows):
-        from .alignment import compare_aligned  # with torch
-
-        better, values = compare_aligned(first[rows], second[rows], direct[rows] + _BETTER)
+        better, values = _compare_aligned(first[rows], second[rows], direct[rows] + _BETTER)
         for column, value in zip(columns, values, strict=True):
             column[rows[better]] = value
     turn = np.minimum(np.abs(first.shape - second.shape), np.abs(first.shape + second.shape))
@@ -98,7 +121,7 @@ def _compare(first: Thumbnails, second: Thumbnails, aligned: bool) -> tuple[np.n
     return columns
 
 
-def _as_they_are(first: Thumbnails, second: Thumbnails) -> tuple[np.ndarray, np.ndarray]:
+def _equal_or_blank(first: Thumbnails, second: Thumbnails) -> tuple[np.ndarray, np.ndarray]:
     """Tell pairs (P,) that are equal or of one colour each, and how near those are, 0 to 1."""
     equal = (first.grey == second.grey).all((1, 2)) & (first.colour == second.colour).all((1, 2, 3))
     equal &= (first.shape == second.shape) & _is_there(first)
@@ -122,14 +145,6 @@ def _is_there(pictures: Thumbnails) -> np.ndarray:
     return np.asarray((pictures.colour > -256).any((1, 2, 3)))
 
 
-#: Standard deviation in grey levels below which a picture has no detail to compare.
-NOISE = 2.0
-#: Colour differences in levels below which a picture is grey.
-COLOUR_NOISE = 4.0
-#: Share of the larger view that both must show.
-MIN_OVERLAP = 0.5
-
-
 def orientations(images: np.ndarray) -> np.ndarray:
     """Turn and mirror (P, ..., n, n) into (P, 8, ..., n, n); the odd ones exchange width and height."""
     turns = [np.rot90(image, turn, (-2, -1)) for image in (images, images[..., ::-1]) for turn in range(4)]
@@ -146,19 +161,18 @@ def correlations(pictures: np.ndarray, others: np.ndarray) -> np.ndarray:
     return found
 
 
-def own_correlation(pictures: np.ndarray) -> np.ndarray:
+def _own_correlation(pictures: np.ndarray) -> np.ndarray:
     """Correlate pictures (P, n, n) with themselves, (P,): the less detail they have, the farther below 1."""
     energy = _energy(_centred(pictures)) / pictures[0].size
     found: np.ndarray = energy / (energy + np.float32(NOISE**2))
     return found
 
 
-def colour_agreement(first: np.ndarray, second: np.ndarray, orientation: np.ndarray) -> np.ndarray:
-    """Cosine of the colours (P, 2, n, n) of the first with those of the second so turned: float32 (P,)."""
-    turned = orientations(second)[np.arange(len(second)), orientation]
-    noise = np.float32(COLOUR_NOISE**2 * first[0].size)
-    product = np.einsum("pcyx,pcyx->p", first, turned)
-    found: np.ndarray = (product + noise) / (np.sqrt(_energy(first) * _energy(turned)) + noise)
+def _cosine(first: np.ndarray, second: np.ndarray, cells: int | np.ndarray) -> np.ndarray:
+    """Return the cosine of colours (P, 2, n, n), of so many cells: float32 (P,)."""
+    noise = np.asarray(2 * COLOUR_NOISE**2 * cells, np.float32)
+    product = np.einsum("pcyx,pcyx->p", first, second)
+    found: np.ndarray = (product + noise) / (np.sqrt(_energy(first) * _energy(second)) + noise)
     return found
 
 
@@ -168,6 +182,274 @@ def _centred(pictures: np.ndarray) -> np.ndarray:
 
 
 def _energy(values: np.ndarray) -> np.ndarray:
-    """Sum of the squares of each (P, ...): (P,)."""
+    """Return the sum of the squares of each (P, ...): (P,)."""
     flat = values.reshape(len(values), -1)
     return np.asarray(np.einsum("pn,pn->p", flat, flat))
+
+
+def _compare_aligned(
+    first: Thumbnails, second: Thumbnails, least: np.ndarray
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Align P pairs of pictures.
+
+    Args:
+        first: P pictures.
+        second: P pictures.
+        least: (P,), what a correlation must exceed: that of the two as they are.
+
+    Returns:
+        The rows (R,) that do, and the columns of `Agreement` for these, (R,) each.
+    """
+    ranks, guesses = rank_guesses(_halved(first.grey), _halved(second.grey))
+    rows = np.flatnonzero(ranks[:, 0] >= _HOPELESS)
+    if len(rows):
+        found = align(first.grey[rows], second.grey[rows], guesses[rows])
+        better = found[0] > least[rows]
+        rows = rows[better]
+    if not len(rows):
+        return rows, (np.empty(0, np.float32),) * 5
+    correlation, overlap, placement, orientation, swapped = (values[better] for values in found)
+    view, part = _roles(first.colour[rows], _oriented(second.colour[rows], orientation), swapped)
+    positions = _positions(placement, view.shape[-1])
+    matrices = _bilinear(positions)[:, None]
+    mask = _mask(np.abs(positions) <= 1).reshape(-1, 1, *view.shape[2:])
+    colour = _cosine(view * mask, _sample(part, matrices) * mask, mask.sum((1, 2, 3)))
+
+    shape, other = first.shape[rows], np.where(orientation % 2 == 1, -second.shape[rows], second.shape[rows])
+    change = np.where(swapped, shape - other, other - shape)
+    scale, shift = placement[..., 0], placement[..., 1]
+    stretch = np.abs(change + np.log2(scale[:, 1] / scale[:, 0]))
+    outside = ((1 + np.abs(shift)) / scale - 1).max(1).clip(0) / 2
+    return rows, (correlation, overlap, colour, stretch, outside)
+
+
+def rank_guesses(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return correlations of the best guesses and their numbers, (P, `_FOLLOWED`) each: 8 x guess + orientation.
+
+    Args:
+        first: (P, n, n), at half the resolution.
+        second: the same.
+    """
+    # Instead of zooming the second in eight orientations, the first is turned back, and the guess's shift with it.
+    of_second = _zoomed_correlations(orientations(first)[:, _INVERSE], second, larger=0)
+    of_second = of_second[:, _turned_guesses(), np.arange(8)]
+    of_first = _zoomed_correlations(orientations(second), first, larger=1)
+    ranks = np.concatenate([of_second, of_first], 1).reshape(len(first), -1)
+    best = np.argsort(-ranks, 1)[:, :_FOLLOWED]
+    return np.take_along_axis(ranks, best, 1), best
+
+
+def _zoomed_correlations(views: np.ndarray, part: np.ndarray, larger: int) -> np.ndarray:
+    """Correlate views (P, 8, n, n) with the part (P, n, n) zoomed by each guess of this kind: (P, guesses, 8)."""
+    across, down, masks = _zooms(part.shape[-1], larger)
+    number = masks.sum(1)
+    floor = NOISE**2 * number
+    flat = views.reshape(*views.shape[:2], -1)
+    flat = flat - flat.mean(2, keepdims=True)  # so that the variance below is no difference of large numbers
+    energy = (np.square(flat) @ masks.T - np.square(flat @ masks.T) / number + floor).transpose(0, 2, 1)  # (P, G, 8)
+    # A part centred within the cells inside: its product with a view is their covariance. One small product for each
+    # pair and guess, since a large one would make BLAS start threads beside those of `compare`.
+    parts = (down @ part[:, None] @ across.transpose(0, 2, 1)).reshape(len(part), *masks.shape)  # (P, G, n^2)
+    parts -= parts.sum(2, keepdims=True) / number[:, None] * masks
+    own = np.einsum("pgn,pgn->pg", parts, parts) + floor
+    found: np.ndarray = parts @ flat.transpose(0, 2, 1) / np.sqrt(energy * own[..., None])
+    return found
+
+
+@functools.cache
+def _zooms(cells: int, larger: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what samples lines across and down at these guesses, (G, n, n), and which cells are inside, (G, n^2)."""
+    _, scale, x, y = np.array([guess for guess in _GUESSES if guess[0] == larger], np.float32).T[..., None]
+    matrices, masks = [], []
+    for shift in (x, y):
+        positions = _cell_centres(cells) * scale + shift  # (G, n)
+        weights = np.maximum(1 - np.abs((positions[..., None] + 1) * cells / 2 - 0.5 - np.arange(cells)), 0)
+        inside = np.abs(positions) + scale / cells <= 1 + 1 / cells
+        weights *= inside[..., None] / np.maximum(weights.sum(-1, keepdims=True), 1e-6)
+        matrices.append(weights.astype(np.float32))
+        masks.append(inside)
+    mask = (masks[1][:, :, None] & masks[0][:, None, :]).reshape(len(scale), -1)
+    return *matrices, mask.astype(np.float32)
+
+
+@functools.cache
+def _turned_guesses() -> np.ndarray:
+    """Return which guess each guess of a larger first picture was before each turn: (G, 8)."""
+    guesses = np.array([guess[1:] for guess in _GUESSES if guess[0] == 0], np.float32)
+    corners = np.array([-1, 1], np.float32)
+    # Where each cell of a turned picture was, as x and y; a turn is linear, so two of them say how it turns (x, y).
+    turned = orientations(np.stack(np.meshgrid(corners, corners))[None])[0]  # (8, 2, 2, 2)
+    right, down = (turned[..., 0, 1] + turned[..., 1, 1]) / 2, (turned[..., 1, 0] + turned[..., 1, 1]) / 2  # (8, 2)
+    before = guesses[:, None, 1:2] * right + guesses[:, None, 2:3] * down  # (G, 8, 2)
+    same = np.isclose(before[:, :, None], guesses[:, 1:]).all(-1) & (guesses[:, None, None, 0] == guesses[:, 0])
+    return np.asarray(same.argmax(-1))
+
+
+def align(first: np.ndarray, second: np.ndarray, guesses: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Place one picture of each pair in the other, beginning from guesses (P, `_FOLLOWED`), and keep the best.
+
+    Returns:
+        The correlation (P,), the share (P,) of the view that the part covers, the placement (P, 2, 2) as scale and
+        shift along x and y, the orientation (P,) of the second, and whether (P,) the second is the larger view.
+    """
+    numbers = guesses.ravel()
+    orientation, (swapped, scale, x, y) = numbers % 8, np.array(_GUESSES, np.float32)[numbers // 8].T
+    placement = np.stack([scale, x, scale, y], 1).reshape(-1, 2, 2)
+    swaps = swapped == 1
+    pairs = np.repeat(np.arange(len(first)), guesses.shape[1])
+    # Without their means, so that sums of squares below are no differences of large numbers.
+    view, part = _roles(_centred(first)[pairs], _oriented(_centred(second)[pairs], orientation), swaps)
+    placement = _refine(_halved(view), _halved(part), placement, _COARSE_STEPS)
+    placement = _refine(view, part, placement, _FINE_STEPS)
+    correlation, overlap = _matched(view, part, placement)
+    ranks = np.where(overlap < MIN_OVERLAP, -1, correlation).reshape(guesses.shape)
+    best = np.arange(len(first)) * guesses.shape[1] + ranks.argmax(1)
+    return correlation[best], overlap[best], placement[best], orientation[best], swaps[best]
+
+
+def _refine(view: np.ndarray, part: np.ndarray, placement: np.ndarray, steps: int) -> np.ndarray:
+    """Gauss-Newton: view(x, y) = gain * part(sx x + tx, sy y + ty) + offset, outliers weighted down.
+
+    Args:
+        view: (P, n, n).
+        part: (P, n, n).
+        placement: (P, 2, 2): (sx, tx), (sy, ty).
+        steps: how many.
+    """
+    number, cells = len(view), view.shape[-1]
+    slope = np.asarray(np.gradient(np.eye(cells, dtype=np.float32), axis=0)) * np.float32(
+        cells / 2
+    )  # of samples along a line
+    centres = _cell_centres(cells)
+    x, y = np.tile(centres, cells), np.repeat(centres, cells)
+    moments = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], 1)  # (n^2, 6)
+    for _ in range(steps):
+        positions = _positions(placement, cells)
+        inside = _inside(positions, placement)
+        matrices = _bilinear(positions) * inside[..., None]
+        slopes = matrices @ slope
+        across = part @ matrices[:, 0].transpose(0, 2, 1)
+        picture = (matrices[:, 1] @ across).reshape(number, -1)
+        dx = (matrices[:, 1] @ (part @ slopes[:, 0].transpose(0, 2, 1))).reshape(number, -1)
+        dy = (slopes[:, 1] @ across).reshape(number, -1)
+        mask = _mask(inside)
+        level = view.reshape(number, -1) * mask
+
+        count = np.maximum(mask.sum(1), 1)
+        level_sum, picture_sum = level.sum(1), picture.sum(1)
+        gain = np.einsum("pn,pn->p", level, picture) - level_sum * picture_sum / count + 1
+        gain /= np.einsum("pn,pn->p", picture, picture) - picture_sum**2 / count + 1
+        gain = gain.clip(0.3, 3)
+        residual = level - gain[:, None] * picture - ((level_sum - gain * picture_sum) / count)[:, None] * mask
+        spread = 2 * (np.abs(residual).sum(1) / count + 1)
+        weight = mask / (1 + np.square(residual / spread[:, None]))
+
+        wx, wy = weight * dx, weight * dy
+        maps = np.stack([wx, wy, wx * dx, wx * dy, wy * dy, wx * residual, wy * residual], 1)  # (P, 7, n^2)
+        wx, wy, xx, xy, yy, rx, ry = (maps @ moments).transpose(1, 2, 0)  # (6, P) each
+        total, error = np.maximum(weight.sum(1), 1e-3), np.einsum("pn,pn->p", weight, residual)
+        # The Jacobian's columns are dx * x, dx, dy * y, dy, times the gain.
+        sums = np.stack([wx[1], wx[0], wy[2], wy[0]])  # (4, P)
+        normal = np.stack(
+            [
+                np.stack([xx[4], xx[1], xy[3], xy[1]]),
+                np.stack([xx[1], xx[0], xy[2], xy[0]]),
+                np.stack([xy[3], xy[2], yy[5], yy[2]]),
+                np.stack([xy[1], xy[0], yy[2], yy[0]]),
+            ]
+        )
+        normal = (normal - sums[:, None] * sums / total) * gain**2  # (4, 4, P)
+        right = (np.stack([rx[1], rx[0], ry[2], ry[0]]) - sums * error / total) * gain
+        normal[range(4), range(4)] += 1e-3 * np.trace(normal) / 4 + 1
+        step = np.linalg.solve(normal.transpose(2, 0, 1), right.T[..., None]).reshape(-1, 2, 2)
+        placement = (placement + step.clip(-0.15, 0.15)).clip(_LOWEST, _HIGHEST)
+    return placement
+
+
+def _matched(view: np.ndarray, part: np.ndarray, placement: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Correlate views (P, n, n) with parts placed in them, and tell the share of the view that the part covers."""
+    positions = _positions(placement, view.shape[-1])
+    inside = _inside(positions, placement)
+    mask = _mask(inside)
+    level = view.reshape(mask.shape) * mask
+    sampled = _sample(part, _bicubic(positions) * inside[..., None]).reshape(mask.shape)
+    count = np.maximum(mask.sum(1), 1)
+    level -= (level.sum(1) / count)[:, None] * mask
+    sampled -= (sampled.sum(1) / count)[:, None] * mask
+    floor = np.float32(NOISE**2) * count
+    energy = (_energy(level) + floor) * (_energy(sampled) + floor)
+    return np.asarray(np.einsum("pn,pn->p", level, sampled) / np.sqrt(energy)), mask.mean(1)
+
+
+def _positions(placement: np.ndarray, cells: int) -> np.ndarray:
+    """Return where in the part the view's cells lie, along x and along y, from -1 to 1 inside: (P, 2, n)."""
+    positions: np.ndarray = placement[..., :1] * _cell_centres(cells) + placement[..., 1:]
+    return positions
+
+
+def _inside(positions: np.ndarray, placement: np.ndarray) -> np.ndarray:
+    """Tell which cells (P, 2, n) lie inside as a whole, so that a frame around a copy stays out of the sums."""
+    cells = positions.shape[-1]
+    found: np.ndarray = np.abs(positions) + placement[..., :1] / cells <= 1 + 0.02 / cells  # rounding, no more
+    return found
+
+
+def _mask(inside: np.ndarray) -> np.ndarray:
+    """Return cells inside along x and along y (P, 2, n) as 0 and 1, (P, n^2)."""
+    mask: np.ndarray = (inside[:, 1, :, None] & inside[:, 0, None, :]).reshape(len(inside), -1).astype(np.float32)
+    return mask
+
+
+def _bilinear(positions: np.ndarray) -> np.ndarray:
+    """Return matrices (P, 2, n, n) that sample lines at positions (P, 2, n); beyond the edge, the cell at the edge."""
+    cells = positions.shape[-1]
+    at = (((positions + 1) * cells - 1) / 2).clip(0, cells - 1)
+    matrices: np.ndarray = at[..., None] - np.arange(cells, dtype=np.float32)
+    np.subtract(1, np.abs(matrices, out=matrices), out=matrices)
+    np.maximum(matrices, 0, out=matrices)
+    return matrices
+
+
+def _bicubic(positions: np.ndarray) -> np.ndarray:
+    """Return matrices like `_bilinear`; right for positions inside."""
+    cells = positions.shape[-1]
+    at = ((positions + 1) * cells - 1) / 2
+    distance = np.abs(at[..., None] - np.arange(-2, cells + 2, dtype=np.float32))
+    near, far = (1.25 * distance - 2.25) * distance**2 + 1, ((3.75 - 0.75 * distance) * distance - 6) * distance + 3
+    matrices = np.where(distance <= 1, near, np.where(distance < 2, far, 0))
+    matrices[..., 2] += matrices[..., 0] + matrices[..., 1]  # the cells beyond the edge are as the one at the edge
+    matrices[..., -3] += matrices[..., -1] + matrices[..., -2]
+    return matrices[..., 2:-2]
+
+
+def _sample(pictures: np.ndarray, matrices: np.ndarray) -> np.ndarray:
+    """Sample pictures (P, ..., n, n) by matrices (P, ..., 2, n, n)."""
+    sampled: np.ndarray = matrices[..., 1, :, :] @ pictures @ matrices[..., 0, :, :].swapaxes(-1, -2)
+    return sampled
+
+
+def _roles(first: np.ndarray, second: np.ndarray, swapped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the larger view and the part; the second is the view where they are swapped."""
+    choose = swapped.reshape(-1, *[1] * (first.ndim - 1))
+    return np.where(choose, second, first), np.where(choose, first, second)
+
+
+def _oriented(images: np.ndarray, orientation: np.ndarray) -> np.ndarray:
+    """Turn and mirror images (P, ..., n, n), each as its orientation (P,) says."""
+    cells = images.shape[-1]
+    places = orientations(np.arange(cells**2).reshape(1, cells, cells))[0].reshape(8, -1)  # (8, n^2)
+    flat = images.reshape(len(images), -1, cells**2)
+    turned = np.take_along_axis(flat, places[orientation][:, None], 2)
+    return turned.reshape(images.shape)
+
+
+def _halved(pictures: np.ndarray) -> np.ndarray:
+    """Return (P, n, n) at half the resolution."""
+    rows = pictures[:, ::2] + pictures[:, 1::2]
+    halved: np.ndarray = (rows[..., ::2] + rows[..., 1::2]) / 4
+    return halved
+
+
+def _cell_centres(cells: int) -> np.ndarray:
+    """Return the positions of the cells from -1 to 1."""
+    return (np.arange(cells, dtype=np.float32) + np.float32(0.5)) * np.float32(2 / cells) - 1
