@@ -25,7 +25,7 @@ COMMANDS = {
     "failures": ("index", "The photos that could not be read, and why."),
     "missing": ("index", "The photos that were not there at the last sync."),
     "prune": ("index", "Forget the photos that are missing."),
-    "duplicates": ("duplicates", "Which photos of INDEX are copies, and which of them to keep."),
+    "duplicates": ("duplicates", "List copies among the photos of INDEX, and which file to keep."),
     "calibrate": ("duplicates", "Measure what is the same picture, for the model of INDEX."),
     "check": ("check", "Is INDEX sound? Repair it if it is not."),
     "whiten": ("whiten", "Whiten INDEX in place, for better matches; no photo is read."),

@@ -1,8 +1,4 @@
-"""Whether two contents show one picture in full view, by the signatures in the store; for a search's results.
-
-Unusual: it asks less than `duplicates`: crops and framed copies show something else and stay results of their own,
-since aligning them takes longer than the search.
-"""
+"""Photos that show one picture, for a search's results; and photos that a person called different."""
 
 import itertools
 import os
@@ -20,15 +16,16 @@ from .store import Store
 
 
 class SamePicture:
-    """Compares contents of a store; remembers the signatures that it read."""
+    """Compares images of a store by their signatures, which it remembers."""
 
     def __init__(self, store: Store):
         self._store = store
         self._signatures: dict[bytes, bytes] = {}
 
     def __call__(self, first: list[bytes], second: list[bytes]) -> np.ndarray:
-        """Which pairs of content hashes are of one picture, and were not called different by a person: bool (P,)."""
+        """Tell which pairs of content hashes show one picture, unless a person called them different: bool (P,)."""
         a, b = (unpack(as_rows([self._signature(content) for content in some])) for some in (first, second))
+        # Not aligned, which would take longer than the search: crops and framed copies stay results of their own.
         same: np.ndarray = compare(a, b, aligned=False).score >= CORRELATION_ALONE
         if same.any() and (distinct := self._store.distinct()):
             pairs = zip(first, second, strict=True)
@@ -43,7 +40,7 @@ class SamePicture:
 
 
 def record_distinct(store: Store, paths: Sequence[str | os.PathLike[str]]) -> None:
-    """Note that each two of these photos are different pictures; inside `Store.writing`.
+    """Record that each two of these photos are different pictures; inside `Store.writing`.
 
     Raises:
         ValueError: fewer than two photos, one that the index does not hold, or two of the same bytes.
