@@ -21,7 +21,7 @@ slow: $(INSTALLED)  ## kills, mutations, races: minutes
 check: $(INSTALLED)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy simclr_hub training benchmarks
+	$(BIN)/mypy simclr_hub benchmarks scripts
 	$(BIN)/mypy tests/typing_check.py
 
 # With data, also the quality of features: make bench TINY_IMAGENET=FOLDER OPEN_PHOTOS=TAR_OR_FOLDER

@@ -13,8 +13,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import logging
 
-from .checkpoints.fetch import lasting_name, official
-from .checkpoints.snapshot import snapshot
+from .checkpoints.download import snapshot
+from .checkpoints.official import lasting_name, official
 from .configuration_simclr import SimCLRConfig
 from .errors import CheckpointError
 from .image_processing_simclr import SimCLRImageProcessor
@@ -34,7 +34,7 @@ def load(name: str | os.PathLike[str] | None = None) -> tuple[SimCLRModel, SimCL
         name: None or "default" (the checkpoint inside this package); a directory that `from_pretrained` or
             `simclr-hub convert` knows; an official checkpoint's name, such as "simclr-v2-r50-sk", which is downloaded
             and converted once; or a Hub id, "org/name" or "org/name@revision". For an official classifier's logits
-            see `simclr_hub.checkpoints.fetch.official`.
+            see `simclr_hub.checkpoints.official.official`.
 
     Raises:
         CheckpointError: there is no such model; its weights are damaged, incomplete, of another model, no safetensors

@@ -20,11 +20,11 @@ PREPARE = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from tiny import tiny_config
 from functools import partial
-from simclr_hub.checkpoints import fetch
+from simclr_hub.checkpoints import official as fetch
 fetch.config_of = lambda entry: tiny_config(**{CONFIG!r})
 fetch.convert = partial(fetch.convert, image_size=64)
 """
-FETCH = "from simclr_hub.checkpoints.fetch import official; result = str(official(name))"
+FETCH = "from simclr_hub.checkpoints.official import official; result = str(official(name))"
 
 
 @pytest.fixture(scope="module")

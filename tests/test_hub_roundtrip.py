@@ -23,7 +23,7 @@ result = asdict(publish(source, repo, **options))
 """
 UPLOAD = """
 from pathlib import Path
-from simclr_hub.training.upload import upload
+from simclr_hub.training.publish import upload
 result = upload(Path(folder), repo).changed
 """
 LOAD = """

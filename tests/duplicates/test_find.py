@@ -349,7 +349,7 @@ def test_the_default_checkpoint_comes_with_its_thresholds(tmp_path: Path) -> Non
     from simclr_hub import Embedder
 
     calibration = load_thresholds(tmp_path, Embedder().fingerprint)
-    assert calibration is not None, "run simclr_hub.training.ship_default for the new checkpoint"
+    assert calibration is not None, "run scripts/ship_default.py for the new checkpoint"
     same = calibration.measured["same_picture"]
     assert same["precision"] >= 0.999 and np.mean(list(same["recall"].values())) > 0.95
     assert calibration.similar_from == sorted(calibration.similar_from)

@@ -14,11 +14,10 @@ from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint, se
 
 from simclr_hub import SimCLRConfig, SimCLRModel, _files
 from simclr_hub.errors import RecipeError, TrainingError
-from simclr_hub.training.arguments import SimCLRTrainingArguments
 from simclr_hub.training.augmentations import Views
 from simclr_hub.training.data import ImageArray
 from simclr_hub.training.losses import multi_view_loss, nt_xent_loss
-from simclr_hub.training.trainer import SimCLRTrainer
+from simclr_hub.training.trainer import SimCLRTrainer, SimCLRTrainingArguments
 
 CONFIG = SimCLRConfig(
     depths=(1, 1), layer_type="basic", width_multiplier=0.125, stem_type="small", projection_dim=16, image_size=16

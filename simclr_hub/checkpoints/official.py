@@ -59,7 +59,7 @@ class Source:
 
 
 def find(name: str) -> tuple[CatalogEntry, int | None]:
-    """The entry of "NAME" or "NAME@step-N", and that step.
+    """Look up "NAME" or "NAME@step-N": the catalog's entry, and that step.
 
     Raises:
         CheckpointError: there is none; close names are told.
@@ -74,7 +74,7 @@ def find(name: str) -> tuple[CatalogEntry, int | None]:
 
 
 def official(name: str) -> Path:
-    """The directory of an official checkpoint, for every `from_pretrained`; downloaded and converted on first use.
+    """Return an official checkpoint's directory, for any `from_pretrained`; download and convert it on first use.
 
     Args:
         name: of the catalog, such as "simclr-v2-r50-sk", or "simclr-v2-r50-sk@step-250228".
@@ -138,7 +138,7 @@ def convert_official(
 
 
 def lasting_name(directory: Path) -> str:
-    """What `official` returned as a name that stays the same: "NAME@step-N"."""
+    """Return the lasting name of a directory that `official` returned: "NAME@step-N"."""
     source = json.loads((directory / "source.json").read_text(encoding="utf-8"))
     return f"{source['name']}@step-{source['step']}"
 
@@ -180,9 +180,7 @@ def _downloaded(entry: CatalogEntry, step: int | None, home: Path) -> Iterator[t
         if not path.exists():
             download(f"{base}/{path.name}", path)
     with open(data, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
+        digest = hashlib.file_digest(file, "sha256")
     try:
         yield prefix, Source(entry.name, f"{base}/{data.name}", found, digest.hexdigest(), data.stat().st_size)
     except CheckpointError:
@@ -192,7 +190,7 @@ def _downloaded(entry: CatalogEntry, step: int | None, home: Path) -> Iterator[t
 
 
 def _bucket() -> str:
-    """Where the official checkpoints lie: Google's bucket, or a mirror of it."""
+    """Return the address of the official checkpoints: Google's bucket, or a mirror of it."""
     mirror = os.environ.get("SIMCLR_HUB_BUCKET") or BUCKET
     if not re.fullmatch(r"https?://([\w.-]+|\[[\da-fA-F:.]+\])(:\d{1,5})?(/[\w./~-]*)?", mirror):
         raise CheckpointError(f"SIMCLR_HUB_BUCKET={mirror}: must be an address such as {BUCKET}")
@@ -200,7 +198,7 @@ def _bucket() -> str:
 
 
 def _remote_step(url: str, path: Path) -> int:
-    """The step that TensorFlow's file `checkpoint` names; only its number is used, never a path."""
+    """Read the step out of TensorFlow's file `checkpoint`; only its number is used, never a path."""
     download(url, path)  # also over what is there: it may say another step by now
     text = path.read_bytes()[:4096].decode("utf-8", "replace")
     found = re.search(r'^model_checkpoint_path: "model\.ckpt-(\d{1,12})"\s*$', text, re.MULTILINE)
@@ -245,7 +243,7 @@ def _lock(home: Path) -> Iterator[None]:
 
 @contextmanager
 def _explained(entry: CatalogEntry) -> Iterator[None]:
-    """What can go wrong beside the download, as one error that says what to do."""
+    """Turn what can go wrong beside the download into one error that says what to do."""
     try:
         yield
     except OfflineModeIsEnabled as e:
