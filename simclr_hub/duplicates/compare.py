@@ -33,9 +33,7 @@ _SAME_COLOUR, _FAR = 4.0, 200.0
 
 #: Where alignment begins: which of the two is the larger view (1: the second), by how much, and shifted where.
 _SHIFTS = ((1.1, 0.0, 0.0), (1.2, 0.0, 0.0), *((1.2, x, y) for x in (-0.13, 0.13) for y in (-0.13, 0.13)))
-_GUESSES = ((0, 1.0, 0.0, 0.0), *((larger, *shift) for larger in (0, 1) for shift in _SHIFTS))
-#: Which orientation undoes each.
-_INVERSE = [0, 3, 2, 1, 4, 5, 6, 7]
+_GUESSES = np.array([(0, 1.0, 0.0, 0.0), *((larger, *shift) for larger in (0, 1) for shift in _SHIFTS)], np.float32)
 #: A pair whose best guess correlates less cannot be brought to a match.
 _HOPELESS = 0.6
 #: Guesses that are followed, steps at half and at full resolution; bounds of scale and shift.
@@ -209,14 +207,14 @@ def _compare_aligned(
     if not len(rows):
         return rows, (np.empty(0, np.float32),) * 5
     correlation, overlap, placement, orientation, swapped = (values[better] for values in found)
-    view, part = _roles(first.colour[rows], _oriented(second.colour[rows], orientation), swapped)
+    view, part = _roles(first.colour[rows], second.colour[rows], orientation, swapped)
     positions = _positions(placement, view.shape[-1])
     matrices = _bilinear(positions)[:, None]
     mask = _mask(np.abs(positions) <= 1).reshape(-1, 1, *view.shape[2:])
     colour = _cosine(view * mask, _sample(part, matrices) * mask, mask.sum((1, 2, 3)))
 
-    shape, other = first.shape[rows], np.where(orientation % 2 == 1, -second.shape[rows], second.shape[rows])
-    change = np.where(swapped, shape - other, other - shape)
+    shape, other = np.where(swapped, (second.shape[rows], first.shape[rows]), (first.shape[rows], second.shape[rows]))
+    change = other - np.where(orientation % 2 == 1, -shape, shape)
     scale, shift = placement[..., 0], placement[..., 1]
     stretch = np.abs(change + np.log2(scale[:, 1] / scale[:, 0]))
     outside = ((1 + np.abs(shift)) / scale - 1).max(1).clip(0) / 2
@@ -230,18 +228,17 @@ def rank_guesses(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.
         first: (P, n, n), at half the resolution.
         second: the same.
     """
-    # Instead of zooming the second in eight orientations, the first is turned back, and the guess's shift with it.
-    of_second = _zoomed_correlations(orientations(first)[:, _INVERSE], second, larger=0)
-    of_second = of_second[:, _turned_guesses(), np.arange(8)]
-    of_first = _zoomed_correlations(orientations(second), first, larger=1)
-    ranks = np.concatenate([of_second, of_first], 1).reshape(len(first), -1)
+    # The larger view is turned, so that each part is zoomed in one orientation only.
+    of_first = _zoomed_correlations(orientations(first), second, swapped=0)
+    of_second = _zoomed_correlations(orientations(second), first, swapped=1)
+    ranks = np.concatenate([of_first, of_second], 1).reshape(len(first), -1)
     best = np.argsort(-ranks, 1)[:, :_FOLLOWED]
     return np.take_along_axis(ranks, best, 1), best
 
 
-def _zoomed_correlations(views: np.ndarray, part: np.ndarray, larger: int) -> np.ndarray:
+def _zoomed_correlations(views: np.ndarray, part: np.ndarray, swapped: int) -> np.ndarray:
     """Correlate views (P, 8, n, n) with the part (P, n, n) zoomed by each guess of this kind: (P, guesses, 8)."""
-    across, down, masks = _zooms(part.shape[-1], larger)
+    matrices, masks = _zooms(part.shape[-1], swapped)
     number = masks.sum(1)
     floor = NOISE**2 * number
     flat = views.reshape(*views.shape[:2], -1)
@@ -249,7 +246,7 @@ def _zoomed_correlations(views: np.ndarray, part: np.ndarray, larger: int) -> np
     energy = (np.square(flat) @ masks.T - np.square(flat @ masks.T) / number + floor).transpose(0, 2, 1)  # (P, G, 8)
     # A part centred within the cells inside: its product with a view is their covariance. One small product for each
     # pair and guess, since a large one would make BLAS start threads beside those of `compare`.
-    parts = (down @ part[:, None] @ across.transpose(0, 2, 1)).reshape(len(part), *masks.shape)  # (P, G, n^2)
+    parts = _sample(part[:, None], matrices).reshape(len(part), *masks.shape)  # (P, G, n^2)
     parts -= parts.sum(2, keepdims=True) / number[:, None] * masks
     own = np.einsum("pgn,pgn->pg", parts, parts) + floor
     found: np.ndarray = parts @ flat.transpose(0, 2, 1) / np.sqrt(energy * own[..., None])
@@ -257,32 +254,17 @@ def _zoomed_correlations(views: np.ndarray, part: np.ndarray, larger: int) -> np
 
 
 @functools.cache
-def _zooms(cells: int, larger: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return what samples lines across and down at these guesses, (G, n, n), and which cells are inside, (G, n^2)."""
-    _, scale, x, y = np.array([guess for guess in _GUESSES if guess[0] == larger], np.float32).T[..., None]
-    matrices, masks = [], []
-    for shift in (x, y):
-        positions = _cell_centres(cells) * scale + shift  # (G, n)
-        weights = np.maximum(1 - np.abs((positions[..., None] + 1) * cells / 2 - 0.5 - np.arange(cells)), 0)
-        inside = np.abs(positions) + scale / cells <= 1 + 1 / cells
-        weights *= inside[..., None] / np.maximum(weights.sum(-1, keepdims=True), 1e-6)
-        matrices.append(weights.astype(np.float32))
-        masks.append(inside)
-    mask = (masks[1][:, :, None] & masks[0][:, None, :]).reshape(len(scale), -1)
-    return *matrices, mask.astype(np.float32)
+def _zooms(cells: int, swapped: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return what samples a part at these guesses, (G, 2, n, n), and which cells are inside, (G, n^2)."""
+    placement = _placements(_GUESSES[_GUESSES[:, 0] == swapped])
+    positions = _positions(placement, cells)
+    inside = _inside(positions, placement, beyond=1)
+    return _bilinear(positions) * inside[..., None], _mask(inside)
 
 
-@functools.cache
-def _turned_guesses() -> np.ndarray:
-    """Return which guess each guess of a larger first picture was before each turn: (G, 8)."""
-    guesses = np.array([guess[1:] for guess in _GUESSES if guess[0] == 0], np.float32)
-    corners = np.array([-1, 1], np.float32)
-    # Where each cell of a turned picture was, as x and y; a turn is linear, so two of them say how it turns (x, y).
-    turned = orientations(np.stack(np.meshgrid(corners, corners))[None])[0]  # (8, 2, 2, 2)
-    right, down = (turned[..., 0, 1] + turned[..., 1, 1]) / 2, (turned[..., 1, 0] + turned[..., 1, 1]) / 2  # (8, 2)
-    before = guesses[:, None, 1:2] * right + guesses[:, None, 2:3] * down  # (G, 8, 2)
-    same = np.isclose(before[:, :, None], guesses[:, 1:]).all(-1) & (guesses[:, None, None, 0] == guesses[:, 0])
-    return np.asarray(same.argmax(-1))
+def _placements(guesses: np.ndarray) -> np.ndarray:
+    """Return guesses (G, 4) as scale and shift along x and y, (G, 2, 2)."""
+    return guesses[:, [1, 2, 1, 3]].reshape(-1, 2, 2)
 
 
 def align(first: np.ndarray, second: np.ndarray, guesses: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -290,21 +272,21 @@ def align(first: np.ndarray, second: np.ndarray, guesses: np.ndarray) -> tuple[n
 
     Returns:
         The correlation (P,), the share (P,) of the view that the part covers, the placement (P, 2, 2) as scale and
-        shift along x and y, the orientation (P,) of the second, and whether (P,) the second is the larger view.
+        shift along x and y, the orientation (P,) of the larger view, and whether (P,) that is the second.
     """
     numbers = guesses.ravel()
-    orientation, (swapped, scale, x, y) = numbers % 8, np.array(_GUESSES, np.float32)[numbers // 8].T
-    placement = np.stack([scale, x, scale, y], 1).reshape(-1, 2, 2)
-    swaps = swapped == 1
+    orientation, start = numbers % 8, _GUESSES[numbers // 8]
+    swapped = start[:, 0] == 1
     pairs = np.repeat(np.arange(len(first)), guesses.shape[1])
     # Without their means, so that sums of squares below are no differences of large numbers.
-    view, part = _roles(_centred(first)[pairs], _oriented(_centred(second)[pairs], orientation), swaps)
+    view, part = _roles(_centred(first)[pairs], _centred(second)[pairs], orientation, swapped)
+    placement = _placements(start)
     placement = _refine(_halved(view), _halved(part), placement, _COARSE_STEPS)
     placement = _refine(view, part, placement, _FINE_STEPS)
     correlation, overlap = _matched(view, part, placement)
     ranks = np.where(overlap < MIN_OVERLAP, -1, correlation).reshape(guesses.shape)
     best = np.arange(len(first)) * guesses.shape[1] + ranks.argmax(1)
-    return correlation[best], overlap[best], placement[best], orientation[best], swaps[best]
+    return correlation[best], overlap[best], placement[best], orientation[best], swapped[best]
 
 
 def _refine(view: np.ndarray, part: np.ndarray, placement: np.ndarray, steps: int) -> np.ndarray:
@@ -387,10 +369,14 @@ def _positions(placement: np.ndarray, cells: int) -> np.ndarray:
     return positions
 
 
-def _inside(positions: np.ndarray, placement: np.ndarray) -> np.ndarray:
-    """Tell which cells (P, 2, n) lie inside as a whole, so that a frame around a copy stays out of the sums."""
+def _inside(positions: np.ndarray, placement: np.ndarray, beyond: float = 0) -> np.ndarray:
+    """Tell which cells (P, 2, n) lie inside as a whole, or stick out by at most `beyond` half cells of the part.
+
+    A frame around a copy so stays out of the sums: the cells beside it have a share of it.
+    """
     cells = positions.shape[-1]
-    found: np.ndarray = np.abs(positions) + placement[..., :1] / cells <= 1 + 0.02 / cells  # rounding, no more
+    rounding = 0.02
+    found: np.ndarray = np.abs(positions) + placement[..., :1] / cells <= 1 + (beyond + rounding) / cells
     return found
 
 
@@ -428,10 +414,12 @@ def _sample(pictures: np.ndarray, matrices: np.ndarray) -> np.ndarray:
     return sampled
 
 
-def _roles(first: np.ndarray, second: np.ndarray, swapped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the larger view and the part; the second is the view where they are swapped."""
+def _roles(
+    first: np.ndarray, second: np.ndarray, orientation: np.ndarray, swapped: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the larger view, turned as its orientation (P,) says, and the part; the second is the view if swapped."""
     choose = swapped.reshape(-1, *[1] * (first.ndim - 1))
-    return np.where(choose, second, first), np.where(choose, first, second)
+    return _oriented(np.where(choose, second, first), orientation), np.where(choose, first, second)
 
 
 def _oriented(images: np.ndarray, orientation: np.ndarray) -> np.ndarray:

@@ -161,15 +161,15 @@ def plainly(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     cells = len(a)
     centres = (np.arange(cells) + 0.5) * 2 / cells - 1
     ranks = []
-    for larger, scale, *shifts in module._GUESSES:
+    for swapped, scale, *shifts in module._GUESSES:
+        larger, part = (b, a) if swapped else (a, b)
         across, down = (((centres * scale + shift + 1) * cells - 1) / 2 for shift in shifts)
-        column, row = (np.abs(centres * scale + shift) + scale / cells <= 1 + 1 / cells for shift in shifts)
+        column, row = (np.abs(centres * scale + shift) + scale / cells <= 1 + 1.02 / cells for shift in shifts)
         inside = row[:, None] & column
-        for turned in orientations(b[None])[0]:
-            view, part = (turned, a) if larger else (a, turned)
-            part = np.stack([np.interp(across, np.arange(cells), line) for line in part])
-            part = np.stack([np.interp(down, np.arange(cells), line) for line in part.T], 1)
-            u, v = view[inside] - view[inside].mean(), part[inside] - part[inside].mean()
+        zoomed = np.stack([np.interp(across, np.arange(cells), line) for line in part])
+        zoomed = np.stack([np.interp(down, np.arange(cells), line) for line in zoomed.T], 1)
+        for view in orientations(larger[None])[0]:
+            u, v = view[inside] - view[inside].mean(), zoomed[inside] - zoomed[inside].mean()
             floor = module.NOISE**2 * inside.sum()
             ranks.append(u @ v / np.sqrt((u @ u + floor) * (v @ v + floor)))
     return np.array(ranks)
@@ -222,5 +222,5 @@ def test_something_drawn_over_it_hardly_moves_it() -> None:
 
 def test_roles_are_chosen_pair_by_pair() -> None:
     a, b = np.zeros((2, 3, 3)), np.ones((2, 3, 3))
-    view, part = module._roles(a, b, np.array([False, True]))
+    view, part = module._roles(a, b, np.zeros(2, int), np.array([False, True]))
     assert view.max((1, 2)).tolist() == [0, 1] and part.max((1, 2)).tolist() == [1, 0]
