@@ -27,13 +27,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from simclr_hub.index import SimilarityIndex
-from simclr_hub.index.records import Photo, Stamp, checksum
 from simclr_hub.index.search import approximate, faiss_cache
 from simclr_hub.index.search.approximate import Approximate, build_approximate
 from simclr_hub.index.search.arrays import CheckedArray
 from simclr_hub.index.search.exact import search_exactly
 from simclr_hub.index.search.faiss_library import faiss
-from simclr_hub.index.store import STORE_NAME, About, Store
+from simclr_hub.index.store import STORE_NAME, About, Photo, Store, checksum
+from simclr_hub.scan import FileStat
 from simclr_hub.signature import SIGNATURE_BYTES, SIGNATURE_VERSION
 
 SIZES = ("1000000x512", "100000x2048", "50000x512")
@@ -100,8 +100,8 @@ def fill(directory: Path, number: int, dim: int, seed: int, first: int = 0) -> N
                         f' "taken": "20{at % 25:02}-06-07T12:00:00", "width": 4000}}'
                     )
                     metadata = f'{{"bytes": {3000000 + at}, "modified": {1.7e9 + at}}}'
-                    path, stamp = b"album %03d/IMG_%07d.jpg" % (at % 1000, at), Stamp(3000000 + at, 1, 1, at)
-                    photo = Photo(root.id, path, stamp, True, content, "live", metadata=metadata)
+                    path, stat = b"album %03d/IMG_%07d.jpg" % (at % 1000, at), FileStat(3000000 + at, 1, 1, at)
+                    photo = Photo(root.id, path, stat, True, content, "live", metadata=metadata)
                     rows["vectors"].append((content, vector.astype("<f4").tobytes()))
                     rows["details"].append(
                         (content, info, bytes([SIGNATURE_VERSION]) + random.bytes(SIGNATURE_BYTES - 1))

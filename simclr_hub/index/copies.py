@@ -10,22 +10,24 @@ from ..duplicates.compare import compare
 from ..duplicates.thresholds import CORRELATION_ALONE
 from ..images import describe
 from ..signature import as_rows, unpack
-from .records import is_below
-from .spelling import as_recorded, on_disk
+from .paths import as_recorded, is_below, on_disk
 from .store import Store
 
 
 class SamePicture:
-    """Compares images of a store by their signatures, which it remembers."""
+    """Tells whether contents show one picture in full view, by their signatures, which it remembers.
+
+    It asks less than `duplicates`: crops and framed copies show something else and stay results of their own, since
+    aligning them takes longer than the search.
+    """
 
     def __init__(self, store: Store):
         self._store = store
         self._signatures: dict[bytes, bytes] = {}
 
     def __call__(self, first: list[bytes], second: list[bytes]) -> np.ndarray:
-        """Tell which pairs of content hashes show one picture, unless a person called them different: bool (P,)."""
+        """Return which pairs of content hashes are of one picture and were not called different: bool (P,)."""
         a, b = (unpack(as_rows([self._signature(content) for content in some])) for some in (first, second))
-        # Not aligned, which would take longer than the search: crops and framed copies stay results of their own.
         same: np.ndarray = compare(a, b, aligned=False).score >= CORRELATION_ALONE
         if same.any() and (distinct := self._store.distinct()):
             pairs = zip(first, second, strict=True)

@@ -9,17 +9,17 @@ from pathlib import Path
 from index_fakes import FakeEmbedder
 
 from simclr_hub import _files
-from simclr_hub.index import SimilarityIndex, pipeline
-from simclr_hub.index.records import Photo
+from simclr_hub.index import SimilarityIndex
+from simclr_hub.index import sync as sync_module
 from simclr_hub.index.search import faiss_cache
-from simclr_hub.index.store import Store
+from simclr_hub.index.store import Photo, Store
 from simclr_hub.whitening import Whitening
 
 
 def sync(directory: Path, photos: Path, pipe: Connection, step: str, n: int) -> None:
     """Sync; `step` is what to die at, the n-th time; acknowledged photos go through the pipe after each commit."""
-    pipeline.BATCH_PHOTOS = 8
-    pipeline.find_guilty = lambda paths: {}  # test_isolated.py tries those
+    sync_module.BATCH_PHOTOS = 8
+    sync_module.decode_sandboxed = lambda paths: {}  # test_sandboxed_decode.py tries those
     die_at = killer(step, n)
     put: list[Photo] = []
     real_put, real_transaction = Store.put, Store.transaction

@@ -12,9 +12,10 @@ from index_fakes import DIM, FakeEmbedder, make_photo, put_vectors
 from PIL import Image, ImageOps
 
 from simclr_hub.index import SimilarityIndex
-from simclr_hub.index.records import Photo, Stamp
 from simclr_hub.index.search import approximate, find, folding
 from simclr_hub.index.search.arrays import ArrayWriter
+from simclr_hub.index.store import Photo
+from simclr_hub.scan import FileStat
 from simclr_hub.signature import picture_signature
 
 
@@ -197,7 +198,7 @@ def put_copies(index: SimilarityIndex, number: int, *, contents: int) -> None:
                 store.put_details(content, {}, signature)
             for i in range(number):
                 content = hashlib.sha256(b"copy %d" % (i % contents)).digest()
-                store.put(Photo(root.id, b"%d.jpg" % i, Stamp(1, 1, 1, i), True, content, "live"))
+                store.put(Photo(root.id, b"%d.jpg" % i, FileStat(1, 1, 1, i), True, content, "live"))
         index._write_cache()
 
 

@@ -14,8 +14,9 @@ from index_fakes import DIM, FakeEmbedder, put_vectors
 
 from simclr_hub.errors import IndexDamagedError
 from simclr_hub.index import SimilarityIndex
-from simclr_hub.index.records import Photo, Stamp
 from simclr_hub.index.search import approximate, segment, snapshot
+from simclr_hub.index.store import Photo
+from simclr_hub.scan import FileStat
 
 
 @pytest.fixture(params=["exact", "approximate"])
@@ -210,7 +211,7 @@ def test_a_search_beside_writers_sees_one_state(index: SimilarityIndex, kind: st
         for content in contents:
             (photo,) = store.photos_with(content)
             store.forget(photo)
-            store.put(Photo(root, b"0/x/%s.jpg" % content.hex().encode(), Stamp(1, 1, 1, 1), True, content, "live"))
+            store.put(Photo(root, b"0/x/%s.jpg" % content.hex().encode(), FileStat(1, 1, 1, 1), True, content, "live"))
     for thread in threads:
         thread.start()
     for step in range(12):
@@ -220,7 +221,7 @@ def test_a_search_beside_writers_sees_one_state(index: SimilarityIndex, kind: st
                     (photo,) = store.photos_with(content)
                     store.forget(photo)
                     path = b"0/%d/%s.jpg" % (step, content.hex().encode())
-                    store.put(Photo(root, path, Stamp(1, 1, 1, 1), True, content, "live"))
+                    store.put(Photo(root, path, FileStat(1, 1, 1, 1), True, content, "live"))
             if step % 3 == 0:
                 index._write_cache()
     done.set()
@@ -254,7 +255,7 @@ class Changes(RuleBasedStateMachine):
             self.known[content] = (vector / np.linalg.norm(vector)).astype(np.float32)
         if store.vector(content) is None:
             store.put_vector(content, self.known[content])
-        store.put(Photo(self.root.id, path, Stamp(1, 1, 1, 1), True, content, "live"))
+        store.put(Photo(self.root.id, path, FileStat(1, 1, 1, 1), True, content, "live"))
         self.live[path] = content, self.known[content]
 
     @rule(number=st.integers(1, 60), start=st.integers(0, 3), contents=st.integers(1, 400))

@@ -18,9 +18,9 @@ from simclr_hub import Embedder, embed
 from simclr_hub.duplicates.thresholds import load_thresholds
 from simclr_hub.errors import CheckpointError, ExportError, IndexDamagedError
 from simclr_hub.index import SimilarityIndex, similarity_index
-from simclr_hub.index.maintenance.check import check_index
-from simclr_hub.index.records import checksum
+from simclr_hub.index.check import check_index
 from simclr_hub.index.search import approximate
+from simclr_hub.index.store import checksum
 from simclr_hub.loading import load_whitening
 from simclr_hub.whitening import Whitening
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..records import parse_info
+from ..store import parse_info
 from .arrays import ArrayFile, ArrayWriter, CheckedArray
 
 #: A content hash for numpy: compared and sorted as bytes are, but an item loses the zeros at its end.

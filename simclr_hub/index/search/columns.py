@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..records import parse_info
+from ..store import parse_info
 from .arrays import ArrayFile, ArrayWriter, CheckedArray
 from .catalog import Catalog, Texts
 

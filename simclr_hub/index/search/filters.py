@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ...patterns import translate
+from ...scan import translate_pattern
 from .catalog import Catalog, Texts
 from .columns import Column
 
@@ -104,7 +104,7 @@ def make_condition(
         if not isinstance(pattern, str) or not pattern:
             raise ValueError(f"path={path!r}: give a pattern as text, for example 'holiday/**/*.jpg'")
         try:
-            re.compile(translate(pattern))
+            re.compile(translate_pattern(pattern))
         except re.error as e:
             raise ValueError(f"path={pattern!r}: no pattern: {e}") from None
     return Condition(pattern, tuple(_range(key, value) for key, value in (where or {}).items()))
@@ -157,7 +157,7 @@ def _place(words: Texts, text: str, *, behind: bool = False, prefix: bool = Fals
 
 
 def _match_paths(pattern: str, catalog: Catalog, numbers: np.ndarray, roots: Mapping[int, bytes]) -> list[bool]:
-    match = re.compile(translate(_normal(pattern.replace(os.sep, "/"))), re.DOTALL).match
+    match = re.compile(translate_pattern(_normal(pattern.replace(os.sep, "/"))), re.DOTALL).match
     # Below its root a path does not begin with a separator, as a whole it does, on Windows with a drive.
     relative = not os.path.isabs(pattern)
     absolute = not relative or pattern[0] in "*?["

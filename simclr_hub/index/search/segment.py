@@ -208,7 +208,7 @@ class _Reader:
         self.width = self._whitening.dim if self._whitening else store.about.dim
 
     def __iter__(self):  # type: ignore[no-untyped-def]
-        for page in self._store.content_pages(self._contents):
+        for page in self._store.vector_rows(self._contents):
             hashes = np.array([row.content_hash for row in page], HASH)
             keep = among(hashes, self._live)
             if keep.any():
