@@ -17,8 +17,8 @@ from ..signature import SIGNATURE_VERSION, as_rows, unpack
 from ..whitening import Whitening
 from .compare import compare
 from .find import read_unique_images
-from .grouping import MIN_SIGNATURE_COSINE, NEAREST, NEAREST_BY_SIGNATURE, Grouping
-from .neighbours import likeness, neighbours, signature_vectors
+from .grouping import Grouping
+from .neighbours import candidate_pairs, likeness
 from .thresholds import (
     CORRELATION,
     CORRELATION_ALONE,
@@ -180,16 +180,7 @@ def _measured(
     labels: np.ndarray | None,
 ) -> dict[str, Any]:
     """Return recall and precision of the thresholds on the photos that they were measured with."""
-    sources = (
-        (originals, NEAREST, -1.0),
-        (signature_vectors(signatures), NEAREST_BY_SIGNATURE, MIN_SIGNATURE_COSINE),
-    )
-    candidates = [
-        np.sort(np.stack([rows, found], 1)[cosines >= least], 1)
-        for vectors, k, least in sources
-        for rows, found, cosines in neighbours(vectors, k)
-    ]
-    first, second = np.unique(np.concatenate(candidates), axis=0).T
+    first, second = candidate_pairs(originals, signatures).T
     correlations = compare(unpack(signatures[first]), unpack(signatures[second])).score
     cosines = np.einsum("pd,pd->p", originals[first], originals[second])
     wrong = int(thresholds.is_same(correlations, cosines).sum())

@@ -5,7 +5,7 @@ like C never makes C a duplicate of A; what is left of a chain becomes groups of
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,13 +13,9 @@ import numpy as np
 from ..signature import unpack
 from ..whitening import Whitening
 from .compare import compare
-from .neighbours import likeness, neighbours, signature_vectors
+from .neighbours import NEAREST, candidate_pairs, likeness
 from .thresholds import Thresholds
 
-#: Nearest neighbours that are compared with each picture: by features, by signature.
-NEAREST, NEAREST_BY_SIGNATURE = 16, 8
-#: Cosine of two `signature_vectors` below which they are not compared.
-MIN_SIGNATURE_COSINE = 0.7
 #: How often the kept ones of large groups look for more at most, since their neighbours were all copies of them.
 _ROUNDS = 10
 #: Pairs that are compared before progress is told.
@@ -145,32 +141,22 @@ class Grouping:
 
     def _same_pairs(self, among: np.ndarray, queries: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Return pairs (P, 2) of rows of `among` that show the same picture, and their scores (P,)."""
-        number = len(self._vectors)
-        # Each pair once, though both are neighbours of each other or both sources have it; 8 bytes each.
-        keys = np.unique(
-            np.concatenate([np.empty(0, np.int64), *(self._keys(p) for p in self._candidates(among, queries))])
+        everything = len(among) == len(self._vectors)
+        candidates = candidate_pairs(
+            self._vectors if everything else self._vectors[among],
+            self._signatures if everything else self._signatures[among],
+            None if queries is None else np.searchsorted(among, queries),
         )
-        pairs: list[np.ndarray] = []
-        scores: list[np.ndarray] = []
-        for start in range(0, len(keys), _BLOCK):
-            block = keys[start : start + _BLOCK]
-            new = np.stack([block // number, block % number], 1)
+        pairs = [np.empty((0, 2), np.int64)]
+        scores = [np.empty(0)]
+        for start in range(0, len(candidates), _BLOCK):
+            new = among[candidates[start : start + _BLOCK]]
             new_scores = self._scores(new)
             pairs.append(new[new_scores > 0])
             scores.append(new_scores[new_scores > 0])
             if self._progress:
-                self._progress(min(start + _BLOCK, len(keys)), len(keys))
-        return np.concatenate([*pairs, np.empty((0, 2), np.int64)]), np.concatenate([*scores, np.empty(0)])
-
-    def _candidates(self, among: np.ndarray, queries: np.ndarray | None) -> Iterator[np.ndarray]:
-        """Yield pairs of rows (P, 2), block by block."""
-        of_query = None if queries is None else np.searchsorted(among, queries)
-        vectors = self._vectors if len(among) == len(self._vectors) else self._vectors[among]
-        for rows, found, _ in neighbours(vectors, NEAREST, of_query):
-            yield np.stack([among[rows], among[found]], 1)
-        by_signature = neighbours(signature_vectors(self._signatures[among]), NEAREST_BY_SIGNATURE, of_query)
-        for rows, found, cosines in by_signature:
-            yield np.stack([among[rows], among[found]], 1)[cosines >= MIN_SIGNATURE_COSINE]
+                self._progress(min(start + _BLOCK, len(candidates)), len(candidates))
+        return np.concatenate(pairs), np.concatenate(scores)
 
     def _scores(self, pairs: np.ndarray) -> np.ndarray:
         """Return the correlation of those pairs (P, 2) that show the same picture, else 0."""

@@ -17,8 +17,30 @@ EXACT = 20_000
 _NPROBE, _TRAINING_PER_LIST = 16, 50
 #: Queries at once.
 _BLOCK = 4096
+#: Nearest neighbours that are compared with each picture: by features, by signature.
+NEAREST, NEAREST_BY_SIGNATURE = 16, 8
+#: Cosine of two `signature_vectors` below which they are not compared.
+MIN_SIGNATURE_COSINE = 0.7
 #: Neighbours that `likeness` looks at, and of how many it takes the mean.
 _LIKENESS_NEAREST, _CROWD = 16, 10
+
+
+def candidate_pairs(vectors: np.ndarray, signatures: np.ndarray, queries: np.ndarray | None = None) -> np.ndarray:
+    """Find pairs of pictures that may be the same, as rows (P, 2), each once, the smaller first.
+
+    Args:
+        vectors: float32 (N, D) of length 1.
+        signatures: uint8 (N, 455).
+        queries: rows of which each pair has one at least; None is all.
+    """
+    keys = [np.empty(0, np.int64)]  # 8 bytes a pair
+    by_signature = (signature_vectors(signatures), NEAREST_BY_SIGNATURE, MIN_SIGNATURE_COSINE)
+    for some, k, least in ((vectors, NEAREST, -np.inf), by_signature):
+        for rows, found, cosines in neighbours(some, k, queries):
+            pairs = np.minimum(rows, found) * len(vectors) + np.maximum(rows, found)
+            keys.append(pairs[cosines >= least])
+    unique = np.unique(np.concatenate(keys))
+    return np.stack([unique // len(vectors), unique % len(vectors)], 1)
 
 
 def neighbours(vectors: np.ndarray, k: int, queries: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, ...]]:

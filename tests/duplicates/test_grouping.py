@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import SAMPLE_PHOTOS
 
-from simclr_hub.duplicates import grouping
+from simclr_hub.duplicates import grouping, neighbours
 from simclr_hub.duplicates.calibrate import crop
 from simclr_hub.duplicates.grouping import Grouping, StarCluster, star_clusters
 from simclr_hub.duplicates.neighbours import likeness
@@ -52,14 +52,14 @@ def pairs(stars: list[StarCluster]) -> list[tuple[int, int]]:
 def test_a_grey_copy_is_found_though_the_features_lose_it(
     signatures: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grouping, "NEAREST", 1)
+    monkeypatch.setattr(neighbours, "NEAREST", 1)
     copy = signature(Image.open(PATHS[5]).convert("L"))
     found = group(unrelated(len(PATHS) + 1), np.concatenate([signatures, copy])).same()
     assert pairs(found) == [(5, len(PATHS))]
 
 
 def test_a_crop_is_found_through_its_features(signatures: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grouping, "MIN_SIGNATURE_COSINE", 2.0)  # no neighbours by signature
+    monkeypatch.setattr(neighbours, "MIN_SIGNATURE_COSINE", 2.0)  # no neighbours by signature
     copies = np.concatenate([signatures, signature(crop(Image.open(PATHS[5]), 0.1, 1, 0))])
     vectors = unrelated(len(copies))
     vectors[-1] = vectors[5]
@@ -93,7 +93,7 @@ def test_equal_signatures_are_one_picture_however_many() -> None:
 
 
 def test_groups_that_neighbours_do_not_link_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grouping, "MIN_SIGNATURE_COSINE", 2.0)  # no neighbours by signature
+    monkeypatch.setattr(neighbours, "MIN_SIGNATURE_COSINE", 2.0)  # no neighbours by signature
     one = signature(Image.open(PATHS[0]))
     # Two crowds: the nearest of each are all of its own.
     vectors = np.repeat(unrelated(2), 20, 0) + 0.01 * unrelated(40)
@@ -120,7 +120,7 @@ def test_each_picture_is_one_group_whatever_the_number_of_its_copies(
     signatures: np.ndarray, apart: set[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two pictures, 500 copies of each in 25 tight crowds: nobody's neighbours are of another crowd."""
-    monkeypatch.setattr(grouping, "MIN_SIGNATURE_COSINE", 2.0)
+    monkeypatch.setattr(neighbours, "MIN_SIGNATURE_COSINE", 2.0)
     compared = []
     compare = grouping.compare
     monkeypatch.setattr(grouping, "compare", lambda a, b: compared.append(len(a)) or compare(a, b))
