@@ -244,7 +244,7 @@ def _zoomed_correlations(views: np.ndarray, part: np.ndarray, swapped: int) -> n
     flat = views.reshape(*views.shape[:2], -1)
     flat = flat - flat.mean(2, keepdims=True)  # so that the variance below is no difference of large numbers
     energy = (np.square(flat) @ masks.T - np.square(flat @ masks.T) / number + floor).transpose(0, 2, 1)  # (P, G, 8)
-    # A part centred within the cells inside: its product with a view is their covariance. One small product for each
+    # Parts centred within the cells inside: their product with a view is the covariance. One small product for each
     # pair and guess, since a large one would make BLAS start threads beside those of `compare`.
     parts = _sample(part[:, None], matrices).reshape(len(part), *masks.shape)  # (P, G, n^2)
     parts -= parts.sum(2, keepdims=True) / number[:, None] * masks
@@ -299,9 +299,8 @@ def _refine(view: np.ndarray, part: np.ndarray, placement: np.ndarray, steps: in
         steps: how many.
     """
     number, cells = len(view), view.shape[-1]
-    slope = np.asarray(np.gradient(np.eye(cells, dtype=np.float32), axis=0)) * np.float32(
-        cells / 2
-    )  # of samples along a line
+    # The derivative along a line of cells, by the position.
+    slope = np.asarray(np.gradient(np.eye(cells, dtype=np.float32), axis=0)) * np.float32(cells / 2)
     centres = _cell_centres(cells)
     x, y = np.tile(centres, cells), np.repeat(centres, cells)
     moments = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], 1)  # (n^2, 6)
@@ -326,8 +325,9 @@ def _refine(view: np.ndarray, part: np.ndarray, placement: np.ndarray, steps: in
         spread = 2 * (np.abs(residual).sum(1) / count + 1)
         weight = mask / (1 + np.square(residual / spread[:, None]))
 
-        wx, wy = weight * dx, weight * dy
-        maps = np.stack([wx, wy, wx * dx, wx * dy, wy * dy, wx * residual, wy * residual], 1)  # (P, 7, n^2)
+        # Sums over the view's cells of weighted products, times 1, x, y, xy, x^2 and y^2.
+        u, v = weight * dx, weight * dy
+        maps = np.stack([u, v, u * dx, u * dy, v * dy, u * residual, v * residual], 1)  # (P, 7, n^2)
         wx, wy, xx, xy, yy, rx, ry = (maps @ moments).transpose(1, 2, 0)  # (6, P) each
         total, error = np.maximum(weight.sum(1), 1e-3), np.einsum("pn,pn->p", weight, residual)
         # The Jacobian's columns are dx * x, dx, dy * y, dy, times the gain.

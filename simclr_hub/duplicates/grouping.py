@@ -20,7 +20,7 @@ from .thresholds import Thresholds
 _ROUNDS = 10
 #: Pairs that are compared before progress is told.
 _BLOCK = 1 << 13
-#: A row that was compared with so many kept ones, without a pair and without joining them, is not tried with more.
+#: A row that was compared with so many kept ones without joining them is only kept or joined where it has a pair.
 _TRIES = 16
 #: Kept ones whose first comparisons are made together, of those that have a few: one takes as long as thirty.
 _TOGETHER, _FEW = 256, 8
