@@ -52,7 +52,7 @@ Edit = Callable[[Image.Image, Random], Image.Image]
 
 
 def unchanged(image: Image.Image, draw: Random) -> Image.Image:
-    """For kinds that are only written in another format."""
+    """Return it as it is, for kinds that are only written in another format."""
     return image
 
 
@@ -62,17 +62,17 @@ def resized(factor: float) -> Edit:
 
 
 def cropped(share: float) -> Edit:
-    """Without `share` of either side, anywhere."""
+    """Cut `share` off either side, anywhere."""
     return lambda image, draw: crop(image, share, draw.random(), draw.random())
 
 
 def framed(share: float) -> Edit:
-    """With a white or black frame."""
+    """Add a white or black frame."""
     return lambda image, draw: border(image, share, draw.choice(["white", "black"]))
 
 
 def written_on(image: Image.Image, draw: Random) -> Image.Image:
-    """A text over it, half transparent."""
+    """Write a half transparent text over it."""
     return watermark(image, "www.example.org", draw.uniform(0.1, 0.2), draw.random(), draw.random())
 
 
@@ -208,7 +208,7 @@ def judge(pairs: np.ndarray, library: Library) -> dict[str, float]:
 
 
 def compare(options: argparse.Namespace) -> None:
-    """The table of kinds."""
+    """Print the table of kinds."""
     library = make_library(read_photos(options.open_photos))
     number, total = len(library.classes), len(library.files)
     embedder = Embedder(options.model, runtime="torch")

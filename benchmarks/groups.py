@@ -52,7 +52,7 @@ def near(vectors: np.ndarray, random: np.random.Generator, by: float = 0.01) -> 
 
 
 def reencoded(signatures: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """With every cell off by a little."""
+    """Return signatures with every cell off by a little."""
     noise = random.integers(-1, 2, (len(signatures), SIGNATURE_BYTES - _HEAD))
     result = signatures.copy()
     result[:, _HEAD:] = (signatures[:, _HEAD:] + noise).clip(0, 255)

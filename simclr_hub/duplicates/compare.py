@@ -290,7 +290,7 @@ def align(first: np.ndarray, second: np.ndarray, guesses: np.ndarray) -> tuple[n
 
 
 def _refine(view: np.ndarray, part: np.ndarray, placement: np.ndarray, steps: int) -> np.ndarray:
-    """Gauss-Newton: view(x, y) = gain * part(sx x + tx, sy y + ty) + offset, outliers weighted down.
+    """Fit view(x, y) = gain * part(sx x + tx, sy y + ty) + offset by Gauss-Newton, outliers weighted down.
 
     Args:
         view: (P, n, n).
