@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from simclr_hub.index.duplicates.calibration import Calibration
-from simclr_hub.index.duplicates.grouping import Contents, Grouping
+from simclr_hub.duplicates.grouping import Grouping
+from simclr_hub.duplicates.thresholds import Thresholds
 from simclr_hub.signature import SIGNATURE_BYTES, as_rows, picture_signature
 
 _HEAD = 5  # bytes of a signature before its cells
@@ -52,7 +52,7 @@ def near(vectors: np.ndarray, random: np.random.Generator, by: float = 0.01) -> 
 
 
 def reencoded(signatures: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """With every cell off by a little."""
+    """Return signatures with every cell off by a little."""
     noise = random.integers(-1, 2, (len(signatures), SIGNATURE_BYTES - _HEAD))
     result = signatures.copy()
     result[:, _HEAD:] = (signatures[:, _HEAD:] + noise).clip(0, 255)
@@ -135,11 +135,11 @@ def measure(name: str, number: int) -> None:
     if name == "different":
         pairs = np.sort(random.choice(number, (200, 2), replace=False), 1)
         apart = {(int(a), int(b)) for a, b in pairs}
-    contents = Contents(vectors, signatures, random.permutation(number), apart)
+    rank = random.permutation(number)
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = memory()
     started = time.process_time()
-    grouping = Grouping(contents, Calibration({}, 1, 0.97, [(1, 0.6)]))
+    grouping = Grouping(vectors, signatures, rank, Thresholds({}, 1, 0.97, [(1, 0.6)]), apart)
     same = grouping.same()
     similar = grouping.similar(same)
     seconds = time.process_time() - started

@@ -22,11 +22,13 @@ from typing import IO
 import numpy as np
 
 from simclr_hub._files import write_file
+from simclr_hub.duplicates.calibrate import calibrate, embed_all, is_for_calibration
+from simclr_hub.duplicates.thresholds import DEFAULT, DEFAULT_WHITENED
 from simclr_hub.embedder import Embedder, embed
 from simclr_hub.image_processing_simclr import SimCLRImageProcessor
-from simclr_hub.index.duplicates.calibration import DEFAULT, DEFAULT_WHITENED
-from simclr_hub.index.duplicates.default_calibration import calibrate_default
 from simclr_hub.modeling_simclr import SimCLRModel
+from simclr_hub.progress import counting_bar
+from simclr_hub.sources import folder_images
 from simclr_hub.training.data import open_rows
 from simclr_hub.whitening import IMAGES, WHITENING_NAMES, Whitening
 
@@ -81,6 +83,33 @@ def write_known_vectors() -> None:
         write_file(_TARGET / f"known_{name}.json", partial(_write, data))
 
 
+def write_thresholds(folder: Path, output: Path, *, whiten: bool = False, copies: int = 300) -> None:
+    """Write the thresholds of duplicates, measured on one half of the photos, by their hash.
+
+    Args:
+        folder: class folders of photos.
+        output: the file.
+        whiten: measure whitened vectors.
+        copies: number of photos of which each kind of copy is made.
+    """
+    photos = [path for path in folder_images(folder) if is_for_calibration(path.read_bytes())]
+    embedder = Embedder(runtime="torch")
+    found, vectors, signatures = embed_all(embedder, photos)
+    photos = [photos[position] for position in found]
+    with counting_bar("calibrating") as progress:
+        thresholds = calibrate(
+            embedder,
+            photos,
+            vectors,
+            signatures,
+            whitening=embedder.own_whitening() if whiten else None,
+            copies=copies,
+            classes=[path.parent.name for path in photos],
+            progress=progress,
+        )
+    thresholds.save(output)
+
+
 def _write(data: bytes, file: IO[bytes]) -> None:
     file.write(data)
 
@@ -99,4 +128,4 @@ if __name__ == "__main__":
     write_whitenings(options.data)
     write_known_vectors()
     for output, whiten in ((DEFAULT, False), (DEFAULT_WHITENED, True)):
-        calibrate_default(options.photos, output, whiten=whiten)
+        write_thresholds(options.photos, output, whiten=whiten)

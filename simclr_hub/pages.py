@@ -12,10 +12,9 @@ import jinja2
 from PIL import Image
 
 from ._files import Kind, check_output, write_output
+from .duplicates.find import DuplicateGroup, Member, day
 from .errors import ImageError
 from .images import FileBytes, decode, describe, load_image, read_source
-from .index.duplicates.find import DuplicateGroup, Member
-from .index.duplicates.keep import day
 from .index.search.find import Match, tell_share
 
 #: The templates' first lines, by which a page of this package is recognised.

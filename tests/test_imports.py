@@ -66,6 +66,7 @@ def test_commands_on_an_index_load_no_model_and_no_torch(tmp_path: Path, photos:
         ["check", "i"],
         ["search", "i", str(photos / "0.jpg"), "--html", "page.html"],
         ["duplicates", "i", "--tier", "same-bytes"],
+        ["duplicates", "i"],
         ["export", "i", "i.parquet"],
         ["import", "i.parquet", "again"],
     ]
