@@ -118,4 +118,4 @@ def _opened(source: Any) -> Image.Image:
         source = read_source(source)
     if isinstance(source, FileBytes):
         return decode(source.data, source.name)
-    return Image.fromarray(load_image(source).pixels.permute(1, 2, 0).contiguous().numpy())
+    return Image.fromarray(load_image(source).pixels.transpose(1, 2, 0))

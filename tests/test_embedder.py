@@ -93,7 +93,7 @@ def test_an_endless_stream_is_read_only_a_little_ahead(tiny_model):
 def test_layers_and_lengths(tiny_model):
     image = np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)
     pixels = torch.from_numpy(image).permute(2, 0, 1)
-    from simclr_hub.image_processing_simclr import transform
+    from simclr_hub.pixels import transform
 
     out = tiny_model(transform(pixels[None], 64), output_projections=True)
     expected = {"h": out.pooler_output, "g1": out.projections[0], "g2": out.projections[1], "z": out.projections[1]}

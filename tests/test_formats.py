@@ -16,9 +16,8 @@ from PIL import Image
 from raw_writer import dng, jpeg
 
 from simclr_hub import errors, formats
-from simclr_hub.formats import SUFFIXES, jxl_size, max_pixels, reader_has_come
+from simclr_hub.formats import PREVIEW_SIDE, SUFFIXES, is_raw, jxl_size, max_pixels, open_raw, reader_has_come
 from simclr_hub.images import FileBytes, is_image_name, load_image
-from simclr_hub.raw import PREVIEW_SIDE, is_raw, open_raw
 
 #: Pillow's transpositions that make of the upright picture what a camera stores under an EXIF orientation.
 STORED = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}

@@ -19,7 +19,7 @@ from tiny import SAMPLE_PHOTOS
 
 from simclr_hub import SimCLRImageProcessor, image_processing_simclr
 from simclr_hub.errors import ImageError
-from simclr_hub.image_processing_simclr import transform
+from simclr_hub.pixels import transform
 from simclr_hub.images import load_image
 
 DATA = Path(__file__).parent / "data"

@@ -38,7 +38,6 @@ CODE = (
     "model_folder.py",
     "pixels.py",
     "headers.py",
-    "colour.py",
 )
 #: The library's classes by the Auto class that finds them in a repository.
 AUTO_MAP = {

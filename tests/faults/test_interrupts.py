@@ -29,7 +29,7 @@ from simclr_hub.images import FileBytes, load_image, read_file
 from simclr_hub.index import SimilarityIndex, isolated, pipeline
 from simclr_hub.index.maintenance import check_photos
 from simclr_hub.index.store import STORE_NAME, Store
-from simclr_hub.raw import _preview
+from simclr_hub.formats import _preview
 from simclr_hub.training import data
 
 Ended = list[tuple[int, float]]
