@@ -178,7 +178,9 @@ def to_srgb(image: Image.Image, rgb: Image.Image) -> Image.Image:
     return result
 
 
-@functools.lru_cache(maxsize=8)  # a collection has few, and building one takes longer than applying it to a small photo
+@functools.lru_cache(
+    maxsize=8
+)  # a collection has few, and building one takes longer than applying it to a small photo
 def _to_srgb_by(profile: bytes) -> tuple[str, Any] | None:
     """Return the mode that the profile is for, and the transform to sRGB; None if there is nothing to do."""
     try:
@@ -270,7 +272,7 @@ def transform(x: Any, size: int, *, exact: bool = False, crop_proportion: float 
     if isinstance(x, np.ndarray):
         x = np.ascontiguousarray(x)
     for axis in (-2, -1):
-        index, weights = _bicubic_taps(x.shape[axis], size)
+        index, weights = bicubic_taps(x.shape[axis], size)
         x = sum(_weighted(x, axis, index[k], weights[k]) for k in range(4))
     return x.clip(0, 1)
 
@@ -291,9 +293,7 @@ def normalize_pixels(x: Any, mean: float | Sequence[float] | None, std: float | 
     Raises:
         ValueError: neither 1 nor 3 numbers, one that is not finite, or an std that is not above 0.
     """
-    means, stds = (
-        np.array([] if value is None else value, np.float32).reshape(-1, 1, 1) for value in (mean, std)
-    )
+    means, stds = (np.array([] if value is None else value, np.float32).reshape(-1, 1, 1) for value in (mean, std))
     if not {len(means), len(stds)} <= {1, 3} or not (np.isfinite(means) & np.isfinite(stds) & (stds > 0)).all():
         raise ValueError(f"image_mean={mean}, image_std={std}: give 1 or 3 finite numbers, the std above 0")
     if isinstance(x, np.ndarray):
@@ -310,7 +310,7 @@ def _to_float(x: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=256)
-def _bicubic_taps(n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray]:
+def bicubic_taps(n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray]:
     """Return indices and weights, each (4, n_out), of the source pixels of every output pixel.
 
     The kernel is TensorFlow 1's: no half-pixel centres, Keys a = -0.75, offsets rounded to 1/1024. PyTorch's differs
@@ -384,9 +384,9 @@ def _resize_axis(x: np.ndarray, axis: int, size: int, kernel: str) -> np.ndarray
 
 @functools.lru_cache(maxsize=256)
 def _antialiasing_taps(n_in: int, n_out: int, kernel: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return indices (T, n_out) and integer weights (T, n_out, 1) of the source pixels, and the weights' binary places.
+    """Return indices (T, n_out) and weights (T, n_out, 1) of the source pixels, and the weights' binary places.
 
-    As PyTorch has them for bytes: as many places as keep the largest weight within 16 bits.
+    The weights are integers as PyTorch has them for bytes: with as many places as keep the largest within 16 bits.
     """
     scale = n_in / n_out
     stretch = max(scale, 1.0)

@@ -19,8 +19,8 @@ from tiny import SAMPLE_PHOTOS
 
 from simclr_hub import SimCLRImageProcessor, image_processing_simclr
 from simclr_hub.errors import ImageError
-from simclr_hub.pixels import transform
 from simclr_hub.images import load_image
+from simclr_hub.pixels import transform
 
 DATA = Path(__file__).parent / "data"
 OFFICIAL = DATA / "official" / "preprocess.npz"

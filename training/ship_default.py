@@ -27,6 +27,8 @@ from simclr_hub.image_processing_simclr import SimCLRImageProcessor
 from simclr_hub.index.duplicates.calibration import DEFAULT, DEFAULT_WHITENED
 from simclr_hub.index.duplicates.default_calibration import calibrate_default
 from simclr_hub.modeling_simclr import SimCLRModel
+from simclr_hub.runtimes import SHIPPED, shipped_export, write_export
+from simclr_hub.torch_runtime import export_layer, facts_of
 from simclr_hub.whitening import IMAGES, WHITENING_NAMES, Whitening
 
 from .data import open_rows
@@ -74,6 +76,13 @@ def write_whitenings(data: str, target: Path = _TARGET) -> None:
         whitening.save(target / WHITENING_NAMES[layer])
 
 
+def write_exports() -> None:
+    """Write the ONNX graphs with which the default checkpoint runs without torch."""
+    for layer in SHIPPED:
+        model, facts = facts_of((_TARGET, "default"), layer)
+        write_export(shipped_export(layer), export_layer(model, facts)[0])
+
+
 def write_known_vectors() -> None:
     """Write what `simclr-hub doctor` compares: a photo's h, and the same whitened."""
     h = embed(_ASSETS / "sample-photos" / "cat_1.jpg")
@@ -97,6 +106,7 @@ if __name__ == "__main__":
         if options.size is None:
             parser.error("give SIZE, the side of the images in pixels")
         write_weights(options.source, options.size)
+    write_exports()
     write_whitenings(options.data)
     write_known_vectors()
     for output, whiten in ((DEFAULT, False), (DEFAULT_WHITENED, True)):

@@ -25,11 +25,11 @@ from simclr_hub import embedder as embedder_module
 from simclr_hub.cli import _interrupts, main
 from simclr_hub.embedder import Embedding, Failure
 from simclr_hub.errors import UnsupportedImageError
+from simclr_hub.formats import _preview
 from simclr_hub.images import FileBytes, load_image, read_file
 from simclr_hub.index import SimilarityIndex, isolated, pipeline
 from simclr_hub.index.maintenance import check_photos
 from simclr_hub.index.store import STORE_NAME, Store
-from simclr_hub.formats import _preview
 from simclr_hub.training import data
 
 Ended = list[tuple[int, float]]
