@@ -322,10 +322,10 @@ def bicubic_taps(n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray]:
     # It is read from a table of 1024 offsets; without the rounding the error is up to 1.5e-4.
     near = np.rint((position - base) * 1024) / 1024
 
-    def inner(t: np.ndarray) -> np.ndarray:  # |t| <= 1
+    def inner(t: Any) -> Any:  # |t| <= 1
         return ((a + 2) * t - (a + 3)) * t * t + 1
 
-    def outer(t: np.ndarray) -> np.ndarray:  # 1 <= |t| <= 2
+    def outer(t: Any) -> Any:  # 1 <= |t| <= 2
         return ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
 
     weights = np.stack([outer(near + 1), inner(near), inner(1 - near), outer(2 - near)])

@@ -119,7 +119,8 @@ class OnnxRunner:
         self._graph = export.graph
         self._weights = {name: weights[name] for name in export.used}
         self._threads = threads
-        self.__setstate__({})
+        self._sessions: dict[tuple[int, int], Any] = {}
+        self._making = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key not in ("_sessions", "_making")}

@@ -2,11 +2,10 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +31,8 @@ from .runtimes import (
     Runner,
     keep_export,
 )
+
+T = TypeVar("T")
 
 
 def fast_copy(model: SimCLRModel, device: torch.device, dtype: torch.dtype) -> SimCLRModel:
@@ -145,10 +146,11 @@ class CompiledRunner:
             starts = range(0, len(pixels), self._batch_size)
             return np.concatenate([run(pixels[start : start + self._batch_size]) for start in starts])
 
-        with _unless_wrong("compile"):
+        def compared() -> Callable[[np.ndarray], np.ndarray]:
             _refuse(drift(in_batches, self._plain, self._size), LIMITS[str(dtype).removeprefix("torch.")])
             return run
-        return self._plain
+
+        return _unless_wrong("compile", compared) or self._plain
 
 
 def facts_of(model: SimCLRModel | tuple[Path, str], layer: str) -> tuple[SimCLRModel, LayerFacts]:
@@ -205,14 +207,17 @@ def runner_of(
         threads: that run one batch which is alone.
         folder: where the model is from, for which the export is kept.
     """
-    if runtime == "onnxruntime":
-        with _unless_wrong(runtime):
-            private = model if folder else copy.deepcopy(model).eval().float().cpu()
-            export, weights = export_layer(private, facts)
-            if folder:
-                keep_export(folder, export)
-            _refuse(export.drift, LIMITS["float32"])
-            return OnnxRunner(export, weights, threads)
+
+    def exported() -> OnnxRunner:
+        private = model if folder else copy.deepcopy(model).eval().float().cpu()
+        export, weights = export_layer(private, facts)
+        if folder:
+            keep_export(folder, export)
+        _refuse(export.drift, LIMITS["float32"])
+        return OnnxRunner(export, weights, threads)
+
+    if runtime == "onnxruntime" and (faster := _unless_wrong(runtime, exported)):
+        return faster
     place, dtype = torch.device(device), getattr(torch, precision)
     plain = TorchRunner(layer_of(fast_copy(model, place, dtype), facts.layer), place, dtype)
     return CompiledRunner(plain, facts.size, batch_size) if runtime == "compile" else plain
@@ -251,14 +256,14 @@ def _refuse(found: float, limit: float) -> None:
         raise ValueError(f"its vectors differ by {found:.1e}, more than {limit:.0e}")
 
 
-@contextmanager
-def _unless_wrong(runtime: str) -> Iterator[None]:
-    """Go on with a warning after any error: compilers and runtimes raise anything."""
+def _unless_wrong(runtime: str, make: Callable[[], T]) -> T | None:
+    """Return what `make` does, or None with a warning after any error: compilers and runtimes raise anything."""
     try:
-        yield
+        return make()
     except Exception as e:
         why = " ".join((str(e) if isinstance(e, ValueError) else f"{type(e).__name__}: {e}").split())[:200]
         warnings.warn(f"{runtime} is not used for this model, but PyTorch: {why}", RuntimeWarning, stacklevel=4)
+        return None
 
 
 def _projection_index(layer: str, config: SimCLRConfig) -> int:
