@@ -197,7 +197,7 @@ def find_export(folder: Path, layer: str) -> tuple[Export, dict[str, np.ndarray]
     try:
         for path in _places(folder, layer):
             with suppress(KeyError, TypeError, ValueError, OSError, zlib.error):  # damaged: as if it were not there
-                export = _decode(read_json(path))
+                export = read_export(path)
                 if export.facts.layer == layer:
                     weights = _read_weights(folder, export.shapes)
                     if hash_weights(export.facts.architecture, weights) == export.facts.weights:
@@ -253,12 +253,13 @@ def _checksum(about: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
-def _decode(found: Mapping[str, Any]) -> Export:
+def read_export(path: Path) -> Export:
     """Read what `write_export` wrote.
 
     Raises:
-        KeyError, TypeError, ValueError, zlib.error: it did not.
+        KeyError, TypeError, ValueError, OSError, zlib.error: it did not.
     """
+    found = read_json(path)
     about = found["export"]
     if _checksum(about) != found["sha256"] or about.pop("format") != _FORMAT:
         raise ValueError("damaged, or of another version")

@@ -27,7 +27,7 @@ from simclr_hub.image_processing_simclr import SimCLRImageProcessor
 from simclr_hub.index.duplicates.calibration import DEFAULT, DEFAULT_WHITENED
 from simclr_hub.index.duplicates.default_calibration import calibrate_default
 from simclr_hub.modeling_simclr import SimCLRModel
-from simclr_hub.runtimes import SHIPPED, shipped_export, write_export
+from simclr_hub.runtimes import SHIPPED, Export, shipped_export, write_export
 from simclr_hub.torch_runtime import export_layer, facts_of
 from simclr_hub.whitening import IMAGES, WHITENING_NAMES, Whitening
 
@@ -76,11 +76,9 @@ def write_whitenings(data: str, target: Path = _TARGET) -> None:
         whitening.save(target / WHITENING_NAMES[layer])
 
 
-def write_exports() -> None:
-    """Write the ONNX graphs with which the default checkpoint runs without torch."""
-    for layer in SHIPPED:
-        model, facts = facts_of((_TARGET, "default"), layer)
-        write_export(shipped_export(layer), export_layer(model, facts)[0])
+def exports() -> dict[str, Export]:
+    """Make the ONNX graphs with which the default checkpoint runs without torch, by their layers."""
+    return {layer: export_layer(*facts_of((_TARGET, "default"), layer))[0] for layer in SHIPPED}
 
 
 def write_known_vectors() -> None:
@@ -106,7 +104,8 @@ if __name__ == "__main__":
         if options.size is None:
             parser.error("give SIZE, the side of the images in pixels")
         write_weights(options.source, options.size)
-    write_exports()
+    for layer, export in exports().items():
+        write_export(shipped_export(layer), export)
     write_whitenings(options.data)
     write_known_vectors()
     for output, whiten in ((DEFAULT, False), (DEFAULT_WHITENED, True)):

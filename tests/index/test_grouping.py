@@ -2,7 +2,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from tiny import SAMPLE_PHOTOS
 
@@ -21,7 +20,7 @@ SMALL = 0.3  # between unrelated vectors
 
 
 def signature(image: Image.Image) -> np.ndarray:
-    return as_rows([picture_signature(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1))])
+    return as_rows([picture_signature(np.array(image.convert("RGB")).transpose(2, 0, 1))])
 
 
 @pytest.fixture(scope="module")
