@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 # A process a core; more than four would wait for memory and for the disk.
 PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test slow check bench
+.PHONY: demo test slow check bench dist
 
 demo: $(INSTALLED)  ## index the sample photos, search, write gallery.html
 	$(BIN)/simclr-hub demo
@@ -21,8 +21,12 @@ slow: $(INSTALLED)  ## kills, mutations, races: minutes
 check: $(INSTALLED)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy simclr_hub training benchmarks
+	$(BIN)/mypy simclr_hub benchmarks scripts
 	$(BIN)/mypy tests/typing_check.py
+
+dist: $(INSTALLED)  ## dist/: a wheel and a source distribution
+	rm -rf dist
+	$(BIN)/python -m build
 
 # With data, also the quality of features: make bench TINY_IMAGENET=FOLDER OPEN_PHOTOS=TAR_OR_FOLDER
 bench: $(INSTALLED)  ## the numbers of benchmarks/RESULTS.md

@@ -18,6 +18,8 @@ from simclr_hub.training.evaluate import features, knn_accuracy
 
 def pixels(data: ImageArray, limit: int) -> tuple[Tensor, Tensor]:
     """Every image less its mean, (n, 3072), without which all cosines are near 1; and labels (n,)."""
+    if data.labels is None:
+        raise SystemExit("the data has no labels")
     rows = torch.linspace(0, len(data) - 1, min(limit, len(data))).long().numpy()
     images = torch.from_numpy(data.images[rows]).float().flatten(1)
     return images - images.mean(1, keepdim=True), torch.from_numpy(data.labels[rows])

@@ -15,7 +15,7 @@ training images without their labels. After +-: the standard deviation over draw
 The networks' features are kept in --cache, by their fingerprint and the images' content, and computed once.
 
 Run: python benchmarks/features.py --tiny-imagenet FOLDER --open-photos TAR_OR_FOLDER [--model DIR] [--size PX]
-After a new default checkpoint: with --record, then python -m simclr_hub.training.cards
+After a new default checkpoint: with --record, then python scripts/render_cards.py
 """
 
 import argparse
@@ -39,7 +39,7 @@ from torch import Tensor
 
 from simclr_hub import Embedder, SimCLRModel, load
 from simclr_hub._files import write_file
-from simclr_hub.checkpoints.choose import choices
+from simclr_hub.checkpoints.catalog import choices
 from simclr_hub.embedder import Failure
 from simclr_hub.images import is_image_name, load_image
 from simclr_hub.loading import load_whitening

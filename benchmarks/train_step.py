@@ -25,12 +25,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from simclr_hub import SimCLRConfig, SimCLRModel
-from simclr_hub.training.arguments import SimCLRTrainingArguments
 from simclr_hub.training.augmentations import Views
 from simclr_hub.training.data import ImageArray, Rows
 from simclr_hub.training.optimization import create_optimizer
 from simclr_hub.training.pretrain import load_recipe
-from simclr_hub.training.trainer import SimCLRTrainer
+from simclr_hub.training.trainer import SimCLRTrainer, SimCLRTrainingArguments
 
 RECIPE = load_recipe("tiny_imagenet_default")
 
@@ -59,7 +58,7 @@ def ours(data: ImageArray, options: argparse.Namespace) -> tuple[float, float]:
     return options.steps * options.batch_size / elapsed, trainer.waited / elapsed
 
 
-class Timed(SimCLRTrainer):  # type: ignore[misc]  # mypy cannot map the installed name to training/
+class Timed(SimCLRTrainer):
     """Starts its clock when the first step is done."""
 
     started = 0.0

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .loading import load
     from .modeling_simclr import SimCLRBackbone, SimCLRForImageClassification, SimCLRModel
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Embedder",
     "Embedding",

@@ -1,7 +1,7 @@
 """SimCLR in transformers' Auto classes, whichever of the two is imported first.
 
-Unusual: to register is to import the model, and with it torch, which most commands do without. So a finder waits for
-the modules that hold transformers' tables, and registers as one of them has been imported; and for the model's own
+To register is to import the model, and with it torch, which most commands do without. So a finder waits for the
+modules that hold transformers' tables, and registers once one of them has been imported; and for the model's own
 modules, since transformers imports some of its tables while those are still being made.
 """
 

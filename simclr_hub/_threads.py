@@ -1,9 +1,4 @@
-"""A pool of threads that can be left behind.
-
-Unusual: Python's own pools wait for their threads, when they are closed and again when the interpreter ends. A decoder
-that works on one photo for minutes, or a read from a disk that does not answer, cannot be stopped from outside; so
-these threads are daemons, and closing the pool waits for them a moment only.
-"""
+"""A pool of threads that can be left behind."""
 
 import queue
 import threading
@@ -36,11 +31,14 @@ class Pool:
         self._threads: list[threading.Thread] = []
 
     def submit(self, function: Callable[[], T]) -> "Future[T]":
-        """Have `function` called; `result_of` waits for what it returns."""
+        """Call `function` on a thread; `result_of` waits for what it returns."""
         future: Future[T] = Future()
         self._tasks.put((future, function))
         if len(self._threads) < self._workers:
             name, arguments = f"{self._name}-{len(self._threads)}", (self._tasks, self._initializer)
+            # Python's own pools wait for their threads, when they are closed and again when the interpreter ends. A
+            # decoder that works on one photo for minutes, or a read from a disk that does not answer, cannot be
+            # stopped from outside; so these are daemons, for which `close` waits a moment only.
             thread = threading.Thread(target=_work, name=name, args=arguments, daemon=True)
             self._threads.append(thread)
             thread.start()

@@ -2,8 +2,6 @@
 
 Travels to the Hub as remote code, so it imports only the standard library, transformers, huggingface_hub, and what
 travels beside it.
-Unusual: an unknown key is an error. transformers turns it into an attribute, so that a typo gives another model. And
-every number has bounds, so that a stranger's config.json cannot ask for more than a machine has.
 """
 
 import os
@@ -26,7 +24,8 @@ DEPTHS = {
     200: (3, 24, 36, 3),
 }
 
-#: What each number may be, both ends included; the released models stay far within.
+#: What each number may be, both ends included, so that a stranger's config.json cannot ask for more than a machine
+#: has; the released models stay far within.
 BOUNDS: dict[str, tuple[float, float]] = {
     "num_channels": (1, 1024),
     "width_multiplier": (1 / 64, 16),
@@ -114,6 +113,7 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
     batch_norm_momentum: float = 0.1
 
     def __post_init__(self, **kwargs: Any) -> None:
+        # transformers turns an unknown key into an attribute, so that a typo gives another model.
         unknown = sorted(kwargs.keys() - _TRANSFORMERS_KEYS)
         if unknown:
             known = sorted(f for f in type(self).__annotations__ if not f.startswith("_"))
@@ -142,46 +142,46 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def v1(cls, depth: int = 50, width_multiplier: float = 1, **kwargs: Any) -> "SimCLRConfig":
-        """SimCLR v1 (arXiv 2002.05709): ResNet of `depth`, head of 2 layers."""
+        """Configure SimCLR v1 (arXiv 2002.05709): ResNet of `depth`, head of 2 layers."""
         return cls(**{**_encoder(depth, width_multiplier), "projection_layers": 2, **kwargs})
 
     @classmethod
     def v2(
         cls, depth: int = 50, width_multiplier: float = 1, selective_kernel: bool = False, **kwargs: Any
     ) -> "SimCLRConfig":
-        """SimCLR v2 (arXiv 2006.10029): ResNet of `depth`, optionally selective kernels, head of 3 layers."""
+        """Configure SimCLR v2 (arXiv 2006.10029): ResNet of `depth`, perhaps selective kernels, head of 3 layers."""
         sk_ratio = 0.0625 if selective_kernel else 0.0
         return cls(**{**_encoder(depth, width_multiplier), "sk_ratio": sk_ratio, "projection_layers": 3, **kwargs})
 
     @property
     def expansion(self) -> int:
-        """Output channels of a block over its inner channels."""
+        """Return a block's output channels over its inner channels."""
         return 4 if self.layer_type == "bottleneck" else 1
 
     @property
     def embedding_size(self) -> int:
-        """Channels after the stem."""
+        """Return the channels after the stem."""
         return int(64 * self.width_multiplier)
 
     @property
     def hidden_sizes(self) -> list[int]:
-        """Channels of each block group's output."""
+        """Return the channels of each block group's output."""
         return [self.embedding_size * 2**i * self.expansion for i in range(len(self.depths))]
 
     @property
     def hidden_size(self) -> int:
-        """Width D of h."""
+        """Return the width D of h."""
         return self.hidden_sizes[-1]
 
     @property
     def projection_sizes(self) -> list[int]:
-        """Width of the output of each of g's layers."""
+        """Return the output width of each of g's layers."""
         hidden = self.projection_hidden_dim or self.hidden_size
         return [hidden] * (self.projection_layers - 1) + [self.projection_dim] * min(self.projection_layers, 1)
 
     @property
     def encoder_parameters(self) -> int:
-        """Weights of f, counted without making it."""
+        """Count the weights of f without making it."""
         bottleneck, selective = self.layer_type == "bottleneck", self.sk_ratio > 0
         width = self.embedding_size
 
@@ -208,13 +208,13 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def projection_parameters(self) -> int:
-        """Weights of g."""
+        """Count the weights of g."""
         sizes = [self.hidden_size, *self.projection_sizes]
         total = sum(d_in * d_out + 2 * d_out for d_in, d_out in zip(sizes, sizes[1:], strict=False))
         return total - (sizes[-1] if self.projection_layers else 0)  # the last BatchNorm has no beta
 
     def validate_bounds(self) -> None:
-        """Every number within `BOUNDS`, and no more of everything together than a machine can hold."""
+        """Refuse a number outside `BOUNDS`, or more of everything together than a machine can hold."""
         for name in BOUNDS:
             value = getattr(self, name)
             if value is not None:  # the types say where it may be
@@ -240,7 +240,7 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
             )
 
     def validate_widths(self) -> None:
-        """Channels must come out whole, an SK stem's also when halved."""
+        """Refuse channels that do not come out whole, an SK stem's also when halved."""
         width = 64 * self.width_multiplier
         step = 2 if self.sk_ratio > 0 and self.stem_type == "imagenet" else 1
         if width < step or width % step:
@@ -249,11 +249,11 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
             )
 
     def validate_stem(self) -> None:
-        """The stem is one of the three."""
+        """Refuse a stem that is none of the three."""
         _one_of("stem_type", self.stem_type, ("imagenet", "cifar", "small"))
 
     def validate_projection(self) -> None:
-        """The head and the layer that the classifier sits on."""
+        """Refuse an impossible head, or layer that the classifier sits on."""
         _one_of("projection_type", self.projection_type, ("nonlinear", "linear"))
         if self.projection_type == "linear" and self.projection_layers > 1:
             raise ValueError(

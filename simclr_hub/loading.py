@@ -31,7 +31,7 @@ def load(name: str | os.PathLike[str] | None = None) -> "tuple[SimCLRModel, SimC
         name: None or "default" (the checkpoint inside this package); a directory that `from_pretrained` or
             `simclr-hub convert` knows; an official checkpoint's name, such as "simclr-v2-r50-sk", which is downloaded
             and converted once; or a Hub id, "org/name" or "org/name@revision". For an official classifier's logits
-            see `simclr_hub.checkpoints.fetch.official`.
+            see `simclr_hub.checkpoints.official.official`.
 
     Raises:
         CheckpointError: there is no such model; its weights are damaged, incomplete, of another model, no safetensors
@@ -168,12 +168,12 @@ def locate(name: str | os.PathLike[str] | None) -> tuple[Path, str]:
             "org/name@revision"
         )
     if "/" not in name.partition("@")[0]:
-        from .checkpoints.fetch import lasting_name, official
+        from .checkpoints.official import lasting_name, official
 
         with quiet_transformers():
             directory = official(name)
         return directory, lasting_name(directory)
-    from .checkpoints.snapshot import snapshot
+    from .checkpoints.download import snapshot
 
     repo, _, revision = name.partition("@")
     # The snapshot's folder is the commit: the name is resolved once, and offline works from the cache.

@@ -2,8 +2,8 @@
 
 Travels to the Hub as remote code, so it imports only the standard library.
 
-Unusual: transformers opens more than the weights' file: a pickle, what an adapter's file or a list of shards names,
-wherever that is. A folder may be a stranger's, so these are refused here before transformers looks.
+transformers opens more than the weights' file: a pickle, what an adapter's file or a list of shards names, wherever
+that is. A folder may be a stranger's, so these are refused here before transformers looks.
 """
 
 import json

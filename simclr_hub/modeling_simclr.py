@@ -2,7 +2,7 @@
 
 Travels to the Hub as remote code, so it imports only torch, transformers and what travels beside it.
 
-Unusual, and where published ports go wrong (each changes h by 0.7 to 7 %):
+Where published ports go wrong (each changes h by 0.7 to 7 %):
 - the max-pool pads as TensorFlow's SAME does: an even side only at its end, not on both sides;
 - the average pool of a selective-kernel shortcut counts padded zeros at stride 2, and only real pixels at stride 1;
 - the last layer of g has a BatchNorm without beta.
@@ -196,7 +196,7 @@ class SimCLREncoder(nn.Module):
             self.stages.append(nn.Sequential(*blocks))
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) to the maps of the stem and of every group, each (B, C_i, H_i, W_i)."""
+        """Compute the maps of the stem and of every group, each (B, C_i, H_i, W_i), from (B, 3, H, W)."""
         maps: tuple[Tensor, ...] = (self.stem(pixel_values),)
         for stage in self.stages:
             maps += (stage(maps[-1]),)
@@ -230,7 +230,7 @@ class SimCLRProjectionHead(nn.Module):
         )
 
     def forward(self, h: Tensor) -> tuple[Tensor, ...]:
-        """(B, D) to the output of every layer; empty without a head."""
+        """Compute the output of every layer from h (B, D); empty without a head."""
         outputs: tuple[Tensor, ...] = ()
         for layer in self.layers:
             outputs += (layer(outputs[-1] if outputs else h),)
@@ -270,7 +270,7 @@ class SimCLRPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, but from safetensors only, and weights that do not belong here raise ValueError.
+        """Load as transformers does, but from safetensors only; weights that do not belong here raise ValueError.
 
         Of a folder nothing is opened that lies outside it, and its config may not announce more weights than its files
         have bytes. Weights may not be missing, unexpected or impossible: only a classifier may be missing (it is then

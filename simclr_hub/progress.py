@@ -73,7 +73,7 @@ def progress_bar(
 
 @contextmanager
 def counting_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """The same bar as a function of how many are done by now and how many there are."""
+    """Show the same bar as a function of how many are done by now and how many there are."""
     done = 0
     with progress_bar(what, None) as advance:
 

@@ -21,10 +21,11 @@ from test_official import relative
 from tiny import tiny_config
 
 from simclr_hub import Embedder, SimCLRForImageClassification, SimilarityIndex, embed, load
-from simclr_hub.checkpoints import download, fetch
+from simclr_hub.checkpoints import download
+from simclr_hub.checkpoints import official as fetch
 from simclr_hub.checkpoints.catalog import entries
 from simclr_hub.checkpoints.convert import convert
-from simclr_hub.checkpoints.fetch import convert_official, official
+from simclr_hub.checkpoints.official import convert_official, official
 from simclr_hub.cli import main
 from simclr_hub.errors import CheckpointError
 

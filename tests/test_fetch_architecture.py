@@ -12,9 +12,9 @@ from test_catalog import expected
 from test_official import relative
 
 from simclr_hub import SimCLRConfig, SimCLRForImageClassification, load
-from simclr_hub.checkpoints import fetch
+from simclr_hub.checkpoints import official as fetch
 from simclr_hub.checkpoints.catalog import config_of
-from simclr_hub.checkpoints.fetch import official
+from simclr_hub.checkpoints.official import official
 from simclr_hub.errors import CheckpointError
 
 # Stand-ins keep depth, kernels, g, selector and step, but are this many times narrower.

@@ -11,6 +11,8 @@ from tiny import tiny_config
 from simclr_hub.checkpoints.catalog import entries
 from simclr_hub.checkpoints.convert import convert
 
+pytestmark = pytest.mark.slow  # a real server, and downloads in processes of their own
+
 NAME = "simclr-v1-r50"
 ENTRY = entries()[NAME]
 CONFIG = {"projection_layers": 0, "num_labels": 5}
@@ -20,11 +22,11 @@ PREPARE = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from tiny import tiny_config
 from functools import partial
-from simclr_hub.checkpoints import fetch
+from simclr_hub.checkpoints import official as fetch
 fetch.config_of = lambda entry: tiny_config(**{CONFIG!r})
 fetch.convert = partial(fetch.convert, image_size=64)
 """
-FETCH = "from simclr_hub.checkpoints.fetch import official; result = str(official(name))"
+FETCH = "from simclr_hub.checkpoints.official import official; result = str(official(name))"
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import house
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -63,3 +64,11 @@ def test_importing_training_from_the_root_names_its_installed_name() -> None:
     assert run.returncode == 1
     last = run.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: ") and "simclr_hub.training" in last
+
+
+def test_no_modules_import_one_another_in_a_circle() -> None:
+    known = house.modules(ROOT)
+    graph = {name: house.imported(name, path, known) for name, path in known.items()}
+    assert house.circles(graph) == []
+    pair = {"a": {"b"}, "b": {"c"}, "c": {"b", "a"}, "d": {"a"}}  # what a circle looks like
+    assert house.circles(pair) == [["a", "b", "c"]]

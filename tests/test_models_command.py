@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from simclr_hub import SimCLRModel
-from simclr_hub.checkpoints.catalog import config_of, entries
-from simclr_hub.checkpoints.choose import PROTOCOLS, Choice, choices, measurement, recommend
+from simclr_hub.checkpoints.catalog import PROTOCOLS, Choice, choices, config_of, entries, measurement, recommend
 
 ROOT = Path(__file__).parents[1]
 
@@ -190,12 +189,12 @@ def test_parameters_are_those_of_the_model(name):
 
 
 def test_the_page_is_current():
-    spec = importlib.util.spec_from_file_location("generate_models", ROOT / "docs" / "generate_models.py")
+    spec = importlib.util.spec_from_file_location("models_page", ROOT / "scripts" / "models_page.py")
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
     page = generate.PAGE.read_text(encoding="utf-8")
     between = page.partition(generate.BEGIN)[2].partition(generate.END)[0]
-    hint = "run: python docs/generate_models.py"
+    hint = "run: python scripts/models_page.py"
     assert between.strip() == generate.tables(), hint
     assert f"<dc:description>{generate.digest()}</dc:description>" in generate.PLOT.read_text(encoding="utf-8"), hint
     for name in re.findall(r"\bsimclr-v\d[\w-]*", page):

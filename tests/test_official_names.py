@@ -16,9 +16,9 @@ from test_catalog import DISTILLED, expected
 from test_official import relative
 
 from simclr_hub import SimCLRConfig, SimCLRForImageClassification, load
-from simclr_hub.checkpoints import fetch
+from simclr_hub.checkpoints import official as fetch
 from simclr_hub.checkpoints.catalog import config_of, entries
-from simclr_hub.checkpoints.fetch import official
+from simclr_hub.checkpoints.official import official
 
 pytestmark = pytest.mark.slow
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from ship_default import exports
 from tiny import SAMPLE_PHOTOS, randomized, tiny_config
 
 from simclr_hub import Embedder, SimCLRImageProcessor, SimCLRModel, load, runtimes, torch_runtime
 from simclr_hub.onnx_export import to_onnx
 from simclr_hub.runtimes import SHIPPED, OnnxRunner, find_export, read_export, shipped_export
 from simclr_hub.torch_runtime import TorchRunner, export_layer, facts_of, runner_of
-from simclr_hub.training.ship_default import exports
 
 PHOTO = SAMPLE_PHOTOS / "cat_1.jpg"
 VARIANTS = [
@@ -252,7 +252,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(folder, tmp_path):
 
 @pytest.mark.parametrize("layer", SHIPPED)
 def test_the_default_checkpoint_s_exports_are_current(layer):
-    """If not, run simclr_hub.training.ship_default."""
+    """If not, run scripts/ship_default.py."""
     shipped, made = read_export(shipped_export(layer)), exports()[layer]
     assert (shipped.facts, shipped.shapes, shipped.used) == (made.facts, made.shapes, made.used)
     assert shipped.graph == made.graph and shipped.drift == pytest.approx(made.drift, abs=1e-6)

@@ -135,7 +135,7 @@ def test_the_default_checkpoint_brings_one_for_either_layer() -> None:
     for layer, name in WHITENING_NAMES.items():
         whitening = load_whitening("default", layer)
         assert whitening is not None and whitening.layer == layer and name.endswith(".safetensors")
-        assert whitening.weights == weights_hash(model), "run simclr_hub.training.ship_default"
+        assert whitening.weights == weights_hash(model), "run scripts/ship_default.py"
         assert whitening.images == 10_000 and whitening.shrinkage == SHRINKAGE
     assert load_whitening("default", "z") is None
 

@@ -3,8 +3,6 @@
 One code runs in two places: batched on the device (`Views.pair`), each sample with its own parameters, or in
 data-loader workers on single photos of any size (`Views.of_image`). All randomness comes from torch's CPU generator.
 
-Unusual: the parameters of a whole batch are drawn first and its views then made in pieces that fit a CPU's cache.
-
     Views(224)                                                # ImageNet, as released
     Views(32, strength=0.5, blur_p=0)                         # CIFAR-10
     Views(224, shared=["crop"], operations=["crop", "jitter"], one_branch=True)  # a cell of the v1 paper's figure 5
@@ -17,8 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ablation import Cutout, Noise, Rotate, Sobel
-from .crops import sample_crop_boxes
 from .operations import (
     add_brightness,
     adjust_brightness,
@@ -26,15 +22,20 @@ from .operations import (
     adjust_hue,
     adjust_saturation,
     gaussian_blur,
+    sample_crop_boxes,
     to_greyscale,
 )
 from .transforms import (
     Blur,
     Crop,
+    Cutout,
     Flip,
     Greyscale,
     Jitter,
+    Noise,
     Resize,
+    Rotate,
+    Sobel,
     Sometimes,
     are_numbers,
     check_probability,
@@ -145,7 +146,7 @@ class Views:
             raise ValueError(f"shared={self.shared}, operations={self.operations}: the first must be crop or resize")
 
     def __call__(self, images: Tensor) -> Tensor:
-        """One view of each image of (B, 3, H, W), uint8 or float in [0, 1]: float32 (B, 3, size, size)."""
+        """Make one view of each image (B, 3, H, W), uint8 or float in [0, 1]: float32 (B, 3, size, size)."""
         return self._views(images, 1)[0]
 
     def at(self, progress: float) -> "Views":
@@ -168,23 +169,23 @@ class Views:
         return stages
 
     def batch(self, images: Tensor) -> Tensor:
-        """From (B, 3, H, W), uint8 or float in [0, 1], `count` views of each, float32 (count, B, 3, size, size)."""
+        """Make `count` views of each image (B, 3, H, W), uint8 or in [0, 1]: float32 (count, B, 3, size, size)."""
         return torch.stack(self._views(images, self.count))
 
     def pair(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """From (B, 3, H, W), uint8 or float in [0, 1], two views of each, float32 (B, 3, size, size)."""
+        """Make two views of each image (B, 3, H, W), uint8 or float in [0, 1]: float32 (B, 3, size, size) each."""
         a, b = self._views(images, 2)
         return a, b
 
     def of_image(self, image: Tensor) -> Tensor:
-        """The views (count, 3, size, size) of a decoded photo of any size (3, H, W), uint8.
+        """Make the views (count, 3, size, size) of one decoded photo of any size (3, H, W), uint8.
 
         For data-loader workers: torch seeds each worker's generator. The blur's sigma is each image's own.
         """
         return self.batch(image[None])[:, 0]
 
     def describe(self) -> str:
-        """One line for people: size, operations in order, and the probability of each that is below 1."""
+        """Describe the views in one line: size, operations in order, and each probability below 1."""
         shared = f"shared {_listed(self._shared)}; " if self._shared else ""
         branches = "view a alone" if self.one_branch else "each view"
         sizes = "".join(f", from {start:.0%} of the run {views.size} px" for start, views in self._stages)
@@ -237,7 +238,7 @@ def _built(entries: Sequence[Any], defaults: Mapping[str, Mapping[str, Any]]) ->
 
 
 def _build(entry: Any, defaults: Mapping[str, Mapping[str, Any]]) -> Operation:
-    """An operation from a recipe's entry: its name, or {name: {key: value}}; an `Operation` stays as it is.
+    """Build an operation from a recipe's entry: its name, or {name: {key: value}}; an `Operation` stays as it is.
 
     Args:
         entry: from the recipe.

@@ -1,29 +1,169 @@
-"""Model cards: rendered from data, checked in below model_cards/ for the models everyone asks for.
+"""Model cards: what one says, how it is rendered, and whether the Hub would take it, without asking.
 
-    python -m simclr_hub.training.cards [FOLDER]      write them again, after the data or the template changed
-
-A number without a source or a command cannot be made: `Result` refuses it.
+A number without a source or a command cannot be made: `Result` refuses it. The checked-in cards of model_cards/ are
+written by scripts/render_cards.py. Source of the checks: the Hub's model card specification and its list of licence
+identifiers (huggingface/hub-docs, `modelcard.md`, `docs/hub/repositories-licenses.md`).
 """
 
 import re
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import torch
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
+from torch.utils.flop_counter import FlopCounterMode
+from transformers.pipelines import get_supported_tasks
 
-from simclr_hub._files import write_file
-from simclr_hub.configuration_simclr import SimCLRConfig
+from simclr_hub.configuration_simclr import DEPTHS, SimCLRConfig
 from simclr_hub.errors import PublishError
+from simclr_hub.modeling_simclr import SimCLRForImageClassification, SimCLRModel
 from simclr_hub.whitening import Whitening
 
-from .architecture import count, describe
-from .card_check import check_card
+
+@dataclass(frozen=True)
+class Counts:
+    """Parameters of the parts, and multiply-adds of f for one image at the config's size."""
+
+    encoder: int
+    projection: int
+    classifier: int
+    macs: int
+
+
+def count(config: SimCLRConfig, classes: int) -> Counts:
+    """Count on the meta device, where weights take no memory."""
+    config = SimCLRConfig.from_dict(config.to_dict())
+    config.num_labels = classes
+    with torch.device("meta"):
+        model = SimCLRForImageClassification(config) if classes else SimCLRModel(config)
+    body: SimCLRModel = model.simclr if isinstance(model, SimCLRForImageClassification) else model
+    pixels = torch.empty(1, config.num_channels, config.image_size, config.image_size, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        body.eval().encoder(pixels)
+    encoder, projection, everything = (
+        sum(p.numel() for p in m.parameters()) for m in (body.encoder, body.projection, model)
+    )
+    return Counts(encoder, projection, everything - encoder - projection, counter.get_total_flops() // 2)
+
+
+def describe(config: SimCLRConfig) -> str:
+    """Describe the encoder in words."""
+    blocks = tuple(config.depths)
+    depth = next(
+        (d for d, b in DEPTHS.items() if b == blocks and (d >= 50) == (config.layer_type == "bottleneck")), None
+    )
+    words = [f"ResNet-{depth}" if depth else f"{config.layer_type} ResNet", f"width {config.width_multiplier:g}x"]
+    words.append(f"blocks {'-'.join(map(str, blocks))}")
+    if config.sk_ratio:
+        words.append("selective kernels, ResNet-D stem and shortcuts")
+    if config.se_ratio:
+        words.append("squeeze-and-excitation")
+    if config.stem_type != "imagenet":
+        words.append(
+            {"cifar": "3x3 stem without stride or pool", "small": "3x3 stem of stride 2 without pool"}[
+                config.stem_type
+            ]
+        )
+    return ", ".join(words)
+
+
+LICENCES = frozenset(
+    """apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
+    afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5
+    cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0
+    cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0
+    cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl
+    lgpl-2.1 lgpl-3.0 isc lppl-1.3c ms-pl mpl-2.0 odc-by odbl openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib
+    pddl lgpl-lr unknown other""".split()
+)
+_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_URL = re.compile(r"https://\S+")
+
+
+def check_card(text: str) -> list[str]:
+    """List what is wrong with a card, a line each; empty if it is valid.
+
+    Beyond the Hub's rules each number in `model-index` must have a source or the command that measured it.
+    """
+    match = re.match(r"---\n(.*?)\n---\n", text, re.S)
+    if not match:
+        return ["no metadata: the card must start with a block between two lines ---"]
+    try:
+        data = yaml.safe_load(match[1])
+    except yaml.YAMLError as e:
+        return [f"metadata is not YAML: {' '.join(str(e).split())}"]
+    if not isinstance(data, dict):
+        return [f"metadata must be keys and values, not {type(data).__name__}"]
+    return [*_check_keys(data), *_check_index(data.get("model-index"))]
+
+
+def _check_keys(data: dict[str, Any]) -> Iterator[str]:
+    for key in ("license", "library_name", "pipeline_tag", "tags"):
+        if not data.get(key):
+            yield f"{key} is missing"
+    if data.get("license") not in LICENCES:
+        yield f"license: {data.get('license')!r} is no licence identifier of the Hub, such as apache-2.0 or other"
+    if data.get("license") == "other" and not data.get("license_name"):
+        yield "license: other needs a license_name"
+    if data.get("pipeline_tag") not in get_supported_tasks():
+        yield f"pipeline_tag: {data.get('pipeline_tag')!r} is no task of transformers"
+    if data.get("library_name") != "transformers":
+        yield f"library_name: {data.get('library_name')!r} is not transformers, which loads these models"
+    for key in ("tags", "datasets"):
+        value = data.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
+            yield f"{key}: {value!r} is not a list of words"
+        elif key == "datasets":
+            yield from (f"datasets: {item!r} is no data set's id" for item in value if not _ID.fullmatch(item))
+    base = data.get("base_model")
+    if base is not None and not (isinstance(base, str) and _ID.fullmatch(base)):
+        yield f"base_model: {base!r} is no model's id"
+
+
+def _check_index(index: Any) -> Iterator[str]:
+    if index is None:
+        return
+    if not isinstance(index, list) or not index:
+        yield f"model-index: {index!r} is not a list with a model in it"
+        return
+    for model in index:
+        name, results = (model.get("name"), model.get("results")) if isinstance(model, dict) else (None, None)
+        if not isinstance(name, str) or not isinstance(results, list) or not results:
+            yield f"model-index: {model!r} needs a name and results"
+            continue
+        for result in results:
+            yield from _check_result(result)
+
+
+def _check_result(result: Any) -> Iterator[str]:
+    def field(*keys: str) -> Any:
+        value = result
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    for keys in (("task", "type"), ("dataset", "type"), ("dataset", "name")):
+        if not isinstance(field(*keys), str) or not field(*keys):
+            yield f"model-index: a result lacks its {'.'.join(keys)}"
+    source = field("source", "url")
+    if source is not None and not (isinstance(source, str) and _URL.fullmatch(source)):
+        yield f"model-index: source {source!r} is no https address"
+    metrics = field("metrics")
+    if not isinstance(metrics, list) or not metrics:
+        yield "model-index: a result has no metrics"
+        return
+    for metric in metrics:
+        value = metric.get("value") if isinstance(metric, dict) else None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not isinstance(metric.get("type"), str):
+            yield f"model-index: {metric!r} needs a type and a number"
+        elif not source and not (metric.get("args") or {}).get("command"):
+            yield f"model-index: {metric['type']} {value} has neither a source nor a command"
+
 
 TEMPLATES = Path(str(files(__package__) / "templates"))
 
@@ -118,12 +258,12 @@ class Card:
 
     @property
     def results(self) -> tuple[Result, ...]:
-        """Those that name a data set on the Hub."""
+        """Return the results that name a data set on the Hub."""
         return tuple(result for result in (*self.published, *self.measured) if result.dataset_id)
 
 
 def render(card: Card) -> str:
-    """The card as Markdown, its metadata first.
+    """Render the card as Markdown, its metadata first.
 
     Raises:
         PublishError: the metadata would not be valid; says what is wrong.
@@ -180,7 +320,7 @@ def _metadata(card: Card) -> str:
 
 
 def eval_results(card: Card, benchmarks: Mapping[str, str]) -> dict[str, str]:
-    """`.eval_results/*.yaml` of a repository, by name: results on data sets that the Hub treats as benchmarks.
+    """Render a repository's `.eval_results/*.yaml`, by name: results on the Hub's benchmark data sets.
 
     Args:
         card: whose numbers.
@@ -199,27 +339,3 @@ def eval_results(card: Card, benchmarks: Mapping[str, str]) -> dict[str, str]:
             )
             files.setdefault(f".eval_results/{result.dataset_id.rpartition('/')[2]}.yaml", []).append(entry)
     return {name: yaml.safe_dump(eval_result_entries_to_yaml(e), sort_keys=False) for name, e in files.items()}
-
-
-def all_cards() -> dict[str, str]:
-    """The text of the cards that are checked in, by name."""
-    from .official_cards import official_card, pretrained  # both build on this module
-    from .trained_cards import default_card
-
-    official = {name: official_card(name, f"org/{name}") for name in pretrained()}
-    return {name: render(card) for name, card in {"default": default_card(), **official}.items()}
-
-
-def main(folder: Path) -> None:
-    """Write them."""
-    folder.mkdir(exist_ok=True)
-    for name, text in all_cards().items():
-        _write(folder / f"{name}.md", text)
-
-
-def _write(path: Path, text: str) -> None:
-    write_file(path, lambda file: file.write(text.encode()))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "model_cards"))

@@ -63,7 +63,7 @@ class ImageArray(Dataset[dict[str, Any]]):
         return row if self.labels is None else {**row, "labels": int(self.labels[i])}
 
     def image(self, i: int) -> Tensor:
-        """(3, side, side), uint8."""
+        """Return image i, uint8 (3, side, side)."""
         return torch.from_numpy(np.array(self.images[i]))
 
     @classmethod
@@ -140,7 +140,7 @@ class ImageViews(Dataset[dict[str, Any]]):
         return row if self.labels is None else {**row, "labels": self.labels[position]}
 
     def image(self, i: int) -> Tensor:
-        """(3, H, W), the image there or the next that can be read."""
+        """Return image i (3, H, W), or the next that can be read."""
         return self._readable(i)[1]
 
     def _readable(self, i: int) -> tuple[int, Tensor]:
@@ -365,7 +365,7 @@ def _decode_all(rows: Sequence[Any], side: int, path: Path) -> tuple[list[int], 
 
 
 def _resized(pixels: np.ndarray, side: int) -> np.ndarray:
-    """(3, H, W), uint8 or float in [0, 1], to uint8 (3, side, side)."""
+    """Resize (3, H, W), uint8 or float in [0, 1], to uint8 (3, side, side)."""
     if pixels.dtype != np.uint8:
         pixels = np.rint(pixels * 255).astype(np.uint8)
     if pixels.shape[1:] == (side, side):

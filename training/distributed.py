@@ -5,9 +5,6 @@ is the mean over its own rows, against the embeddings of all. The gather's backw
 their losses say about an embedding, and DDP averages the parameters' gradients: together that is the gradient of the
 mean over all rows, without a further factor. A gather without gradient loses the part that comes through the
 negatives, and a loss within each process only learns to tell apart its own N images.
-
-Unusual: torch's SyncBatchNorm does not run on a CPU, so there BatchNorm's statistics go through a differentiable
-all-reduce; the collectives used are those that every supported torch has without a deprecation warning.
 """
 
 from typing import Any
@@ -21,7 +18,7 @@ from .losses import multi_view_loss, multi_view_loss_to_keys
 
 
 def world_size() -> int:
-    """How many processes train together; 1 without torch.distributed."""
+    """Return how many processes train together; 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -50,7 +47,7 @@ def global_nt_xent_loss(
     negatives: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """`nt_xent_loss` of this process's rows against the embeddings of all; see `global_multi_view_loss`."""
+    """Compute `nt_xent_loss` of this process's rows against the embeddings of all; see `global_multi_view_loss`."""
     z = torch.stack([z_a, z_b])
     return global_multi_view_loss(z, temperature, negatives=negatives, chunk_size=chunk_size)
 
@@ -63,7 +60,7 @@ def global_multi_view_loss(
     negatives: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """`multi_view_loss` of this process's rows against the embeddings of all processes.
+    """Compute `multi_view_loss` of this process's rows against the embeddings of all processes.
 
     Args:
         z: (k, N, d), this process's views; k and N must be the same on all.
@@ -102,7 +99,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _AllReduce(torch.autograd.Function):
-    """Sum over the processes; so is its gradient."""
+    """Sum over the processes; so is its gradient. torch's SyncBatchNorm, which has one, does not run on a CPU."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -127,7 +124,7 @@ class GlobalBatchNorm(_BatchNorm):
             raise ValueError(f"BatchNorm needs (B, C, ...), got {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, ...) to the same shape, normalised by the global batch's statistics in training."""
+        """Normalise (B, C, ...) by the global batch's statistics in training, else by the moving ones."""
         if not self.training or world_size() == 1:
             return super().forward(input)
         self._check_input_dim(input)

@@ -44,7 +44,7 @@ class EqualityReport:
 
     @property
     def equal(self) -> bool:
-        """Whether all is equal up to float64's rounding (NaN is not)."""
+        """Tell whether all is equal up to float64's rounding (NaN is not)."""
         return all(e < 1e-9 for e in (self.loss_error, self.gradient_error, self.statistics_error))
 
 
@@ -120,13 +120,13 @@ def _compare(images: int, device: torch.device) -> EqualityReport:
 
 
 def _embed(model: nn.Module, views: Tensor) -> tuple[Tensor, Tensor]:
-    """Views (2, N, 3, H, W) through one pass to z_a and z_b, each (N, d)."""
+    """Embed views (2, N, 3, H, W) in one pass; return z_a and z_b, each (N, d)."""
     z_a, z_b = model(views.flatten(0, 1), output_projections=True).projections[-1].chunk(2)
     return z_a, z_b
 
 
 def _difference(ours: Sequence[Tensor | None], theirs: Sequence[Tensor | None]) -> float:
-    """The largest over the tensors, relative to each one's largest value; infinite where one is missing or NaN."""
+    """Return the largest difference, relative to each tensor's largest value; infinite for missing or NaN."""
     worst = 0.0
     for x, y in zip(ours, theirs, strict=True):
         error = math.nan if x is None or y is None else float((x - y).abs().max() / y.abs().max())

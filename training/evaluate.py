@@ -22,11 +22,11 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def image(self, i: int) -> Tensor:
-        """(3, H, W), uint8."""
+        """Return image i, uint8 (3, H, W)."""
 
 
 def similarities(queries: Tensor, bank: Tensor, rows: int = 500) -> Iterator[Tensor]:
-    """Cosines of chunks of queries (Q, D) with the bank (M, D), each (rows, M)."""
+    """Yield the cosines (rows, M) of chunks of the queries (Q, D) with the bank (M, D)."""
     queries, bank = F.normalize(queries), F.normalize(bank)
     for chunk in queries.split(rows):
         yield chunk @ bank.T
@@ -35,7 +35,7 @@ def similarities(queries: Tensor, bank: Tensor, rows: int = 500) -> Iterator[Ten
 def knn_predictions(
     queries: Tensor, bank: Tensor, bank_labels: Tensor, sizes: Sequence[int] = (), neighbours: int = NEIGHBOURS
 ) -> Tensor:
-    """The class of each query by a majority vote of the nearest by cosine, (S, Q); nearer neighbours break ties.
+    """Predict each query's class by a majority vote of the nearest by cosine, (S, Q); nearer neighbours break ties.
 
     Args:
         queries: (Q, D).
@@ -62,7 +62,7 @@ def knn_predictions(
 def knn_accuracy(
     queries: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, sizes: Sequence[int] = ()
 ) -> list[float]:
-    """Top-1 accuracy in percent of `knn_predictions` by 20 neighbours, one for each of `sizes`.
+    """Return the top-1 accuracy in percent of `knn_predictions` by 20 neighbours, one for each of `sizes`.
 
     Args:
         queries: (Q, D).
@@ -76,7 +76,7 @@ def knn_accuracy(
 
 
 def precision_at(vectors: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Of each image's k nearest others by cosine, the share of its own class, (N,) in [0, 1].
+    """Return the share of its own class among each image's k nearest others by cosine, (N,) in [0, 1].
 
     Args:
         vectors: (N, D).
@@ -94,7 +94,7 @@ def precision_at(vectors: Tensor, labels: Tensor, k: int) -> Tensor:
 
 @torch.no_grad()
 def features(model: SimCLRModel, data: Images, limit: int, batch_size: int = 256) -> tuple[Tensor, Tensor]:
-    """Features h (n, D) and labels (n,) of up to `limit` images, evenly spread over the data, in eval mode, float32.
+    """Compute h (n, D) float32 and labels (n,) of up to `limit` images, evenly spread over the data, in eval mode.
 
     The images pass through the same transform as `SimCLRImageProcessor` applies.
     """

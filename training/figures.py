@@ -68,7 +68,7 @@ def show_views(name: str, settings: tuple[str, ...], path: Path) -> None:
 
 
 def draw_views(images: Sequence[Tensor], views: Views, title: str) -> Image.Image:
-    """A grid: each row an image (3, H, W), whole, and pairs of its views; a column's 1a and 1b are one pair."""
+    """Draw a grid: each row an image (3, H, W), whole, and pairs of its views; columns 1a and 1b are one pair."""
     font = ImageFont.load_default(12)
     pitch = TILE + GAP
     canvas = Image.new("RGB", (GAP + (1 + 2 * PAIRS) * pitch, 2 * TEXT + 2 * GAP + len(images) * pitch), "white")

@@ -1,11 +1,8 @@
 """NT-Xent, SimCLR's contrastive loss (arXiv 2002.05709, equation 1; official `objective.py`); DCL; several views.
 
-Unusual:
-- the similarities are never held at once: they are computed in square tiles, and again in the backward pass, so that
-  memory grows with N and not with N^2; value and gradient are the exact ones;
-- between the rows of one batch each tile is used for both of its halves, which saves half of the work;
-- the floor on a vector's norm is 1e-6 as in the official code, not `F.normalize`'s 1e-12; the value is the
-  paper's mean over 2N rows, half of what the official code logs.
+The similarities are never held at once: they are computed in square tiles, and again in the backward pass, so that
+memory grows with N and not with N^2; value and gradient are the exact ones. The value is the paper's mean over 2N
+rows, half of what the official code logs.
 """
 
 import itertools
@@ -25,7 +22,7 @@ def nt_xent_loss(
     negatives: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """Normalised temperature-scaled cross entropy: each row's positive is its other view, all else is a negative.
+    """Compute NT-Xent, the normalised temperature-scaled cross entropy: a row's positive is its other view.
 
     Args:
         z_a: (N, d), projections of the first views, any norm.
@@ -57,7 +54,7 @@ def dcl_loss(
     negatives: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """Decoupled contrastive loss (arXiv 2110.06848): `nt_xent_loss` without the positive in the denominator.
+    """Compute the decoupled contrastive loss (arXiv 2110.06848): no positive in the denominator of `nt_xent_loss`.
 
     Arguments, result and errors are those of `nt_xent_loss`. The value may be negative.
 
@@ -125,7 +122,7 @@ def nt_xent_loss_to_keys(
     negatives: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """`multi_view_loss_to_keys` of two views: z_a and z_b (N, d), keys_a and keys_b (M, d)."""
+    """Compute `multi_view_loss_to_keys` of two views: z_a and z_b (N, d), keys_a and keys_b (M, d)."""
     return multi_view_loss_to_keys(
         _pair(z_a, z_b, "z"),
         _pair(keys_a, keys_b, "keys"),
@@ -146,7 +143,7 @@ def multi_view_loss_to_keys(
     negatives: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """`multi_view_loss` against keys that are other tensors: the batch of all processes, or a momentum copy's output.
+    """Compute `multi_view_loss` against other tensors as keys: all processes' batch, or a momentum encoder's output.
 
     Row z[v, i] has its positives at `keys[u, offset + i]`, u != v; `keys[v, offset + i]`, the same view of the same
     image, is left out; every other key is a negative. With the rows themselves as keys this is `multi_view_loss`.
@@ -215,6 +212,7 @@ def _left_out(n: int, views: int, decoupled: bool) -> tuple[int, ...]:
 
 def _unit(z: Tensor) -> Tensor:
     z = z.to(torch.promote_types(z.dtype, torch.float32))
+    # A floor of 1e-6 on the norm, as in the official code; `F.normalize` has 1e-12.
     return z * z.square().sum(-1, keepdim=True).clamp_min(1e-12).rsqrt()
 
 

@@ -1,19 +1,18 @@
-"""What is watched during pretraining: how well, how fast, and whether anything is learned at all.
-
-Unusual: nothing here touches the gradients. The probe learns on a stop-gradient of h, as in the official code, with
-its own optimiser; sums stay on the device until they are logged, so that no step waits for them.
-"""
+"""What is watched during pretraining: how well, how fast, whether anything is learned at all; and its curves."""
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from simclr_hub._files import write_file
 from simclr_hub.errors import TrainingError
 
 logger = logging.get_logger(__name__)
@@ -70,7 +69,7 @@ class Monitor:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time spent in here counts as waiting for data."""
+        """Count the time spent in here as waiting for data."""
         started = time.monotonic()
         yield
         self._waited += time.monotonic() - started
@@ -101,7 +100,7 @@ class Monitor:
             )
 
     def means(self, rows: int) -> dict[str, float]:
-        """Means since the last call; `rows` is kN, the views that a row of the loss is compared with, itself included.
+        """Return means since the last call; `rows` is kN, the views that a row is compared with, itself included.
 
         Warns where all z are alike, or the loss is that of guessing.
         """
@@ -139,7 +138,40 @@ class Monitor:
 
 
 def contrastive_top1(z_a: Tensor, z_b: Tensor) -> Tensor:
-    """Share of the first views (N, d) whose nearest second view (N, d) is their own, among the first 1024 images."""
+    """Return the share of the first 1024 first views (N, d) whose nearest second view (N, d) is their own."""
     with torch.no_grad():
         a, b = (F.normalize(z[:1024].detach().float()) for z in (z_a, z_b))
         return ((a @ b.T).argmax(1) == torch.arange(len(a), device=a.device)).float().mean()
+
+
+#: One panel each: its title, and the keys of the log that it shows, with their names.
+PANELS = (
+    ("NT-Xent loss", {"loss": "loss"}),
+    ("accuracy, %", {"contrastive_top1": "contrastive top-1", "probe_top1": "online probe", "eval_knn": "kNN"}),
+    ("learning rate", {"learning_rate": "learning rate"}),
+    ("images/s", {"images_per_second": "images/s"}),
+)
+
+
+def draw_curves(log: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+    """Write the curves of `log`, the Trainer's `state.log_history`, as a PNG."""
+    from matplotlib.figure import Figure  # without pyplot: no display, no global state
+
+    figure = Figure(figsize=(10, 6), layout="constrained", dpi=100)
+    figure.suptitle(title)
+    for axes, (name, series) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
+        for key, label in series.items():
+            points = [(entry["step"], float(entry[key])) for entry in log if key in entry]
+            if points:
+                scale = 100 if key in ("contrastive_top1", "probe_top1") else 1
+                axes.plot(
+                    *zip(*((x, y * scale) for x, y in points), strict=True),
+                    label=label,
+                    marker="." * (key == "eval_knn"),
+                )
+        axes.set_title(name)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        if len(axes.lines) > 1:
+            axes.legend()
+    write_file(path, lambda file: figure.savefig(file, format="png"))

@@ -19,18 +19,18 @@ _IMAGENET = "ILSVRC/imagenet-1k"
 
 @cache
 def words() -> dict[str, Any]:
-    """templates/official.yaml."""
+    """Load templates/official.yaml."""
     loaded: dict[str, Any] = yaml.safe_load((TEMPLATES / "official.yaml").read_text(encoding="utf-8"))
     return loaded
 
 
 def pretrained() -> list[str]:
-    """The names whose cards are checked in: v1's 3 and v2's 13."""
+    """List the names whose cards are checked in: v1's 3 and v2's 13."""
     return sorted(name for name, entry in entries().items() if entry.training == "pretrained")
 
 
 def official_card(name: str, repo_id: str, source: Mapping[str, Any] | None = None) -> Card:
-    """The card of the official checkpoint `name`.
+    """Make the card of the official checkpoint `name`.
 
     Args:
         name: of the catalog.
@@ -104,7 +104,7 @@ def _source(text: str) -> dict[str, str]:
 
 
 def _note(entry: CatalogEntry) -> str:
-    """Where the numbers are that people take for a pretrained checkpoint's; and what nobody has published."""
+    """Say where the numbers are that people take for a pretrained checkpoint's, and what nobody has published."""
     if entry.training != "pretrained":
         return "" if entry.top1 else str(words()["no_numbers"])
     numbers = "; ".join(
@@ -128,7 +128,7 @@ def _origin(entry: CatalogEntry, source: Mapping[str, Any] | None) -> str:
 
 
 def _differences(entry: CatalogEntry) -> dict[str, float]:
-    """Of the layers that this checkpoint has, on the fixture with its kind of block; g's on the one that has a g."""
+    """Return each layer's difference on the fixture with this kind of block; g's on the one that has a g."""
     measured: dict[str, dict[str, float]] = words()["differences"]
     with_g = measured["v2_sk1_head3"]
     body = dict(with_g if entry.selective_kernel else measured["v1_sk0_nohead"])

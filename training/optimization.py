@@ -1,8 +1,4 @@
-"""SimCLR's optimisers, which parameters they decay and adapt, and its learning rates (official `lars_optimizer.py`).
-
-Unusual: steps count from 0, so the first update of a warm-up has learning rate 0; the official LARS leaves a
-classifier's kernel without trust ratio but decays it.
-"""
+"""SimCLR's optimisers, which parameters they decay and adapt, and learning rates (official `lars_optimizer.py`)."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -74,7 +70,7 @@ class LARS(torch.optim.Optimizer):
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """LARS groups: weights of convolutions and dense layers; all else, without decay and trust ratio; a classifier's.
+    """List LARS's groups: convolutions' and dense weights; the rest, without decay and trust ratio; a classifier's.
 
     The official code decides by name (batch_normalization, bias, head_supervised); this decides by kind: what has
     fewer than two dimensions is a bias or BatchNorm's, and `classifier` is head_supervised. Its kernel is decayed
@@ -97,7 +93,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 def create_optimizer(
     model: nn.Module, name: str, lr: float, weight_decay: float = 0.0, momentum: float = 0.9
 ) -> torch.optim.Optimizer:
-    """The optimiser of a recipe over a model's parameters that require a gradient.
+    """Make a recipe's optimiser over the model's parameters that require a gradient.
 
     Args:
         model: a SimCLR model or classifier.
@@ -132,7 +128,7 @@ def _decay_groups(
 
 
 def scale_learning_rate(lr: float, batch: int, scaling: str) -> float:
-    """A peak learning rate for a global batch of `batch` images.
+    """Scale a peak learning rate for a global batch of `batch` images.
 
     Args:
         lr: the base: 0.3 (linear) or 0.075 (sqrt) for ImageNet, 1.0 (linear) for CIFAR-10.
@@ -148,7 +144,7 @@ def scale_learning_rate(lr: float, batch: int, scaling: str) -> float:
 
 
 def official_steps(images: int, batch: int, epochs: float, warmup_epochs: float) -> tuple[int, int]:
-    """Warm-up steps and the total T of the official schedule; a run has T - 1 steps, so it ends just above 0.
+    """Return the official schedule's warm-up steps and total T; a run has T - 1 steps, so it ends just above 0.
 
     Args:
         images: in the data set.
@@ -160,7 +156,9 @@ def official_steps(images: int, batch: int, epochs: float, warmup_epochs: float)
 
 
 def warmup_cosine(optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:
-    """Linear from 0 at step 0 to the peak at `warmup_steps`, then half a cosine to 0 at `total_steps`, and 0 after it.
+    """Rise linearly from 0 to the peak at `warmup_steps`, then fall by half a cosine to 0 at `total_steps`.
+
+    Steps count from 0, so the first update of a warm-up has learning rate 0, as in the official code.
 
     Args:
         optimizer: its groups' learning rates are the peaks.

@@ -38,12 +38,11 @@ from simclr_hub.loading import load
 from simclr_hub.modeling_simclr import SimCLRModel
 from simclr_hub.scan import Rules
 
-from .arguments import KIND_OF, SimCLRTrainingArguments, check_settings, shown, unknown
 from .augmentations import Views
-from .curves import draw_curves
 from .data import ImageArray, ImageViews
-from .record import write_record
-from .trainer import SimCLRTrainer
+from .monitor import draw_curves
+from .trained_cards import write_record
+from .trainer import KIND_OF, SimCLRTrainer, SimCLRTrainingArguments, check_settings, shown, unknown
 
 logger = logging.get_logger(__name__)
 
@@ -100,7 +99,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(true|false
 
 
 def load_recipe(name: str, settings: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A recipe by name or path, with `key=value` settings applied (values are YAML).
+    """Load a recipe by name or path and apply `key=value` settings (values are YAML).
 
     Raises:
         RecipeError: no such recipe, not YAML, an unknown key, a setting that is not key=value, a value of another kind
@@ -175,7 +174,7 @@ def _check(recipe: dict[str, Any], name: str) -> None:
 
 
 def _sections(loaded: Any, name: str, allowed: tuple[str, ...]) -> dict[str, Any]:
-    """What was read, with all three sections there.
+    """Return what was read, with all three sections there.
 
     Raises:
         RecipeError: it has other keys, or none.
@@ -250,7 +249,7 @@ def pretrain(name: str, settings: tuple[str, ...] = ()) -> Path:
 def _data(
     recipe: dict[str, Any], views: Views, args: SimCLRTrainingArguments, output: Path
 ) -> tuple[ImageArray | ImageViews, ImageArray | ImageViews | None]:
-    """What to train on, and what to evaluate with if the recipe says so and it has labels."""
+    """Open what to train on, and what to evaluate with if the recipe says so and it has labels."""
     source, split, side = _sources(recipe["data"]), str(recipe.get("split") or "train"), recipe.get("side")
     try:
         rules = Rules(_listed(recipe.get("exclude")), bool(recipe.get("include_hidden")))
@@ -334,7 +333,7 @@ def _tell_unreadable(log: Path) -> None:
 
 
 def _model(section: dict[str, Any], init_from: str | None, seed: int) -> SimCLRModel:
-    """A new model, or one that starts from another's encoder, and from its g if that has the same shape."""
+    """Make a new model, or one that starts from another's encoder, and from its g if that has the same shape."""
     set_seed(seed)
     if not init_from:
         return SimCLRModel(SimCLRConfig(**section))

@@ -1,4 +1,9 @@
-"""publish(): a model directory, or official names, staged with their cards and uploaded."""
+"""Publishing: a model directory, or official names, staged with their cards and uploaded as one commit.
+
+One commit is what keeps half a model from ever being seen: weights travel first and are referred to by the commit
+alone. That is why this uses `create_commit` and not `upload_folder`, which since huggingface_hub 2 commits in parts
+and, when a commit fails, tries again with smaller ones. Repeating it without a change makes no commit.
+"""
 
 import hashlib
 import json
@@ -11,19 +16,100 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
 
 from simclr_hub.checkpoints.catalog import entries
-from simclr_hub.checkpoints.fetch import find, official
+from simclr_hub.checkpoints.official import find, official
 from simclr_hub.errors import PublishError
 from simclr_hub.loading import DEFAULT
 from simclr_hub.whitening import WHITENING_NAMES
 
 from .cards import Card, eval_results, render
 from .official_cards import official_card
-from .stage import WEIGHTS, Source, stage, texts, weights_sha256
+from .stage import INDEX, WEIGHTS, WHITENINGS, Source, stage, texts, weights_sha256
 from .trained_cards import DEFAULT_DIRECTORY, measured, read_record, recipe_text, trained_card
-from .upload import HTTPError, Published, upload
+
+ATTEMPTS = 3
+#: The base of what huggingface_hub and its HTTP client raise: httpx's before version 2, httpx2's since.
+HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a publication did.
+
+    Args:
+        repo_id: "org/name".
+        commit: the commit that now holds the model.
+        changed: False if it was there already and no commit was made.
+        url: where people see it.
+    """
+
+    repo_id: str
+    commit: str
+    changed: bool
+    url: str
+
+
+def upload(folder: Path, repo_id: str, *, private: bool = False, revision: str | None = None) -> Published:
+    """Make `repo_id` hold the staged `folder`: created if it is not there, one commit if anything differs.
+
+    Weights of another number of shards that it held are deleted in the same commit; other files of it stay.
+
+    Args:
+        folder: what `stage` made.
+        repo_id: "org/name".
+        private: the repository must be private; a new one is made so.
+        revision: a branch, made from the main one if it is not there.
+
+    Raises:
+        PublishError: the Hub refused, could not be reached, or `private` was asked of a public repository. What was
+            there before is untouched.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return _upload(HfApi(library_name="simclr_hub"), folder, repo_id, private, revision)
+        except (HTTPError, OSError, ValueError, RuntimeError) as e:
+            # An upload's error is wrapped in a RuntimeError; OSError and ValueError are of a token or a name that is
+            # none, or a card that the Hub refuses.
+            error = e.__cause__ if isinstance(e, RuntimeError) and e.__cause__ else e
+            # The client itself repeats only some of its requests. What was uploaded is not sent again, and a commit
+            # whose answer was lost is found to be there.
+            if attempt == ATTEMPTS or not _passing(error):
+                raise PublishError(f"{repo_id}: {' '.join(str(error).split()) or type(error).__name__}") from e
+            time.sleep(2**attempt)
+    raise AssertionError("unreachable")
+
+
+def _passing(error: BaseException) -> bool:
+    """Tell whether another attempt may fare better: the network, a busy or failing server, someone else's commit."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in (408, 412, 429, 500, 502, 503, 504)
+    return isinstance(error, HTTPError)
+
+
+def _upload(api: HfApi, folder: Path, repo_id: str, private: bool, revision: str | None) -> Published:
+    url = api.create_repo(repo_id, private=True if private else None, exist_ok=True)
+    if private and not api.model_info(repo_id).private:
+        raise PublishError(f"{repo_id} is public already; make it private on the Hub first, or choose another name")
+    if revision:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    before = api.model_info(repo_id, revision=revision)
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    there = {sibling.rfilename for sibling in before.siblings or ()}
+    stale = sorted(name for name in there - names if WEIGHTS.fullmatch(name) or name in (INDEX, *WHITENINGS))
+    commit = api.create_commit(
+        repo_id,
+        [
+            *(CommitOperationDelete(name) for name in stale),
+            *(CommitOperationAdd(name, folder / name) for name in sorted(names)),
+        ],
+        commit_message="Publish with simclr_hub",
+        revision=revision,
+        parent_commit=before.sha,
+    )
+    return Published(repo_id, commit.oid, commit.oid != before.sha, str(url))
 
 
 @dataclass(frozen=True)
@@ -117,7 +203,7 @@ def stage_model(
 
 
 def _find(source: str | Path) -> tuple[Path, str | None]:
-    """The directory of what is to be published, and the official name if it is one."""
+    """Find the directory of what is to be published, and the official name if it is one."""
     if source == DEFAULT:
         return DEFAULT_DIRECTORY, None
     if Path(source).is_dir() or "/" in str(source):
@@ -151,7 +237,7 @@ def publish_official(names: Iterable[str], org: str, *, private: bool = False) -
 
 
 def _there(name: str, repo_id: str, private: bool) -> Published | None:
-    """The publication that there is already, found without the weights; None if `publish` has to look closer."""
+    """Find an equal publication that is there already, without the weights; None if `publish` has to look closer."""
     try:
         info = HfApi(library_name="simclr_hub").model_info(repo_id, files_metadata=True)
         origin = json.loads(Path(hf_hub_download(repo_id, "source.json", revision=info.sha)).read_text("utf-8"))
@@ -176,7 +262,7 @@ def _eval_results(card: Card) -> dict[str, str]:
 
 
 def benchmarks(dataset_ids: Iterable[str]) -> dict[str, str]:
-    """Data set's id -> its task, for those that the Hub treats as benchmarks, which an `eval.yaml` makes them."""
+    """Map a data set's id to its task, for those that an `eval.yaml` makes benchmarks of the Hub."""
     tasks = {}
     for dataset_id in dataset_ids:
         try:

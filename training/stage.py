@@ -2,9 +2,6 @@
 
 What may go in is listed; a file of any other name is refused. Then every staged byte is looked at again: weights must
 be safetensors from the first byte to the last, which no pickle is, and text must hold no absolute path and no secret.
-
-Unusual: `config.auto_map` names every Auto class. `save_pretrained` writes the one of the class being saved, and then
-`AutoModel`, and with it `pipeline("image-feature-extraction")`, fails on a classifier's directory.
 """
 
 import hashlib
@@ -128,7 +125,7 @@ class Source:
 
 
 def _weights(directory: Path) -> tuple[str, ...]:
-    """Names of the weights' files and, with more than one, of their index.
+    """List the weights' files and, with more than one, their index.
 
     Raises:
         CheckpointError: there are none in safetensors, or they lie elsewhere.
@@ -144,7 +141,7 @@ def _weights(directory: Path) -> tuple[str, ...]:
 
 
 def weights_sha256(directory: Path) -> str:
-    """What results.json names the weights by: SHA-256 of model.safetensors, or of its shards one after another.
+    """Hash the weights as results.json names them: SHA-256 of model.safetensors, or of its shards one after another.
 
     Raises:
         CheckpointError: there are none in safetensors.
@@ -166,7 +163,7 @@ def _tensor_names(directory: Path, weights: tuple[str, ...]) -> Iterator[str]:
 
 
 def _processor(directory: Path, config: SimCLRConfig) -> dict[str, Any]:
-    """preprocessor_config.json, which leaves its class to config.json's auto_map.
+    """Render preprocessor_config.json, which leaves its class to config.json's auto_map.
 
     With a class named here, transformers' pipelines look for a video processor of the same name, and so ask whether
     code of the repository may run, of people, too, who have this package installed.
@@ -205,6 +202,8 @@ def stage(
     Raises:
         PublishError: something that must not leave was found; names it.
     """
+    # Every Auto class is named. `save_pretrained` writes that of the class being saved only, and then `AutoModel`, and
+    # with it `pipeline("image-feature-extraction")`, fails on a classifier's directory.
     auto_map = AUTO_MAP | (CLASSIFIER if source.classifier else {})
     config = json.loads((source.directory / "config.json").read_text(encoding="utf-8"))
     for key in (
@@ -232,7 +231,7 @@ def stage(
 
 
 def texts(card: str) -> dict[str, str]:
-    """What does not depend on the weights, by name: the card, the code and the licence."""
+    """Return what does not depend on the weights, by name: the card, the code and the licence."""
     code = {name: (files("simclr_hub") / name).read_text(encoding="utf-8") for name in CODE}
     return {"README.md": card, "LICENSE": apache_licence(), **code}
 
@@ -251,7 +250,7 @@ def _json(value: Any) -> str:
 
 
 def apache_licence() -> str:
-    """The Apache License 2.0 as this package carries it."""
+    """Return the Apache License 2.0 as this package carries it."""
     for distribution in metadata.distributions(name="simclr-hub"):
         text = distribution.read_text("licenses/LICENSE")
         if text:
@@ -287,7 +286,7 @@ def check_staged(folder: Path) -> None:
 
 
 def _safetensors_text(path: Path, name: str) -> str:
-    """What of a safetensors file is words: its metadata and the tensors' names."""
+    """Return the words in a safetensors file: its metadata and the tensors' names."""
     try:
         with safe_open(path, "pt") as file:  # refuses a file whose header does not account for every byte
             return "\n".join([*file.keys(), *(f"{k}={v}" for k, v in (file.metadata() or {}).items())])

@@ -1,6 +1,11 @@
-"""The card of a model trained with this package, from its config, its recipe and a record of measured numbers."""
+"""The card of a model trained with this package, and what a finished run leaves beside its weights for it.
+
+A run leaves recipe.yaml, results.json and a card; `publish` takes the first two. Folders of this machine are named by
+their last part only, since all three may leave it.
+"""
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,11 +13,65 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from simclr_hub.configuration_simclr import SimCLRConfig
 from simclr_hub.errors import PublishError
 from simclr_hub.loading import load_whitening
 
-from .cards import Card, Result
+from .cards import Card, Result, render
+from .stage import weights_sha256
+
+
+def write_record(
+    directory: Path, name: str, recipe: Mapping[str, Any], trained: str, images: int, knn: float | None
+) -> None:
+    """Add the files to a directory that holds a run's final model.
+
+    Args:
+        directory: of `save_pretrained`, with the processor's file.
+        name: of the run, which the card bears.
+        recipe: as `load_recipe` returned it.
+        trained: how long, in words.
+        images: that it was trained on.
+        knn: accuracy of the nearest neighbours on the recipe's `eval_split`, in percent; None if there is none.
+    """
+    training = {key: value for key, value in recipe["training"].items() if key != "output_dir"}
+    data = recipe["data"]
+    kept = {**recipe, "data": [_last_part(d) for d in data] if isinstance(data, list) else _last_part(data)}
+    kept["training"] = training
+    named = " and ".join(kept["data"]) if isinstance(data, list) else kept["data"]
+    if kept.get("init_from"):
+        kept["init_from"] = _last_part(kept["init_from"])
+    (directory / "recipe.yaml").write_text(yaml.safe_dump(kept, sort_keys=False), encoding="utf-8")
+    results = []
+    if knn is not None:
+        results.append(
+            {
+                "value": round(knn, 2),
+                "measure": "accuracy of nearest neighbours (%), among the images it was trained on",
+                "dataset": f"{named}, split {recipe['eval_split']}",
+                "command": "simclr-hub pretrain recipe.yaml",
+            }
+        )
+    record = {
+        "data": f"{named}, split {recipe.get('split') or 'train'}: {images:,} images",
+        "trained": trained,
+        "weights": weights_sha256(directory),
+        "results": results,
+    }
+    (directory / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    repo_id = f"org/{re.sub(r'[^A-Za-z0-9-]+', '-', name).strip('-') or 'model'}"
+    config = SimCLRConfig.from_pretrained(directory, local_files_only=True)
+    processor = json.loads((directory / "preprocessor_config.json").read_text(encoding="utf-8"))
+    card = trained_card(repo_id, config, 0, record, recipe_text(str(directory / "recipe.yaml")), processor=processor)
+    (directory / "README.md").write_text(render(card), encoding="utf-8")
+
+
+def _last_part(place: Any) -> str:
+    """Return a folder's own name; the id of a data set or model as it is."""
+    return os.path.basename(os.path.abspath(place)) if os.path.exists(place) else str(place)
+
 
 DEFAULT_DIRECTORY = Path(str(files("simclr_hub") / "assets" / "default"))
 _RECIPES = Path(str(files(__package__) / "recipes"))
@@ -28,7 +87,7 @@ def trained_card(
     licence: str = "apache-2.0",
     processor: Mapping[str, Any] | None = None,
 ) -> Card:
-    """The card of a model trained with this package.
+    """Make the card of a model trained with this package.
 
     Args:
         repo_id: "org/name".
@@ -67,7 +126,7 @@ def trained_card(
 
 
 def measured(record: Mapping[str, Any]) -> tuple[Result, ...]:
-    """The numbers of a record, as `trained_card` takes it.
+    """Return the numbers of a record, as `trained_card` takes it.
 
     Raises:
         PublishError: unknown keys, limits that are no sentences, or a number without a source or command.
@@ -83,7 +142,7 @@ def measured(record: Mapping[str, Any]) -> tuple[Result, ...]:
 
 
 def recipe_text(name: str) -> str:
-    """A recipe's YAML, by its name or path, without its comments.
+    """Return a recipe's YAML, by its name or path, without its comments.
 
     Raises:
         PublishError: there is none.
@@ -98,7 +157,7 @@ def recipe_text(name: str) -> str:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """results.json of a model directory; empty if there is none.
+    """Read results.json of a model directory; empty if there is none.
 
     Raises:
         PublishError: not JSON, or not keys and values.
@@ -115,7 +174,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def default_card() -> Card:
-    """The card of the checkpoint inside the package."""
+    """Make the card of the checkpoint inside the package."""
     config = SimCLRConfig.from_pretrained(DEFAULT_DIRECTORY, local_files_only=True)
     record = read_record(DEFAULT_DIRECTORY / "results.json")
     card = trained_card("org/simclr-default", config, 0, record, recipe_text(record["recipe"]))

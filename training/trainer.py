@@ -1,16 +1,16 @@
-"""transformers' Trainer with the parts that make it SimCLR: two views, NT-Xent over the global batch, LARS, averages.
+"""A run: its settings, and transformers' Trainer with two views, NT-Xent over the global batch, LARS and averages.
 
-Unusual: a checkpoint is written beside its place and renamed there whole, so a kill at any moment leaves only complete
-ones to resume from; accumulating gradients gives the mean over small batches, not more negatives, which a gradient
-cache or a memory does.
+Accumulating gradients gives the mean over small batches, not more negatives, which a gradient cache or a memory does.
 """
 
 import copy
+import difflib
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,198 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import default_collate
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import sort_checkpoints
 
 from simclr_hub._files import new_directory
 from simclr_hub.errors import RecipeError, TrainingError
 
-from .arguments import SimCLRTrainingArguments
 from .augmentations import Views
 from .distributed import global_multi_view_loss, synchronize_batch_norm, use_biased_moving_variance
 from .evaluate import features, knn_accuracy
-from .gradient_cache import cached_backward
+from .large_batch import MomentumMemory, cached_backward
 from .monitor import Monitor, OnlineProbe, contrastive_top1
-from .optimization import create_optimizer, official_steps, scale_learning_rate, warmup_cosine
-from .queue import MomentumMemory
+from .optimization import LR_SCALINGS, OPTIMIZERS, create_optimizer, official_steps, scale_learning_rate, warmup_cosine
+
+LOSSES = ("nt_xent", "dcl")
+
+#: transformers' arguments that a recipe or a setting may name, by what their values are. A recipe may be a stranger's:
+#: what uploads, reports, looks for code, reads other files or starts something else is not among them.
+_FROM_TRANSFORMERS = {
+    "true or false": "bf16 fp16 bf16_full_eval fp16_full_eval tf32 use_cpu torch_compile full_determinism "
+    "disable_tqdm logging_first_step logging_nan_inf_filter log_on_each_node save_only_model save_on_each_node "
+    "eval_on_start load_best_model_at_end greater_is_better ignore_data_skip dataloader_persistent_workers "
+    "ddp_find_unused_parameters ddp_broadcast_buffers ddp_static_graph",
+    "a whole number": "per_device_train_batch_size per_device_eval_batch_size max_steps gradient_accumulation_steps "
+    "save_total_limit seed data_seed dataloader_num_workers dataloader_prefetch_factor ddp_timeout ddp_bucket_cap_mb "
+    "torch_empty_cache_steps",
+    "a number": "num_train_epochs learning_rate warmup_steps weight_decay adam_beta1 adam_beta2 adam_epsilon "
+    "max_grad_norm logging_steps eval_steps eval_delay save_steps",
+    "text": "output_dir lr_scheduler_type logging_strategy eval_strategy save_strategy metric_for_best_model "
+    "log_level log_level_replica ddp_backend",
+    "keys and values": "lr_scheduler_kwargs",
+    "none or tensorboard": "report_to",  # which stay on this machine
+}
+KIND_OF = {name: kind for kind, names in _FROM_TRANSFORMERS.items() for name in names.split()}
+_OWN_KINDS = {int: "a whole number", float: "a number", str: "text"}
+#: Beyond it no whole number makes sense; workers are processes.
+_LARGEST = {"dataloader_num_workers": 256, "dataloader_prefetch_factor": 1024}
+_BEYOND = 1 << 40
+_MEANT = {
+    "epochs": "num_train_epochs",
+    "lr": "learning_rate",
+    "wd": "weight_decay",
+    "workers": "dataloader_num_workers",
+}
+
+_ALLOWED = {
+    "temperature": "must be positive",
+    "loss": f"is not one of {', '.join(LOSSES)}",
+    **dict.fromkeys(("momentum", "ema_decay", "memory_momentum"), "must be within [0, 1)"),
+    "optimizer": f"is not one of {', '.join(OPTIMIZERS)}",
+    "lr_scaling": f"is not one of {', '.join(LR_SCALINGS)}",
+}
+
+
+@dataclass
+class SimCLRTrainingArguments(TrainingArguments):
+    """transformers' arguments, and SimCLR's own.
+
+    Args:
+        batch_size: images in the global batch, shared out among all processes; 0: per_device_train_batch_size counts.
+        loss: "nt_xent", or "dcl": without the positive in the denominator (arXiv 2110.06848).
+        temperature: of the loss.
+        optimizer: "lars", "sgd" (Nesterov, as the official momentum optimiser) or "adamw".
+        momentum: of LARS and SGD.
+        lr_scaling: "none": learning_rate is the peak; "linear": times batch / 256; "sqrt": times the batch's root.
+        warmup_epochs: epochs of linear warm-up, when the schedule is the official one, step by step; 0: the
+            Trainer's lr_scheduler_type and warmup_steps.
+        ema_decay: share of the averaged weights kept at a step; 0 keeps no average.
+        gradient_cache: views that are embedded at a time, for batches larger than memory; 0: all at once.
+        memory: z of earlier batches that are kept as negatives, made by a momentum encoder (SimCLR v2); 0: none.
+        memory_momentum: share of the momentum encoder's weights kept at a step.
+        knn_bank: images whose labels vote in a kNN evaluation.
+        knn_queries: images that are looked up.
+
+    Raises:
+        RecipeError: a value out of range, or several GPUs in one process.
+    """
+
+    batch_size: int = field(default=0)
+    loss: str = field(default="nt_xent")
+    temperature: float = field(default=0.1)
+    optimizer: str = field(default="lars")
+    momentum: float = field(default=0.9)
+    lr_scaling: str = field(default="none")
+    warmup_epochs: float = field(default=0)
+    ema_decay: float = field(default=0.0)
+    gradient_cache: int = field(default=0)
+    memory: int = field(default=0)
+    memory_momentum: float = field(default=0.999)
+    knn_bank: int = field(default=20_000)
+    knn_queries: int = field(default=5_000)
+
+    report_to: None | str | list[str] = field(default="none")  # whatever the version of transformers asks for
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("temperature", self.temperature > 0),
+            ("loss", self.loss in LOSSES),
+            ("momentum", 0 <= self.momentum < 1),
+            ("ema_decay", 0 <= self.ema_decay < 1),
+            ("memory_momentum", 0 <= self.memory_momentum < 1),
+            ("optimizer", self.optimizer in OPTIMIZERS),
+            ("lr_scaling", self.lr_scaling in LR_SCALINGS),
+            *(
+                (name, getattr(self, name) >= 0)
+                for name in ("batch_size", "warmup_epochs", "gradient_cache", "memory")
+            ),
+        ):
+            if not allowed:
+                raise RecipeError(f"{name}={getattr(self, name)} {_ALLOWED.get(name, 'must not be negative')}")
+        super().__post_init__()
+        self.remove_unused_columns = False
+        self.dataloader_drop_last = True
+        if self.data_seed is None:  # the order of the images is one for all processes, whatever else they draw
+            self.data_seed = self.seed
+        self.dataloader_pin_memory = self.device.type == "cuda"
+        if self.n_gpu > 1:
+            raise RecipeError(
+                f"{self.n_gpu} GPUs in one process would be DataParallel, whose BatchNorm sees a part of the batch; "
+                f"start `torchrun --nproc-per-node={self.n_gpu} -m simclr_hub.training.pretrain ...`, or set "
+                "CUDA_VISIBLE_DEVICES to one GPU"
+            )
+        if self.gradient_cache == 1:
+            raise RecipeError("gradient_cache=1 leaves BatchNorm a single view to normalise; set 2 or more")
+        if self.gradient_cache and self.gradient_accumulation_steps > 1:
+            raise RecipeError("gradient_cache and gradient_accumulation_steps: the cache alone gives the large batch")
+        if self.batch_size:
+            if self.batch_size % self.world_size:
+                raise RecipeError(f"batch_size={self.batch_size} is not a multiple of the {self.world_size} processes")
+            self.per_device_train_batch_size = self.batch_size // self.world_size
+        if self.global_batch < 2:
+            raise RecipeError(
+                f"a batch of {self.global_batch} has no other images to tell apart: set batch_size=2 or more"
+            )
+
+    @property
+    def global_batch(self) -> int:
+        """Return the images in a step, over all processes."""
+        return int(self.per_device_train_batch_size * self.world_size)
+
+
+def check_settings(settings: Mapping[Any, Any], others: Iterable[str] = ()) -> None:
+    """Refuse what a recipe's section `training` may not say, before any of it has an effect.
+
+    Args:
+        settings: the section.
+        others: keys of other sections, which may have been meant.
+
+    Raises:
+        RecipeError: a key that is not among those allowed, or a value of another kind; names it.
+    """
+    own = {
+        name: _OWN_KINDS[kind] for name, kind in SimCLRTrainingArguments.__annotations__.items() if kind in _OWN_KINDS
+    }
+    kinds = own | KIND_OF
+    for name, value in settings.items():
+        if name not in kinds:
+            if name in SimCLRTrainingArguments.__dataclass_fields__:
+                raise RecipeError(
+                    f"{name} cannot be set for a run: it would upload, report, or read or run something else; publish "
+                    "with `simclr-hub publish`"
+                )
+            raise RecipeError(unknown("key", name, [*kinds, *others]))
+        default = SimCLRTrainingArguments.__dataclass_fields__[name].default
+        if not (_is(kinds[name], value) or (value is None and default is None)):
+            raise RecipeError(f"{name}={shown(value)} must be {kinds[name]}")
+        if isinstance(value, int) and not -1 <= value <= _LARGEST.get(name, _BEYOND):
+            raise RecipeError(f"{name}={shown(value)} must lie between 0 and {_LARGEST.get(name, _BEYOND):,}")
+
+
+def _is(kind: str, value: Any) -> bool:
+    """Return whether a value is of a kind."""
+    if kind == "true or false" or isinstance(value, bool):
+        return kind == "true or false" and isinstance(value, bool)
+    if kind == "none or tensorboard":
+        return all(v in ("none", "tensorboard") for v in (value if isinstance(value, list) else [value]))
+    if kind == "a number":
+        return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    return isinstance(value, {"a whole number": int, "text": str, "keys and values": dict}[kind])
+
+
+def unknown(what: str, name: Any, known: Iterable[str]) -> str:
+    """Say that there is no such key, and which are close."""
+    words, names = str(name), sorted(known, key=len)
+    within = [key for key in names if len(words) > 2 and words.lower() in key.rpartition(".")[2].split("_")]
+    close = [_MEANT[words]] if words in _MEANT else within or difflib.get_close_matches(words, names, n=3)
+    return f"unknown {what} {shown(words)}" + (f"; is it {' or '.join(close[:3])}?" if close else "")
+
+
+def shown(value: Any) -> str:
+    """Return a value in one short line."""
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 class WeightAverage(TrainerCallback):
@@ -64,7 +242,7 @@ class Epochs(TrainerCallback):
         self.steps = len(dataset) // (args.global_batch * args.gradient_accumulation_steps)  # of an epoch
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Before the data loader's workers start."""
+        """Tell the data set the epoch, before the data loader's workers start."""
         epoch = int(state.epoch or 0)
         self.dataset.set_epoch(epoch, epoch * self.steps / max(state.max_steps, 1))
 
@@ -113,11 +291,11 @@ class SimCLRTrainer(Trainer):
 
     @property
     def result(self) -> Any:
-        """What the run is for: the averaged model if there is one."""
+        """Return what the run is for: the averaged model if there is one."""
         return self.accelerator.unwrap_model(self.model) if self.average is None else self.average.model
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """LARS over SimCLR's parameter groups, or what `args.optimizer` names."""
+        """Make LARS over SimCLR's parameter groups, or what `args.optimizer` names."""
         if self.optimizer is None:
             args = self.args
             lr = scale_learning_rate(args.learning_rate, args.global_batch, args.lr_scaling)
@@ -125,7 +303,7 @@ class SimCLRTrainer(Trainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """The official warm-up and cosine if `args.warmup_epochs` asks for it, else the Trainer's."""
+        """Make the official warm-up and cosine if `args.warmup_epochs` asks for it, else the Trainer's schedule."""
         if not self.args.warmup_epochs:
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
@@ -135,7 +313,7 @@ class SimCLRTrainer(Trainer):
         return self.lr_scheduler
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """The Trainer's, or with `args.gradient_cache` in pieces that are embedded twice."""
+        """Run the Trainer's step, or with `args.gradient_cache` one in pieces that are embedded twice."""
         if not self.args.gradient_cache:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
@@ -161,7 +339,7 @@ class SimCLRTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The loss between the views of each image, through one pass, so that BatchNorm sees all."""
+        """Compute the loss between the views of each image, in one pass, so that BatchNorm sees all."""
         pixels = self._pixels(inputs)
         h, z = _embed(model, pixels)
         loss = self._loss(z, (pixels,))
@@ -169,7 +347,7 @@ class SimCLRTrainer(Trainer):
         return (loss, {"h": h, "z": z}) if return_outputs else loss
 
     def _pixels(self, inputs: dict[str, Tensor]) -> Tensor:
-        """All first views, then all second ones, and so on: (kN, 3, size, size)."""
+        """Return all first views, then all second ones, and so on: (kN, 3, size, size)."""
         if "views" in inputs:
             views = inputs["views"].transpose(0, 1)
         else:
@@ -177,7 +355,7 @@ class SimCLRTrainer(Trainer):
         return views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
     def _loss(self, z: Tensor, pieces: Sequence[Tensor]) -> Tensor:
-        """The loss of z (kN, d) against all processes' z, or against the memory's of the same views."""
+        """Compute the loss of z (kN, d) against all processes' z, or against the memory's of the same views."""
         count, decoupled = self.views.count, self.args.loss == "dcl"
         if self.memory is None:
             views = z.view(count, -1, z.shape[1])
@@ -194,7 +372,7 @@ class SimCLRTrainer(Trainer):
         self.monitor.add(self.state.global_step + 1, loss.detach(), z, values, self.views.count)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's, with the time that it takes."""
+        """Get the Trainer's batches, and count the time that it takes."""
         with self.monitor.waiting():
             return super().get_batch_samples(*args, **kwargs)
 
@@ -205,7 +383,7 @@ class SimCLRTrainer(Trainer):
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Accuracy in percent of the nearest neighbours of `eval_dataset` among the training images, by h."""
+        """Measure the nearest neighbours' accuracy in percent: `eval_dataset` among the training images, by h."""
         metrics: dict[str, float] = {}
         if self.args.process_index == 0:
             bank = features(self.result, self.train_dataset, self.args.knn_bank)
@@ -261,7 +439,7 @@ class SimCLRTrainer(Trainer):
             )
 
     def _parts(self) -> Iterator[tuple[str, nn.Module]]:
-        """What else goes on where it was when a run is resumed."""
+        """Return what else goes on where it was when a run is resumed."""
         if self.probe is not None:
             yield "probe", self.probe
         if self.memory is not None:
@@ -295,6 +473,6 @@ class SimCLRTrainer(Trainer):
 
 
 def _embed(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """The h (B, D) and z (B, d) of views (B, 3, H, W); without g, z is h."""
+    """Embed views (B, 3, H, W): h (B, D) and z (B, d); without g, z is h."""
     outputs = model(pixels, output_projections=True)
     return outputs.pooler_output, outputs.projections[-1] if outputs.projections else outputs.pooler_output

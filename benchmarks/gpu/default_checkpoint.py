@@ -42,7 +42,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -72,14 +72,13 @@ from simclr_hub import SimCLRConfig, SimCLRImageProcessor, SimCLRModel  # noqa: 
 from simclr_hub.errors import RecipeError, SimCLRHubError, TrainingError  # noqa: E402
 from simclr_hub.images import load_image  # noqa: E402
 from simclr_hub.loading import weights_hash  # noqa: E402
-from simclr_hub.training.arguments import SimCLRTrainingArguments  # noqa: E402
 from simclr_hub.training.augmentations import Views  # noqa: E402
 from simclr_hub.training.data import _resized, open_rows  # noqa: E402
 from simclr_hub.training.distributed import global_multi_view_loss  # noqa: E402
 from simclr_hub.training.evaluate import features, knn_accuracy, precision_at  # noqa: E402
 from simclr_hub.training.optimization import create_optimizer, warmup_cosine  # noqa: E402
 from simclr_hub.training.pretrain import load_recipe  # noqa: E402
-from simclr_hub.training.trainer import WeightAverage  # noqa: E402
+from simclr_hub.training.trainer import SimCLRTrainingArguments, WeightAverage  # noqa: E402
 from simclr_hub.whitening import IMAGES, SHRINKAGE, WHITENING_NAMES, Whitening  # noqa: E402
 
 BANKS = (25_000, 75_000)
@@ -394,7 +393,7 @@ class Learner:
         started = time.monotonic()
         try:
             while progress.share < 1:
-                rate = self.rate * self.factor(1000 * progress.share)
+                rate = self.rate * self.factor(1000 * progress.share)  # type: ignore[arg-type]  # parts of steps, too
                 loss = self.step(producer.next(progress.share), rate)
                 progress.step()
                 state.global_step = progress.done
@@ -418,7 +417,7 @@ class Learner:
             "images_per_second": progress.done * batch / seconds,
             "log": log,
         }
-        return Trained(average.model, told)
+        return Trained(cast(SimCLRModel, average.model), told)
 
     def _told(self, loss: Tensor, progress: Progress, rate: float, batch: int, seconds: float) -> dict[str, float]:
         value = float(loss)

@@ -1,10 +1,13 @@
-"""Google's released checkpoints: which there are, where they lie, and what was published about them.
+"""Google's released checkpoints: which there are, where they lie, what was published, and which one to take.
 
 `catalog.json` has the facts, as architectures x sets; this joins them. 74 were confirmed by the authors' own
-notebooks; the distilled one is the only known place of its kind.
+notebooks; the distilled one is the only known place of its kind. `speed.json` is what `benchmarks/official_speed.py`
+measured for each architecture.
 """
 
 import json
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -12,6 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..configuration_simclr import SimCLRConfig
+
+
+#: Published protocol -> what of ImageNet's labels such a checkpoint has seen.
+PROTOCOLS = {
+    "linear": "no labels",
+    "1%": "1 % of the labels",
+    "10%": "10 % of the labels",
+    "100%": "all labels",
+    "supervised": "all labels, without pretraining",
+}
+#: How many points of top-1 a cheaper checkpoint may lose and still be recommended.
+MARGIN = 2.0
+#: Speeds nearer than this are equal: the same network came out so far apart beside other work on the machine.
+NOISE = 0.15
 
 
 @dataclass(frozen=True)
@@ -50,13 +67,13 @@ class CatalogEntry:
 
     @property
     def hidden_size(self) -> int:
-        """Width of h; as `config_of` has it, but without transformers."""
+        """Return the width of h, as `config_of` has it, but without transformers."""
         return 2048 * self.width_multiplier
 
 
 @cache
 def entries() -> dict[str, CatalogEntry]:
-    """Every released checkpoint by its name."""
+    """Return every released checkpoint by its name."""
     catalog = json.loads((files(__package__) / "catalog.json").read_text(encoding="utf-8"))
     found = (
         _entry(architecture, kind, catalog["sources"])
@@ -69,7 +86,7 @@ def entries() -> dict[str, CatalogEntry]:
 
 
 def config_of(entry: CatalogEntry) -> "SimCLRConfig":
-    """The architecture that the checkpoint must turn out to have."""
+    """Return the architecture that the checkpoint must turn out to have."""
     from ..configuration_simclr import SimCLRConfig
 
     head = {"classifier_layer": entry.classifier_layer, "num_labels": 1000}
@@ -100,3 +117,94 @@ def _entry(architecture: dict[str, Any], kind: dict[str, Any], sources: dict[str
         top1={protocol: architecture["top1"][protocol]} if protocol else {},
         sources={fact: sources[where] for fact, where in kind["sources"].items()},
     )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One released checkpoint as something to take or leave.
+
+    Attributes:
+        name: of the catalog.
+        architecture: the name of the pretrained checkpoint of the same architecture.
+        protocol: a key of `PROTOCOLS`; None where no accuracy was published.
+        top1: published ImageNet top-1 in percent by that protocol, or None.
+        parameters: of the encoder f, without BatchNorm's moving statistics.
+        hidden_size: width of h.
+        images_per_second: of its architecture, measured as `measurement()` says.
+        source: of `top1`.
+    """
+
+    name: str
+    architecture: str
+    protocol: str | None
+    top1: float | None
+    parameters: int
+    hidden_size: int
+    images_per_second: float
+    source: str
+
+
+@cache
+def measurement() -> dict[str, Any]:
+    """Return how the speeds were measured: `method`, `machine`, `threads`, `torch`, `date`, and `architectures`."""
+    found: dict[str, Any] = json.loads((files(__package__) / "speed.json").read_text(encoding="utf-8"))
+    return found
+
+
+#: What a list is sorted by -> its key; equals by what else matters, then by name.
+ORDERS = {
+    "accuracy": lambda c: (-(c.top1 or 0), -c.images_per_second, c.name),
+    "params": lambda c: (c.parameters, -(c.top1 or 0), c.name),
+    "speed": lambda c: (-c.images_per_second, -(c.top1 or 0), c.name),
+    "name": lambda c: c.name,
+}
+
+
+def choices(
+    protocol: str | None = None, *, max_parameters: float = math.inf, min_speed: float = 0, sort: str = "accuracy"
+) -> list[Choice]:
+    """List the released checkpoints within limits.
+
+    Args:
+        protocol: only those with an accuracy by this one of `PROTOCOLS`; None for all, the distilled one included.
+        max_parameters: of the encoder.
+        min_speed: images per second, as measured.
+        sort: one of `ORDERS`: the most accurate, smallest or fastest first, or by name.
+    """
+    found = []
+    for entry in entries().values():
+        architecture = entry.name.removesuffix(f"-{entry.training}")
+        measured = measurement()["architectures"][architecture]
+        by, top1 = next(iter(entry.top1.items()), (None, None))
+        choice = Choice(
+            name=entry.name,
+            architecture=architecture,
+            protocol=by,
+            top1=top1,
+            parameters=measured["parameters"],
+            hidden_size=entry.hidden_size,
+            images_per_second=measured["images_per_second"],
+            source=entry.sources["top1"],
+        )
+        fits = choice.parameters <= max_parameters and choice.images_per_second >= min_speed
+        if fits and protocol in (None, by):
+            found.append(choice)
+    return sorted(found, key=ORDERS[sort])
+
+
+def recommend(found: Iterable[Choice]) -> dict[str, tuple[Choice, Choice]]:
+    """Return, for each protocol, the most accurate of `found` and the fastest within `MARGIN` points of it.
+
+    Among those about as fast as the fastest (`NOISE`) that is the most accurate one. Accuracies are compared within
+    one protocol only: they measure different things.
+    """
+    recommended = {}
+    rows = list(found)
+    for protocol in PROTOCOLS:
+        ranked = sorted((c for c in rows if c.protocol == protocol), key=ORDERS["accuracy"])
+        if ranked:
+            least = (ranked[0].top1 or 0) - MARGIN - 1e-9  # 83.1 - 2 is a little more than 81.1
+            good = [c for c in ranked if (c.top1 or 0) >= least]
+            fast = max(c.images_per_second for c in good) * (1 - NOISE)
+            recommended[protocol] = ranked[0], next(c for c in good if c.images_per_second >= fast)
+    return recommended

@@ -9,7 +9,6 @@ Source: google-research/simclr, `resnet.py` and `model_util.py`; the names are T
 """
 
 import logging
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count, pairwise
@@ -19,18 +18,17 @@ import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .._files import new_directory
 from ..configuration_simclr import SimCLRConfig
 from ..errors import CheckpointError
 from ..image_processing_simclr import SimCLRImageProcessor
 from ..modeling_simclr import SimCLRForImageClassification, SimCLRModel
+from .fit import Model, Shapes, misfit, processor_for, ratio_of
+from .pytorch import read
 from .tf_bundle import TFBundle
 from .torch_file import is_pytorch
 
-Shapes = Mapping[str, tuple[int, ...]]
-Model = SimCLRModel | SimCLRForImageClassification
 _LOG = logging.getLogger(__name__)
 
 _CLASSIFIER = "head_supervised/linear_layer/dense"
@@ -72,14 +70,12 @@ def convert(
         FileExistsError: something is at `out`.
     """
     if is_pytorch(source):
-        from .pytorch import read  # which builds on this file
-
         if ema:
             raise CheckpointError(
                 f"{os.fspath(source)}: averaged weights (ema) are known in v2's TensorFlow files only"
             )
         foreign = read(source, classifier_layer=classifier_layer, image_size=image_size, normalize=normalize)
-        publish(foreign.model, foreign.weights(), Path(out), foreign.processor)
+        _write_model(foreign.model, foreign.weights(), Path(out), foreign.processor)
         for note in foreign.notes:
             on_note(note)
         return foreign.model.config
@@ -97,26 +93,11 @@ def convert(
         processor = processor_for(config.image_size, normalize or "none")
     except (ValueError, StrictDataclassError) as e:  # the latter from the config; its cause says what does not fit
         raise CheckpointError(f"{bundle.prefix}: {e.__cause__ or e}") from e
-    publish(model, ((key, _weight(bundle, sources[name])) for key, name in names.items()), Path(out), processor)
+    _write_model(model, ((key, _weight(bundle, sources[name])) for key, name in names.items()), Path(out), processor)
     return config
 
 
-def processor_for(image_size: int, normalize: str) -> SimCLRImageProcessor:
-    """The image processor of a converted model.
-
-    Raises:
-        ValueError: `normalize` is neither "imagenet" nor "none".
-    """
-    if normalize == "none":
-        return SimCLRImageProcessor(size=image_size)
-    if normalize != "imagenet":
-        raise ValueError(f"normalize={normalize!r} is neither 'imagenet' nor 'none'")
-    return SimCLRImageProcessor(
-        size=image_size, do_normalize=True, image_mean=IMAGENET_DEFAULT_MEAN, image_std=IMAGENET_DEFAULT_STD
-    )
-
-
-def publish(
+def _write_model(
     model: Model, weights: Iterable[tuple[str, torch.Tensor]], out: Path, processor: SimCLRImageProcessor
 ) -> None:
     """Give `model`, built on the meta device, its weights, keyed as its state_dict, and write it to `out`."""
@@ -130,7 +111,7 @@ def publish(
 def infer_config(
     shapes: Shapes, *, classifier_layer: int | None = None, image_size: int | None = None
 ) -> SimCLRConfig:
-    """The architecture that the names and shapes of TensorFlow's tensors suggest.
+    """Infer the architecture from the names and shapes of TensorFlow's tensors.
 
     Args:
         shapes: name -> shape of the weights, without `ema_model/` and without the optimiser's slots.
@@ -185,20 +166,8 @@ def infer_config(
     return config
 
 
-def ratio_of(widths: list[tuple[int, int]], minimum: int) -> float:
-    """The official 1/16, or else the smallest, with `max(int(full * ratio), minimum) == reduced` for all widths."""
-    widest = max((full for full, _ in widths), default=1)
-    least = max(
-        (reduced / max(full, 1) for full, reduced in widths if reduced > minimum), default=minimum / max(widest, 1)
-    )
-    for ratio in (1 / 16, least, math.nextafter(least, 1)):  # the last where full * (reduced / full) < reduced
-        if all(max(int(full * ratio), minimum) == reduced for full, reduced in widths):
-            return ratio
-    raise ValueError(f"no ratio explains the (full, reduced) widths {widths[:4]} of selective kernels or excitations")
-
-
 def _sources(names: Iterable[str], ema: bool) -> dict[str, str]:
-    """Name of every weight in a plain network -> its name in the checkpoint."""
+    """Map the name of every weight in a plain network to its name in the checkpoint."""
     prefix = "ema_model/" if ema else ""
     roots = (f"{prefix}base_model/", f"{prefix}head_contrastive/", "head_supervised/")
     return {n.removeprefix(prefix): n for n in names if n.startswith(roots) and not n.endswith("/Momentum")}
@@ -213,7 +182,7 @@ def _suffix(n: int) -> str:
 
 
 def _tensor_names(model: Model) -> Iterator[tuple[str, str]]:
-    """Key in the state_dict, and TensorFlow's name, of every weight.
+    """Yield every weight's key in the state_dict and its name in TensorFlow.
 
     TensorFlow numbers layers as they are created, which is the order of our modules: in a block the shortcut, then
     the main path, then the gate.
@@ -250,30 +219,13 @@ def _check_fit(model: Model, names: Mapping[str, str], shapes: Shapes) -> None:
         )
 
 
-def misfit(ours: Shapes, shapes: Shapes) -> str:
-    """Which of a checkpoint's shapes are not those that a model wants, `ours`, both by the checkpoint's names."""
-    problems = (
-        ("missing", sorted(ours.keys() - shapes.keys())),
-        ("left over", sorted(shapes.keys() - ours.keys())),
-        (
-            "of another shape",
-            [f"{n}: {shapes[n]}, not {ours[n]}" for n in ours if n in shapes and shapes[n] != ours[n]],
-        ),
-    )
-    return "; ".join(
-        f"{len(found)} {what} ({', '.join(found[:4])}{', ...' if len(found) > 4 else ''})"
-        for what, found in problems
-        if found
-    )
-
-
 def _tf_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """OIHW to HWIO, or OI to IO."""
+    """Reorder a shape from OIHW to HWIO, or from OI to IO."""
     return shape[2:] + shape[1::-1] if len(shape) > 1 else shape
 
 
 def _weight(bundle: TFBundle, name: str) -> torch.Tensor:
-    """One tensor, HWIO to OIHW and IO to OI.
+    """Read one tensor, reordered from HWIO to OIHW or from IO to OI.
 
     Raises:
         CheckpointError: damaged, not float32, or with values that no weight can have.

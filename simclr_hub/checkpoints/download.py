@@ -1,8 +1,4 @@
-"""download(): one file over HTTP, resumed where it was cut, under its final name only when it is whole.
-
-Unusual: a request that resumes asks for the last byte once more, so that a file that is whole but could not be renamed
-any more is answered like any other, with its size and checksums.
-"""
+"""Downloads: one file over HTTP, resumed where it was cut, or a model of the Hub; checked before it has its name."""
 
 import base64
 import errno
@@ -12,10 +8,11 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 from huggingface_hub import constants, get_session
 from huggingface_hub.errors import HfHubHTTPError
 
@@ -85,6 +82,8 @@ def download(url: str, path: Path) -> None:
 
 def _attempt(url: str, path: Path, show: Callable[[int, int | None], None]) -> None:
     held = _held(path)
+    # The last byte is asked for again, so that a file that is whole but could not be renamed any more is answered like
+    # any other, with its size and checksums.
     start = max(held.stat().st_size - 1, 0) if held else 0
     # Not compressed on the way: sizes and checksums are those of the file.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
@@ -128,7 +127,7 @@ def _held(path: Path) -> Path | None:
 
 
 def _refusal(url: str, response: Any) -> Exception:
-    """What a status other than success means: to be tried again, or final."""
+    """Turn a status other than success into an error: one to be tried again, or a final one."""
     answer = f"the server answers {response.status_code} {response.reason_phrase}".rstrip()
     if response.status_code in (408, 429) or response.status_code >= 500:
         wait = response.headers.get("retry-after", "")
@@ -137,13 +136,13 @@ def _refusal(url: str, response: Any) -> Exception:
 
 
 def _size(told: Mapping[str, str]) -> int | None:
-    """Bytes of the whole file."""
+    """Return the size of the whole file in bytes; None if the server does not tell it."""
     length = told.get("content-range", "").rpartition("/")[2] or told.get("content-length", "")
     return int(length) if length.isdecimal() else None
 
 
 def _as_told(path: Path, told: Mapping[str, str]) -> bool:
-    """Whether the file has the checksums in x-goog-hash, those that are there."""
+    """Compare the file with the checksums that x-goog-hash gives, if any."""
     import google_crc32c  # needed for official checkpoints only: training machines do without
 
     expected = dict(re.findall(r"(crc32c|md5)=([\w+/]+=*)", told.get("x-goog-hash", "")))
@@ -154,3 +153,45 @@ def _as_told(path: Path, told: Mapping[str, str]) -> bool:
             md5.update(chunk)
     found = {"crc32c": crc.to_bytes(4, "big"), "md5": md5.digest()}
     return all(base64.b64encode(found[kind]).decode() == value for kind, value in expected.items())
+
+
+def snapshot(repo_id: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """Download a model of the Hub and return the folder of its files, whose name is the commit.
+
+    Args:
+        repo_id: "org/name".
+        revision: a branch, tag or commit; the main branch if not given.
+        patterns: which files.
+
+    Raises:
+        CheckpointError: there is none, the Hub cannot be reached, or what arrives is damaged time and again.
+    """
+    name = f"{repo_id}@{revision}" if revision else repo_id
+    # huggingface_hub compares sizes alone. Its cache names each file by a hash of the content, so that a bit that
+    # changed on the way can be found here; such a file is dropped and downloaded once more.
+    blobs = Path(constants.HF_HUB_CACHE) / f"models--{repo_id.replace('/', '--')}" / "blobs"
+    for _ in range(2):
+        before = {blob.name for blob in blobs.glob("*")}
+        try:
+            folder = Path(huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=list(patterns)))
+        except (OSError, ValueError, _HTTPError) as e:
+            raise CheckpointError(
+                f"{name}: no such directory here, and from the Hub: {' '.join(str(e).split())}"
+            ) from e
+        damaged = [file for file in folder.rglob("*") if file.is_symlink() and _damaged(file.resolve(), before)]
+        if not damaged:
+            return folder
+        for file in damaged:
+            file.resolve().unlink()
+            file.unlink()
+    names = ", ".join(sorted(file.name for file in damaged))
+    raise CheckpointError(f"{name}: {names} arrived damaged twice and was dropped; try again later")
+
+
+def _damaged(blob: Path, before: set[str]) -> bool:
+    """Tell whether a file that is new differs from the hash that is its name (git's hash for small files)."""
+    if blob.name in before or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
+        return False
+    digest = hashlib.sha256() if len(blob.name) == 64 else hashlib.sha1(b"blob %d\0" % blob.stat().st_size)
+    with blob.open("rb") as file:
+        return hashlib.file_digest(file, lambda: digest).hexdigest() != blob.name

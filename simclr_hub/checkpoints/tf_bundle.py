@@ -70,7 +70,7 @@ class TFBundle:
         self.shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({k: e.shape for k, e in self._entries.items()})
 
     def read(self, name: str) -> NDArray[Any]:
-        """The tensor `name`, a new array of its shape.
+        """Return the tensor `name` as a new array.
 
         Raises:
             CheckpointError: no numeric tensor of that name, or its bytes are missing or damaged.
@@ -166,7 +166,7 @@ def _read_small(path: Path) -> bytes:
 
 
 def _masked_crc(data: bytes) -> int:
-    """crc32c, rotated and shifted as LevelDB stores it."""
+    """Compute crc32c, rotated and shifted as LevelDB stores it."""
     import google_crc32c  # needed for TensorFlow's files only: training machines do without
 
     crc = int(google_crc32c.value(data))
@@ -174,7 +174,7 @@ def _masked_crc(data: bytes) -> int:
 
 
 def _read_table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of a LevelDB table in order; blocks and keys must ascend, so nothing is read twice."""
+    """Yield a LevelDB table's keys and values in order; blocks and keys must ascend, so nothing is read twice."""
     if len(data) < _FOOTER or not data.endswith(_MAGIC):
         raise _Damaged("does not end in a LevelDB table's footer; truncated, or not a TensorFlow checkpoint's index")
     footer = data[-_FOOTER:-8]
@@ -201,7 +201,7 @@ def _handle(data: bytes, at: int) -> tuple[tuple[int, int], int]:
 
 
 def _block(data: bytes, handle: tuple[int, int]) -> Iterator[tuple[bytes, bytes]]:
-    """Entries of the block at (offset, size); a key is given as what it shares with the one before, and the rest."""
+    """Yield the entries of the block at (offset, size); a key is stored as its shared length and its rest."""
     offset, size = handle
     end = offset + size  # of the contents; then 1 byte for the compression, 4 for the checksum of both
     if size < 4 or end + 5 > len(data) - _FOOTER:
@@ -227,7 +227,7 @@ def _block(data: bytes, handle: tuple[int, int]) -> Iterator[tuple[bytes, bytes]
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A base-128 integer below 2**64, and where it ends."""
+    """Read a base-128 integer below 2**64; return it and where it ends."""
     value = 0
     for shift, byte in zip(range(0, 70, 7), data[at : at + 10], strict=False):
         value |= (byte & 0x7F) << shift
@@ -238,7 +238,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _message(data: bytes, wires: dict[int, int]) -> dict[int, list[Any]]:
-    """A protobuf message as field -> values; `wires` are the wire types of the fields that are known."""
+    """Parse a protobuf message to field -> values; `wires` are the wire types of the known fields."""
     fields: dict[int, list[Any]] = {}
     at = 0
     while at < len(data):
@@ -262,7 +262,7 @@ def _message(data: bytes, wires: dict[int, int]) -> dict[int, list[Any]]:
 
 
 def _shape(name: str, protos: list[bytes]) -> tuple[int, ...]:
-    """TensorShapeProto: the sizes of its dimensions; without one, a scalar."""
+    """Read the sizes of a TensorShapeProto's dimensions; without one, a scalar."""
     fields = _message(b"".join(protos), {2: 2, 3: 0})  # a message given in parts is their concatenation
     dims = fields.get(2, [])
     if len(dims) > _MAX_RANK or fields.get(3, [0])[-1]:

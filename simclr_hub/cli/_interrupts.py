@@ -1,9 +1,4 @@
-"""Ctrl-C and SIGTERM end a command within two seconds, whatever it is doing.
-
-Unusual: Python raises KeyboardInterrupt in the main thread, once the code that runs there comes back from C. A read
-from a disk that does not answer, or a GPU that hangs, does not. So a thread of its own hears of the signals, too, and
-ends the process if that takes too long, or at a second Ctrl-C. What was recorded is safe, as if it had been killed.
-"""
+"""Ctrl-C and SIGTERM end a command within two seconds, whatever it is doing."""
 
 import os
 import signal
@@ -34,6 +29,9 @@ def ended_by_signals() -> Iterator[None]:
         return
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
+    # Python raises KeyboardInterrupt in the main thread, once the code that runs there comes back from C. A read from
+    # a disk that does not answer, or a GPU that hangs, does not. So this thread hears of the signals, too, and ends
+    # the process if that takes too long, or at a second Ctrl-C. What was recorded is safe, as if it had been killed.
     watch = threading.Thread(target=_watch, args=(ours,), name="simclr-signals", daemon=True)
     watch.start()
     fd = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)

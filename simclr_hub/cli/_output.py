@@ -27,7 +27,7 @@ def echo(line: object = "", *, err: bool = False) -> None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON value on a line; undecodable file names as their surrogate escapes, which decode again."""
+    """Print one JSON value on a line; undecodable file names as their surrogate escapes, which decode again."""
     click.echo(json.dumps(value, ensure_ascii=True))
 
 
@@ -76,7 +76,7 @@ def warnings_and_logs() -> Iterator[None]:
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Columns aligned by their widest cell; numbers to the right."""
+    """Print columns aligned by their widest cell; numbers to the right."""
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(headers), *cells]) for i in range(len(headers))]
     right = [
@@ -100,7 +100,7 @@ def given(source: str) -> str:
 
 
 def short_path(path: str) -> str:
-    """Relative to here if that is shorter to read."""
+    """Return a path relative to here if that is shorter to read."""
     if is_url(path):
         return shown_url(path)
     relative = os.path.relpath(path)

@@ -17,7 +17,7 @@ from ._output import echo, json_option, print_json
 @click.option("--deep", is_flag=True, help="Also read the photos again and embed a few; may be stopped and goes on.")
 @json_option
 def check_command(index: Path, repair: bool, deep: bool, as_json: bool) -> int:
-    """Is INDEX sound: its file, every row's checksum, a vector for every photo.
+    """Check that INDEX is sound: its file, every row's checksum, a vector for every photo.
 
     Exit code 1 if it is not, 3 if it is but photos are damaged or could not be read.
     """

@@ -34,7 +34,7 @@ WHITENED = 1e-2
 )
 @json_option
 def doctor_command(distributed: bool, as_json: bool) -> int:
-    """What is installed, on what device, and whether a known photo gives the known vector on each runtime."""
+    """Show what is installed, on what device, and whether a known photo gives the known vector on each runtime."""
     if distributed:
         return _processes(as_json)
     versions, devices, cache = _versions(), _devices(), _cache()
@@ -62,7 +62,7 @@ def doctor_command(distributed: bool, as_json: bool) -> int:
 
 
 def _versions() -> dict[str, str]:
-    """Python, SQLite, and every package that this one asks for, with what it asks where that is not met."""
+    """List Python, SQLite, and every package that this one asks for, with what it asks where that is not met."""
     from packaging.requirements import Requirement
 
     found = {"python": platform.python_version(), "platform": platform.platform(), "sqlite": sqlite3.sqlite_version}
@@ -84,7 +84,7 @@ def _versions() -> dict[str, str]:
 
 
 def _devices() -> dict[str, str]:
-    """Torch device -> what it is."""
+    """Map torch devices to what they are."""
     import torch
 
     found = {"cpu": f"{platform.machine()}, {torch.get_num_threads()} of {os.cpu_count()} threads"}
@@ -97,7 +97,7 @@ def _devices() -> dict[str, str]:
 
 
 def _cache() -> dict[str, str]:
-    """Where downloaded models go, and whether they can."""
+    """Say where downloaded models go, and whether they can."""
     from huggingface_hub import constants
 
     path = Path(constants.HF_HUB_CACHE)

@@ -39,7 +39,7 @@ def duplicates_command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Which photos of INDEX hold the same bytes, the same picture, or a similar one; and which to keep.
+    """Find photos of INDEX with the same bytes, the same picture, or a similar one, and say which to keep.
 
     Nothing is deleted or moved.
     """

@@ -19,7 +19,7 @@ from ._output import echo, force_option, given, json_option, print_json
 
 
 def parse_shard(_: click.Context, __: click.Parameter, text: str) -> tuple[int, int]:
-    """I/N as two numbers.
+    """Parse I/N as two numbers.
 
     Raises:
         click.BadParameter: it is something else, or I is not one of 1, ..., N.

@@ -161,7 +161,7 @@ def sync(index: SimilarityIndex, photos: Path, moved_from: Path | None = None, *
 
 
 def print_report(report: SyncReport, index: Path) -> None:
-    """The counts of a sync in two or three lines."""
+    """Print the counts of a sync in two or three lines."""
     parts = [
         f"{getattr(report, name):,} {name}"
         for name in ("embedded", "unchanged", "renamed", "copied", "failed")
@@ -186,7 +186,7 @@ def tell_unlisted(report: SyncReport) -> None:
 @_index_argument
 @json_option
 def status_command(index: Path, as_json: bool) -> None:
-    """What INDEX holds and what made it."""
+    """Show what INDEX holds and what made it."""
     with SimilarityIndex.open(index) as opened:
         status = opened.status()
     if as_json:
@@ -205,7 +205,7 @@ def status_command(index: Path, as_json: bool) -> None:
 @_index_argument
 @json_option
 def failures_command(index: Path, as_json: bool) -> None:
-    """The photos that could not be read, and why."""
+    """List the photos that could not be read, and why."""
     with SimilarityIndex.open(index) as opened:
         failures = opened.failures()
     if as_json:

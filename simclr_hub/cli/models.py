@@ -1,71 +1,86 @@
-"""`convert`: other people's weights into a loadable directory."""
+"""`models`: the official checkpoints, their numbers, and which to take."""
 
-import json
+import math
 import re
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict
 
 import click
 
-from .._files import FOLDER, check_output
-from ._output import echo, json_option, print_json
+from ..checkpoints.catalog import MARGIN, ORDERS, PROTOCOLS, choices, measurement, recommend
+from ..errors import CheckpointError
+from ._output import echo, json_option, print_json, print_table
+
+_UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}
 
 
-@click.command("convert")
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+def _count(_context: click.Context, _option: click.Parameter, text: str | None) -> float:
+    """Parse a number of parameters, such as 100M."""
+    if text is None:
+        return math.inf
+    found = re.fullmatch(r"(\d+\.?\d*)([KMB]?)", text.strip().upper())
+    if not found:
+        raise click.BadParameter(f"{text!r} is not a number of parameters such as 100M, 1.5B or 25000000")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+@click.command("models")
 @click.option(
-    "--ema", is_flag=True, help="Take the averaged copy of the weights (v2 pretrained checkpoints have one)."
+    "--labels",
+    type=click.Choice(["none", *PROTOCOLS, "all"]),
+    default="none",
+    show_default=True,
+    help="What of ImageNet's labels it was fine-tuned with. none: pretrained without, ranked by a linear classifier "
+    "on h (so is linear); supervised: never pretrained; all: everything.",
 )
-@click.option(
-    "--classifier-layer",
-    type=click.IntRange(min=0),
-    help="What the classifier sits on: 0 = h, 1 = g's first layer (the 1 % and 10 % fine-tuned v2 checkpoints).",
-)
-@click.option("--image-size", type=click.IntRange(min=1), help="Side in pixels; 224, or 32 for a CIFAR stem.")
-@click.option(
-    "--normalize",
-    type=click.Choice(["imagenet", "none"]),
-    help="Whether the image processor applies ImageNet's mean and std; as the layout's trainings do unless told.",
-)
+@click.option("--max-params", callback=_count, help="At most so many parameters in the encoder, such as 100M.")
+@click.option("--min-speed", type=click.FloatRange(min=0), default=0, help="At least so many images/s.")
+@click.option("--sort", type=click.Choice(list(ORDERS)), default="accuracy", show_default=True, help="What is first.")
 @json_option
-def convert_command(
-    source: Path,
-    out: Path,
-    ema: bool,
-    classifier_layer: int | None,
-    image_size: int | None,
-    normalize: str | None,
-    as_json: bool,
-) -> None:
-    """Convert an official TensorFlow checkpoint or a PyTorch file into a directory OUT that `from_pretrained` loads.
+def models_command(labels: str, max_params: float, min_speed: float, sort: str, as_json: bool) -> None:
+    """List the official checkpoints: accuracy, size and speed, and which to take for what.
 
-    SOURCE is the checkpoint's directory, the path of its model.ckpt-STEP, or an official name such as simclr-v2-r50,
-    which is downloaded first; TensorFlow is not needed. Or it is a .pth, .pth.tar, .pt, .ckpt, .bin or .safetensors of
-    torchvision, lightly, solo-learn, VISSL, simclr-converter or SimCLRv2-Pytorch (docs/convert.md).
+    Top-1 is as published, on ImageNet; images/s were measured on one CPU core (docs/models.md).
     """
-    from ..checkpoints.convert import convert
-    from ..checkpoints.fetch import convert_official
-    from ..loading import quiet_transformers
-
-    check_output(out, FOLDER)
-    options: dict[str, Any] = {"ema": ema, "classifier_layer": classifier_layer, "image_size": image_size}
-    name, notes = str(source), list[str]()
-    with quiet_transformers():
-        # A name that looks official but is none is told the close ones.
-        if re.fullmatch(r"simclr-?v\d[^/\\]*", name) and not (source.exists() or Path(f"{name}.index").exists()):
-            if normalize == "imagenet":
-                raise click.UsageError(f"--normalize imagenet: {name} was trained without mean and std")
-            config = convert_official(name, out, **options)
-        else:
-            config = convert(source, out, normalize=normalize, on_note=notes.append, **options)
-    if as_json:
-        print_json({"output": str(out), "config": json.loads(config.to_json_string()), "notes": notes})
-    else:
-        kernel = "selective kernels, " if config.sk_ratio else ""
-        echo(
-            f"{out}: {config.layer_type} ResNet, blocks {config.depths}, width {config.width_multiplier:g}x, {kernel}"
-            f"h of {config.hidden_size}, head of {config.projection_layers} layers"
+    protocol = None if labels == "all" else "linear" if labels == "none" else labels
+    found = choices(protocol, max_parameters=max_params, min_speed=min_speed, sort=sort)
+    if not found:
+        every = choices(protocol)
+        smallest, fastest = min(c.parameters for c in every), max(c.images_per_second for c in every)
+        limits = [f"at most {max_params:,.0f} parameters"] * (max_params < math.inf)
+        limits += [f"at least {min_speed:g} images/s"] * (min_speed != 0)
+        raise CheckpointError(
+            f"no official checkpoint has {' and '.join(limits)}: the smallest has {smallest / 1e6:.1f}M parameters, "
+            f"the fastest makes {fastest:.2f} images/s"
         )
-        for note in notes:
-            echo(f"- {note}")
+    picks = recommend(found)
+    if as_json:
+        names = {p: {"most_accurate": best.name, "fastest_near": near.name} for p, (best, near) in picks.items()}
+        measured = {k: v for k, v in measurement().items() if k != "architectures"}
+        print_json({"models": [asdict(c) for c in found], "recommended": names, "speed": measured})
+        return
+    print_table(
+        ["model", "parameters, M", "h", "top-1, %", "protocol", "images/s"],
+        [
+            [
+                c.name,
+                f"{c.parameters / 1e6:.1f}",
+                str(c.hidden_size),
+                "-" if c.top1 is None else f"{c.top1:.1f}",
+                c.protocol or "-",
+                f"{c.images_per_second:.2f}",
+            ]
+            for c in found
+        ],
+    )
+    echo()
+    for protocol, (best, near) in picks.items():
+        line = f"With {PROTOCOLS[protocol]}: {best.name} is the most accurate ({best.top1:.1f} %)"
+        if near != best:
+            times = near.images_per_second / best.images_per_second
+            line += f"; {near.name} ({near.top1:.1f} %) is within {MARGIN:g} points and {times:.1f}x as fast"
+        echo(f"{line}.")
+    name = next((near.name for _, near in picks.values()), found[0].name)
+    echo(f'Use:  simclr_hub.embed("photos/", model="{name}")    or  simclr-hub index PHOTOS --model {name}')
+    echo(f'      model, processor = simclr_hub.load("{name}")    gives the SimCLRModel')
+    machine = measurement()["machine"]
+    echo(f"top-1: as published; images/s: measured, one core of {machine}, float32, 224 px, from pixels to h")

@@ -20,7 +20,7 @@ _COLUMNS = ("closer than", "copies", "taken", "camera", "size")
 
 
 def parse_where(options: Sequence[str]) -> dict[str, Any]:
-    """KEY=VALUE and KEY=LOW..HIGH as `SimilarityIndex.search` takes them.
+    """Parse KEY=VALUE and KEY=LOW..HIGH to what `SimilarityIndex.search` takes.
 
     Raises:
         click.BadParameter: neither of them, or a key twice.
@@ -134,7 +134,7 @@ def search_command(
 
 
 def print_matches(found: Sequence[Match], name: Callable[[str], str] = short_path) -> None:
-    """A table for people."""
+    """Print matches as a table for people."""
     told = [
         {"closer than": tell_share(m.closer_than), "copies": f"+{len(m.copies):,}" if m.copies else ""}
         | _tell(m.metadata)

@@ -77,7 +77,7 @@ def _whiten_index(path: Path, given: Path | None, off: bool, as_json: bool) -> N
 
 
 def tell(whitening: dict[str, object]) -> str:
-    """What `SimilarityIndex.status` knows of a whitening, in words."""
+    """Describe what `SimilarityIndex.status` knows of a whitening."""
     return f"{whitening['images']:,} images ({whitening['learnt_from']})"
 
 

@@ -14,11 +14,10 @@ import tf_writer
 import torch
 from tf_writer import write_bundle
 
-from simclr_hub.checkpoints import pickled
+from simclr_hub.checkpoints import torch_file as pickled
 from simclr_hub.checkpoints.convert import convert
-from simclr_hub.checkpoints.pickled import look
 from simclr_hub.checkpoints.tf_bundle import TFBundle
-from simclr_hub.checkpoints.torch_file import state_dict
+from simclr_hub.checkpoints.torch_file import look, state_dict
 from simclr_hub.errors import CheckpointError
 
 HEAD = b"\x80\x02"

@@ -14,10 +14,10 @@ from PIL import Image
 from transformers import TrainingArguments
 
 from simclr_hub.errors import PublishError, RecipeError
-from simclr_hub.training.arguments import KIND_OF, SimCLRTrainingArguments
 from simclr_hub.training.data import open_rows
 from simclr_hub.training.pretrain import RECIPE_LIMIT, load_recipe, pretrain
 from simclr_hub.training.trained_cards import recipe_text
+from simclr_hub.training.trainer import KIND_OF, SimCLRTrainingArguments
 
 #: What uploads, reports, reads or writes elsewhere, or looks for code, in the versions of transformers up to 5.24.
 REACHING_OUT = (

@@ -20,8 +20,7 @@ from simclr_hub.training.distributed import (
     use_biased_moving_variance,
 )
 from simclr_hub.training.equality import check_equality
-from simclr_hub.training.gradient_cache import cached_backward
-from simclr_hub.training.queue import MomentumMemory
+from simclr_hub.training.large_batch import MomentumMemory, cached_backward
 
 IMAGES = 6  # of a process
 CONFIG = SimCLRConfig(

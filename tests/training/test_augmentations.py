@@ -15,10 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from simclr_hub.images import load_image
 from simclr_hub.training import augmentations, operations
-from simclr_hub.training.ablation import Cutout, Noise, Rotate
 from simclr_hub.training.augmentations import Views
-from simclr_hub.training.crops import resize
-from simclr_hub.training.transforms import Blur, Crop, Flip, Greyscale, Jitter, Sometimes
+from simclr_hub.training.operations import resize
+from simclr_hub.training.transforms import Blur, Crop, Cutout, Flip, Greyscale, Jitter, Noise, Rotate, Sometimes
 
 EVERYTHING = ["crop", "flip", "jitter", "greyscale", "blur", "rotate", "cutout", "sobel"]
 SAMPLE = files("simclr_hub") / "assets" / "sample-photos" / "coffee_1.jpg"

@@ -8,6 +8,7 @@ import pytest
 import test_official
 import torch
 import yaml
+from render_cards import all_cards
 from tiny import tiny_config
 
 from simclr_hub import SimCLRConfig, SimCLRForImageClassification
@@ -15,9 +16,7 @@ from simclr_hub.checkpoints.catalog import entries
 from simclr_hub.checkpoints.convert import convert
 from simclr_hub.errors import PublishError
 from simclr_hub.training import cards, official_cards
-from simclr_hub.training.architecture import Counts, count, describe
-from simclr_hub.training.card_check import check_card
-from simclr_hub.training.cards import Result, all_cards, eval_results, render
+from simclr_hub.training.cards import Counts, Result, check_card, count, describe, eval_results, render
 from simclr_hub.training.official_cards import official_card
 from simclr_hub.training.trained_cards import DEFAULT_DIRECTORY, default_card, read_record, trained_card
 
@@ -53,11 +52,11 @@ def test_the_cards_that_are_checked_in_are_current(uncounted):
 
     assert CHECKED_IN.keys() == {"default", *LINEAR}
     for name, text in all_cards().items():
-        assert words(CHECKED_IN[name]) == words(text), f"{name}: run `python -m simclr_hub.training.cards`"
+        assert words(CHECKED_IN[name]) == words(text), f"{name}: run `python scripts/render_cards.py`"
 
 
 def test_two_are_current_with_their_counts():
-    assert CHECKED_IN["default"] == render(default_card()), "run `python -m simclr_hub.training.cards`"
+    assert CHECKED_IN["default"] == render(default_card()), "run `python scripts/render_cards.py`"
     assert CHECKED_IN["simclr-v2-r50-sk"] == render(official_card("simclr-v2-r50-sk", "org/simclr-v2-r50-sk"))
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from augmentation_helpers import OFFICIAL, ks_limit, ks_statistic, random_images
 
 from simclr_hub.pixels import transform
-from simclr_hub.training.crops import resize, sample_crop_boxes
+from simclr_hub.training.operations import resize, sample_crop_boxes
 
 
 def box_statistics(boxes: np.ndarray) -> dict[str, np.ndarray]:

@@ -20,8 +20,8 @@ from simclr_hub.training.distributed import (
     use_biased_moving_variance,
 )
 from simclr_hub.training.equality import EqualityReport, check_equality
+from simclr_hub.training.large_batch import MomentumMemory
 from simclr_hub.training.losses import multi_view_loss, nt_xent_loss
-from simclr_hub.training.queue import MomentumMemory
 
 sys.path.insert(0, str(Path(__file__).parent))
 import distributed_worker as worker

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from simclr_hub import SimCLRConfig, SimCLRModel
 from simclr_hub.training.distributed import use_biased_moving_variance
-from simclr_hub.training.gradient_cache import cached_backward
+from simclr_hub.training.large_batch import cached_backward
 from simclr_hub.training.losses import nt_xent_loss
 
 CONFIG = SimCLRConfig(

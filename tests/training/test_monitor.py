@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from simclr_hub.errors import TrainingError
-from simclr_hub.training.curves import draw_curves
-from simclr_hub.training.monitor import Monitor, OnlineProbe, contrastive_top1
+from simclr_hub.training.monitor import Monitor, OnlineProbe, contrastive_top1, draw_curves
 
 
 def scattered(n: int, d: int = 16) -> torch.Tensor:

@@ -17,8 +17,8 @@ from simclr_hub import Embedder, SimCLRForImageClassification, SimCLRImageProces
 from simclr_hub.errors import CheckpointError, PublishError
 from simclr_hub.loading import load_whitening, weights_hash
 from simclr_hub.training.publish import stage_model
-from simclr_hub.training.record import write_record
 from simclr_hub.training.stage import CODE, apache_licence, check_staged
+from simclr_hub.training.trained_cards import write_record
 from simclr_hub.whitening import Whitening
 
 ROOT = Path(__file__).parents[2]

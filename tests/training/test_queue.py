@@ -6,8 +6,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from simclr_hub import SimCLRConfig, SimCLRModel
+from simclr_hub.training.large_batch import MomentumMemory
 from simclr_hub.training.losses import nt_xent_loss, nt_xent_loss_to_keys
-from simclr_hub.training.queue import MomentumMemory
 
 CONFIG = SimCLRConfig(
     depths=(1, 1), layer_type="basic", width_multiplier=0.125, stem_type="small", projection_dim=4, image_size=16

@@ -14,11 +14,10 @@ from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint, se
 
 from simclr_hub import SimCLRConfig, SimCLRModel, _files
 from simclr_hub.errors import RecipeError, TrainingError
-from simclr_hub.training.arguments import SimCLRTrainingArguments
 from simclr_hub.training.augmentations import Views
 from simclr_hub.training.data import ImageArray
 from simclr_hub.training.losses import multi_view_loss, nt_xent_loss
-from simclr_hub.training.trainer import SimCLRTrainer
+from simclr_hub.training.trainer import SimCLRTrainer, SimCLRTrainingArguments
 
 CONFIG = SimCLRConfig(
     depths=(1, 1), layer_type="basic", width_multiplier=0.125, stem_type="small", projection_dim=16, image_size=16
@@ -103,6 +102,7 @@ def test_resuming_gives_the_same_weights_bit_for_bit(tmp_path: Path, whole: dict
     assert not all(torch.equal(whole[key], value) for key, value in weights(tmp_path / "checkpoint-3").items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", [0, 8])
 def test_several_views_and_a_schedule_resume_bit_for_bit(tmp_path: Path, memory: int) -> None:
     views = {"count": 3, "sizes": [{"from": 0.5, "size": 8}, {"from": 0.8, "area": (0.2, 0.4)}]}
@@ -209,6 +209,7 @@ def test_the_log_tells_how_it_goes_and_labels_change_no_weight(tmp_path: Path) -
     assert_equal(weights(tmp_path / "a" / "checkpoint-6"), weights(tmp_path / "b" / "checkpoint-6"))
 
 
+@pytest.mark.slow
 def test_the_probe_resumes(tmp_path: Path) -> None:
     whole, second = labelled(tmp_path / "whole"), labelled(tmp_path / "half")
     whole.train()
@@ -233,6 +234,7 @@ def test_an_update_that_breaks_the_weights_is_not_saved(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_cached_batch_trains_as_its_pieces_do(tmp_path: Path) -> None:
     """One piece is the whole batch: the same run. Two pieces: another BatchNorm, the same negatives."""
     with pytest.raises(RecipeError, match="gradient_cache=1 leaves BatchNorm a single view"):
@@ -248,6 +250,7 @@ def test_a_cached_batch_trains_as_its_pieces_do(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_memory_gives_negatives_and_resumes(tmp_path: Path) -> None:
     run = trainer(tmp_path / "whole", memory=48, memory_momentum=0.5)
     run.train()

@@ -3,7 +3,7 @@
     python -m simclr_hub.index.duplicates.default_calibration PHOTOS [--whiten]
 
 PHOTOS is a folder of class folders; one half of its photos, by their hash, is for this, the other for benchmarks.
-`simclr_hub.training.ship_default` does it for raw and for whitened vectors.
+`scripts/ship_default.py` does it for raw and for whitened vectors.
 """
 
 import argparse

@@ -20,17 +20,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 from huggingface_hub import cached_assets_path
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from .._files import new_directory
-from ..configuration_simclr import SimCLRConfig
 from ..errors import CheckpointError
 from .catalog import CatalogEntry, config_of, entries
-from .convert import convert
 from .download import download
+
+if TYPE_CHECKING:  # what is in the cache is found without torch
+    from ..configuration_simclr import SimCLRConfig
 
 BUCKET = "https://storage.googleapis.com"
 #: Where converted models lie in the cache; another name once `convert` would write them otherwise.
@@ -59,7 +61,7 @@ class Source:
 
 
 def find(name: str) -> tuple[CatalogEntry, int | None]:
-    """The entry of "NAME" or "NAME@step-N", and that step.
+    """Look up "NAME" or "NAME@step-N": the catalog's entry, and that step.
 
     Raises:
         CheckpointError: there is none; close names are told.
@@ -74,7 +76,7 @@ def find(name: str) -> tuple[CatalogEntry, int | None]:
 
 
 def official(name: str) -> Path:
-    """The directory of an official checkpoint, for every `from_pretrained`; downloaded and converted on first use.
+    """Return an official checkpoint's directory, for any `from_pretrained`; download and convert it on first use.
 
     Args:
         name: of the catalog, such as "simclr-v2-r50-sk", or "simclr-v2-r50-sk@step-250228".
@@ -105,7 +107,7 @@ def convert_official(
     ema: bool = False,
     classifier_layer: int | None = None,
     image_size: int | None = None,
-) -> SimCLRConfig:
+) -> "SimCLRConfig":
     """Write an official checkpoint to `out`, otherwise than the cache has it if an argument says so.
 
     Args:
@@ -123,6 +125,8 @@ def convert_official(
     if not (ema or image_size or classifier_layer not in (None, entry.classifier_layer)):
         with new_directory(Path(out)) as directory:
             shutil.copytree(official(name), directory, dirs_exist_ok=True)
+        from ..configuration_simclr import SimCLRConfig
+
         config: SimCLRConfig = SimCLRConfig.from_pretrained(out)
         return config
     layers = config_of(entry).projection_layers
@@ -134,11 +138,13 @@ def convert_official(
     with _explained(entry):
         home = cached_assets_path("simclr_hub", _NAMESPACE, entry.name)
         with _lock(home), _downloaded(entry, step, home) as (prefix, _):
+            from .convert import convert
+
             return convert(prefix, out, ema=ema, classifier_layer=layer, image_size=image_size)
 
 
 def lasting_name(directory: Path) -> str:
-    """What `official` returned as a name that stays the same: "NAME@step-N"."""
+    """Return the lasting name of a directory that `official` returned: "NAME@step-N"."""
     source = json.loads((directory / "source.json").read_text(encoding="utf-8"))
     return f"{source['name']}@step-{source['step']}"
 
@@ -152,6 +158,8 @@ def _fetch(entry: CatalogEntry, step: int | None, home: Path) -> Path:
     with _downloaded(entry, step, home) as (prefix, source):
         path = home / f"step-{source.step}-{source.sha256[:12]}"
         with new_directory(path) as directory:
+            from .convert import convert
+
             _check(entry, convert(prefix, directory, classifier_layer=entry.classifier_layer))
             (directory / "source.json").write_text(json.dumps(asdict(source), indent=2) + "\n", encoding="utf-8")
             shutil.rmtree(prefix.parent)  # before the name is there: a kill in between costs a download, not the room
@@ -180,9 +188,7 @@ def _downloaded(entry: CatalogEntry, step: int | None, home: Path) -> Iterator[t
         if not path.exists():
             download(f"{base}/{path.name}", path)
     with open(data, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
+        digest = hashlib.file_digest(file, "sha256")
     try:
         yield prefix, Source(entry.name, f"{base}/{data.name}", found, digest.hexdigest(), data.stat().st_size)
     except CheckpointError:
@@ -192,7 +198,7 @@ def _downloaded(entry: CatalogEntry, step: int | None, home: Path) -> Iterator[t
 
 
 def _bucket() -> str:
-    """Where the official checkpoints lie: Google's bucket, or a mirror of it."""
+    """Return the address of the official checkpoints: Google's bucket, or a mirror of it."""
     mirror = os.environ.get("SIMCLR_HUB_BUCKET") or BUCKET
     if not re.fullmatch(r"https?://([\w.-]+|\[[\da-fA-F:.]+\])(:\d{1,5})?(/[\w./~-]*)?", mirror):
         raise CheckpointError(f"SIMCLR_HUB_BUCKET={mirror}: must be an address such as {BUCKET}")
@@ -200,7 +206,7 @@ def _bucket() -> str:
 
 
 def _remote_step(url: str, path: Path) -> int:
-    """The step that TensorFlow's file `checkpoint` names; only its number is used, never a path."""
+    """Read the step out of TensorFlow's file `checkpoint`; only its number is used, never a path."""
     download(url, path)  # also over what is there: it may say another step by now
     text = path.read_bytes()[:4096].decode("utf-8", "replace")
     found = re.search(r'^model_checkpoint_path: "model\.ckpt-(\d{1,12})"\s*$', text, re.MULTILINE)
@@ -209,12 +215,14 @@ def _remote_step(url: str, path: Path) -> int:
     return int(found[1])
 
 
-def _check(entry: CatalogEntry, config: SimCLRConfig) -> None:
+def _check(entry: CatalogEntry, config: "SimCLRConfig") -> None:
     """Refuse weights of another architecture than the catalog says.
 
     Whether g was kept, and whether a pretrained one's classifier was, is the files' affair: no source says it of every
     set, and h is the same. `convert` refuses a classifier on g's first layer without that layer.
     """
+    from ..configuration_simclr import SimCLRConfig
+
     expected = config_of(entry)
     wanted = {key: getattr(expected, key) for key in (*sorted(SimCLRConfig.__annotations__), "num_labels")}
     if not config.projection_layers:
@@ -245,7 +253,7 @@ def _lock(home: Path) -> Iterator[None]:
 
 @contextmanager
 def _explained(entry: CatalogEntry) -> Iterator[None]:
-    """What can go wrong beside the download, as one error that says what to do."""
+    """Turn what can go wrong beside the download into one error that says what to do."""
     try:
         yield
     except OfflineModeIsEnabled as e:

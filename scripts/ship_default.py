@@ -2,13 +2,13 @@
 
 In one go, in three minutes of one core:
 
-    python -m simclr_hub.training.ship_default RUN/final SIZE --data FOLDER --photos FOLDER
+    python scripts/ship_default.py RUN/final SIZE --data FOLDER --photos FOLDER
 
 Written into the package are the weights (in half precision, half the download; float32 when loaded), the whitenings,
 learnt on 10,000 images of --data without their labels, the vectors that `simclr-hub doctor` compares, and the
 thresholds of duplicates, for raw and for whitened vectors, measured on --photos, a folder of class folders. After that
 `benchmarks/features.py --record` measures the numbers of results.json and where the checkpoint fails, also for the
-README, and `python -m simclr_hub.training.cards` writes the card.
+README, and `python scripts/render_cards.py` writes the card.
 Without RUN/final and SIZE all but the weights is made again for those that are there.
 """
 
@@ -29,9 +29,8 @@ from simclr_hub.index.duplicates.default_calibration import calibrate_default
 from simclr_hub.modeling_simclr import SimCLRModel
 from simclr_hub.runtimes import SHIPPED, Export, shipped_export, write_export
 from simclr_hub.torch_runtime import export_layer, facts_of
+from simclr_hub.training.data import open_rows
 from simclr_hub.whitening import IMAGES, WHITENING_NAMES, Whitening
-
-from .data import open_rows
 
 _ASSETS = Path(str(files("simclr_hub") / "assets"))
 _TARGET = _ASSETS / "default"

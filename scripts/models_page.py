@@ -1,16 +1,17 @@
 """Write the tables of docs/models.md and the plot docs/models.svg from the catalog and the measured speeds.
 
-python docs/generate_models.py        # matplotlib: pip install 'simclr-hub[train]'
+python scripts/models_page.py        # matplotlib: pip install 'simclr-hub[train]'
 """
 
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from simclr_hub.checkpoints.choose import MARGIN, PROTOCOLS, Choice, choices, measurement, recommend
+from simclr_hub.checkpoints.catalog import MARGIN, PROTOCOLS, Choice, choices, measurement, recommend
 
-PAGE, PLOT = Path(__file__).with_name("models.md"), Path(__file__).with_name("models.svg")
-BEGIN, END = "<!-- begin: docs/generate_models.py -->", "<!-- end: docs/generate_models.py -->"
+_DOCS = Path(__file__).parents[1] / "docs"
+PAGE, PLOT = _DOCS / "models.md", _DOCS / "models.svg"
+BEGIN, END = "<!-- begin: scripts/models_page.py -->", "<!-- end: scripts/models_page.py -->"
 LIMITS = {"none": float("inf"), "100 million": 100e6, "50 million": 50e6}  # of parameters
 COLOURS = {"linear": "#0072b2", "1%": "#d55e00", "10%": "#e69f00", "100%": "#009e73", "supervised": "#666666"}
 TICKS = {"params": (25, 50, 100, 200, 400, 800), "speed": (0.25, 0.5, 1, 2, 4, 8)}
@@ -23,7 +24,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def tables() -> str:
-    """What stands between the markers: which to take, every architecture, and how its speed was measured."""
+    """Render what stands between the markers: which to take, every architecture, and how its speed was measured."""
     picks = []
     for limit, parameters in LIMITS.items():
         for protocol, (best, near) in recommend(choices(max_parameters=parameters)).items():
@@ -59,12 +60,12 @@ def tables() -> str:
 
 
 def digest() -> str:
-    """Of the numbers that the plot shows; the plot carries it, so that a stale one is found out."""
+    """Hash the numbers that the plot shows; the plot carries the hash, so that a stale one is found out."""
     return hashlib.sha256(repr(sorted(map(repr, choices()))).encode()).hexdigest()[:16]
 
 
 def draw(path: Path) -> None:
-    """Accuracy against parameters and against speed: all checkpoints, and a line along the best at each cost."""
+    """Draw accuracy against parameters and against speed: all checkpoints, and a line along the best at each cost."""
     import matplotlib
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
