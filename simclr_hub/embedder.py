@@ -145,11 +145,11 @@ class Embedder:
         folder: Path | None = None
         exported = None
         if model is None or isinstance(model, (str, os.PathLike)):
-            folder, name = source = locate(model)
+            folder, name = locate(model)
             if on_cpu and (runtime == "onnxruntime" or (runtime is None and not exact)):
                 exported = find_export(folder, layer)
         else:
-            name, source = model.config.name_or_path or "", model
+            name = model.config.name_or_path or ""
         self._in_memory = folder is None
         drifts = exported is not None and not exported[0].is_right
         if exported and not drifts and (runtime or not exported[0].facts.exact or exact is False):
@@ -157,7 +157,8 @@ class Embedder:
         else:  # with torch
             from .torch_runtime import facts_of, runner_of
 
-            exported, loaded, facts = None, *facts_of(source, layer)
+            given: Any = model if folder is None else (folder, name)
+            exported, loaded, facts = None, *facts_of(given, layer)
         self._exact = facts.exact if exact is None else exact
         self._size, self._crop, self._mean_std = facts.size, facts.crop, facts.mean_std
         mean_std = ""

@@ -2,13 +2,12 @@
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import CheckpointError
 from .model_folder import inside
+from .progress import quiet_transformers
 from .runtimes import DEFAULT_FOLDER, hash_weights
 from .whitening import WHITENING_NAMES, Whitening
 
@@ -99,20 +98,6 @@ def own_whitening(path: Path) -> Whitening:
         raise e if isinstance(e, CheckpointError) else CheckpointError(str(e)) from e
 
 
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Leave out transformers' own progress bars, for loading and saving, which take a moment."""
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-
-
 def weights_hash(model: "SimCLRModel", *, with_projection: bool = False) -> str:
     """Return the SHA-256 over the architecture and every weight of the encoder (and of g), wherever they lie."""
     return hash_weights(architecture_of(model.config), hashed_weights(model, with_projection=with_projection))
@@ -170,8 +155,7 @@ def locate(name: str | os.PathLike[str] | None) -> tuple[Path, str]:
     if "/" not in name.partition("@")[0]:
         from .checkpoints.official import lasting_name, official
 
-        with quiet_transformers():
-            directory = official(name)
+        directory = official(name)
         return directory, lasting_name(directory)
     from .checkpoints.download import snapshot
 
