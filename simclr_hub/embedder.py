@@ -319,7 +319,7 @@ class Embedder:
         """
         pool = Pool(self._workers, "simclr-embed", partial(_set_torch_threads, 1))
         # What may hang, or has its own threads, has a thread of its own: this one stays free to be interrupted.
-        single = Pool(1, "simclr-run", partial(_set_torch_threads)) if self._run.has_own_thread else pool
+        single = Pool(1, "simclr-run", partial(_set_torch_threads, cores())) if self._run.has_own_thread else pool
         waiting: deque[Future[list[Embedding | Failure]]] = deque()
         try:
             batches = self._batches(enumerate(sources), lambda x: pool.submit(partial(self._prepare, x, signatures)))
@@ -542,6 +542,8 @@ def _device(device: Any) -> str:
     import torch
 
     found = torch.device(device or "cuda")
+    if found.type == "cpu":
+        return "cpu"
     if str(found) == "cuda":  # the current one, which is another in each thread
         found = torch.device("cuda", torch.cuda.current_device())
     return str(found)

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ._files import write_file
-from .model_folder import inside, read_json, weight_files
+from .model_folder import read_json, weight_files
 
 RUNTIMES = ("torch", "onnxruntime", "compile")
 #: Largest difference from plain PyTorch's vectors at the same precision, relative to their largest value.
@@ -156,8 +156,10 @@ def check_runtime(runtime: str | None, device: str, precision: str) -> None:
     """Refuse what cannot run.
 
     Raises:
-        ValueError: no such runtime, or not one for this device and precision.
+        ValueError: no such precision or runtime, or not one for this device and precision.
     """
+    if precision not in LIMITS:
+        raise ValueError(f"dtype={precision} is not one of {', '.join(LIMITS)}")
     if runtime is not None and runtime not in RUNTIMES:
         raise ValueError(f"runtime={runtime!r} is not one of {', '.join(RUNTIMES)}")
     if runtime == "onnxruntime" and (device != "cpu" or precision != "float32"):
@@ -195,13 +197,16 @@ def hash_weights(architecture: Mapping[str, Any], weights: Mapping[str, np.ndarr
 def find_export(folder: Path, layer: str) -> tuple[Export, dict[str, np.ndarray]] | None:
     """Return the export of a model's layer with the weights that the model's folder holds, if it is there and fits."""
     try:
+        of = weights = found = None
         for path in _places(folder, layer):
             with suppress(KeyError, TypeError, ValueError, OSError, zlib.error):  # damaged: as if it were not there
                 export = read_export(path)
-                if export.facts.layer == layer:
+                if (export.facts.architecture, export.shapes) != of:  # hashed once for all trainings of a network
                     weights = _read_weights(folder, export.shapes)
-                    if hash_weights(export.facts.architecture, weights) == export.facts.weights:
-                        return export, weights
+                    found = hash_weights(export.facts.architecture, weights)
+                    of = export.facts.architecture, export.shapes
+                if weights and export.facts.weights == found and export.facts.layer == layer:
+                    return export, weights
     except (ValueError, OSError):  # of the model's folder, about which `load` tells more
         pass
     return None
@@ -244,8 +249,8 @@ def _key(folder: Path, layer: str) -> str:
     """Identify a layer by all that a folder says of it beside the weights."""
     digest = hashlib.sha256(f"{_FORMAT} {layer}".encode())
     for name in ("config.json", "preprocessor_config.json"):
-        path = folder / name
-        digest.update(b"\0" + (inside(path).read_bytes() if os.path.lexists(path) else b""))
+        settings = read_json(folder / name) if os.path.lexists(folder / name) else {}
+        digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
 

@@ -1,6 +1,7 @@
 """What runs a model with torch: as it is or compiled, on any device in any precision; and exporting it to ONNX."""
 
 import copy
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -124,14 +125,18 @@ class CompiledRunner:
     def __init__(self, plain: TorchRunner, size: int, batch_size: int):
         self._plain, self._size, self._batch_size = plain, size, batch_size
         self._compiled: Callable[[np.ndarray], np.ndarray] | None = None
+        self._compiling = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_compiled": None}
+        return {key: value for key, value in vars(self).items() if key != "_compiling"} | {"_compiled": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _compiling=threading.Lock())
 
     def __call__(self, pixels: np.ndarray, *, alone: bool = False) -> np.ndarray:
         """Turn pixels (B, 3, size, size) into vectors (B, D), both float32."""
-        if self._compiled is None:
-            self._compiled = self._compile()
+        with self._compiling:
+            self._compiled = self._compiled or self._compile()
         return self._compiled(pixels)
 
     def _compile(self) -> Callable[[np.ndarray], np.ndarray]:

@@ -1,9 +1,11 @@
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -149,6 +151,8 @@ def test_what_cannot_run_is_refused(tiny_model):
         Embedder(tiny_model, runtime="tpu")
     with pytest.raises(ValueError, match="float32 on the CPU, not bfloat16 on cpu"):
         Embedder(tiny_model, runtime="onnxruntime", dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="dtype=int8 is not one of float32"):
+        Embedder(tiny_model, dtype="int8")
 
 
 def test_what_runs_the_model_by_default(folder, tiny_model):
@@ -290,6 +294,23 @@ def test_threads_are_those_of_torch_or_of_the_environment(monkeypatch):
     for value, expected in (("3", 3), ("", None), ("many", None), ("0", None)):
         monkeypatch.setenv("OMP_NUM_THREADS", value)
         assert runtimes.cores() == expected or (expected is None and runtimes.cores() == len(os.sched_getaffinity(0)))
+
+
+def test_streams_side_by_side_compile_once(tiny_model, monkeypatch):
+    compiled = []
+
+    def compile(self):
+        compiled.append(self)
+        time.sleep(0.2)
+        return self._plain
+
+    monkeypatch.setattr(torch_runtime.CompiledRunner, "_compile", compile)
+    embedder = Embedder(tiny_model, runtime="compile")
+    images = [np.zeros((80, 80, 3), np.uint8)] * 3
+    with ThreadPoolExecutor(3) as pool:
+        runs = [pool.submit(lambda: list(embedder.stream(images))) for _ in range(3)]
+        assert [len(run.result()) for run in runs] == [3] * 3
+    assert len(compiled) == 1 and pickle.loads(pickle.dumps(embedder))._run._compiled is None
 
 
 @pytest.mark.slow
