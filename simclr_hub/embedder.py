@@ -4,6 +4,7 @@ Memory is bounded however long the input is. torch is imported only where it run
 not been exported yet (see `runtimes`).
 """
 
+import importlib
 import math
 import os
 import sys
@@ -80,6 +81,8 @@ class _Ready(NamedTuple):
 _Batch = list[tuple[int, Any, "Future[_Ready]"]]
 
 
+#: Side of inputs up to which photos are mostly decoded so small that numpy resizes them, see `pixels.FEW_PIXELS`.
+_SMALL = 128
 #: Images that could not be used of which a warning names the reason.
 _NAMED = 3
 
@@ -154,6 +157,8 @@ class Embedder:
         drifts = exported is not None and not exported[0].is_right
         if exported and not drifts and (runtime or not exported[0].facts.exact or exact is False):
             facts = exported[0].facts
+            if facts.size > _SMALL:
+                importlib.import_module("torch")  # which resizes most photos for such an input: not first in a stream
         else:  # with torch
             from .torch_runtime import facts_of, runner_of
 
