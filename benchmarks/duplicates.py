@@ -288,7 +288,7 @@ def many(number: int) -> None:
     for row in range(number):
         low = torch.from_numpy(random.random((1, 3, 6, 6), np.float32))
         picture = torch.nn.functional.interpolate(low, (48, 48), mode="bicubic").clamp(0, 1)[0]
-        signatures[row] = as_rows([picture_signature(picture)])[0]
+        signatures[row] = as_rows([picture_signature(picture.numpy())])[0]
     originals = np.arange(0, number - 1, 10)
     signatures[originals + 1] = signatures[originals]
     noise = random.standard_normal((len(originals), 256), np.float32) * 0.005

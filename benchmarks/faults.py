@@ -190,7 +190,7 @@ def decode_mutants(count: int, seed: int, extra: list[Path]) -> None:
         started = time.monotonic()
         try:
             pixels = load_image(FileBytes(name, damaged)).pixels
-            assert pixels.shape[0] == 3 and pixels.numel(), pixels.shape
+            assert pixels.shape[0] == 3 and pixels.size, pixels.shape
             counts["decoded"] += 1
         except ImageError as e:
             assert str(e) and str(e).isprintable()

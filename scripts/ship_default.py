@@ -28,7 +28,9 @@ from simclr_hub.embedder import Embedder, embed
 from simclr_hub.image_processing_simclr import SimCLRImageProcessor
 from simclr_hub.modeling_simclr import SimCLRModel
 from simclr_hub.progress import counting_bar
+from simclr_hub.runtimes import SHIPPED, Export, shipped_export, write_export
 from simclr_hub.sources import folder_images
+from simclr_hub.torch_runtime import export_layer, facts_of
 from simclr_hub.training.data import open_rows
 from simclr_hub.whitening import IMAGES, WHITENING_NAMES, Whitening
 
@@ -73,6 +75,11 @@ def write_whitenings(data: str, target: Path = _TARGET) -> None:
             weights=embedder.fingerprint["weights"],
         )
         whitening.save(target / WHITENING_NAMES[layer])
+
+
+def exports() -> dict[str, Export]:
+    """Make the ONNX graphs with which the default checkpoint runs without torch, by their layers."""
+    return {layer: export_layer(*facts_of((_TARGET, "default"), layer))[0] for layer in SHIPPED}
 
 
 def write_known_vectors() -> None:
@@ -125,6 +132,8 @@ if __name__ == "__main__":
         if options.size is None:
             parser.error("give SIZE, the side of the images in pixels")
         write_weights(options.source, options.size)
+    for layer, export in exports().items():
+        write_export(shipped_export(layer), export)
     write_whitenings(options.data)
     write_known_vectors()
     for output, whiten in ((DEFAULT, False), (DEFAULT_WHITENED, True)):

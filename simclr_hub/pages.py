@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from PIL import Image
 from ._files import Kind, check_output, write_output
 from .duplicates.find import DuplicateGroup, Member, day
 from .errors import ImageError
-from .images import FileBytes, decode, describe, load_image, read_source
+from .images import describe, load_image
 from .index.search.find import Match, tell_share
 
 #: The templates' first lines, by which a page of this package is recognised.
@@ -151,12 +150,7 @@ def _picture(source: Any) -> dict[str, str]:
     full = describe(source)
     name = Path(full).name or full
     try:
-        if isinstance(source, (str, os.PathLike)):
-            source = read_source(source)
-        if isinstance(source, FileBytes):
-            image = decode(source.data, source.name)  # without torch
-        else:
-            image = Image.fromarray(load_image(source).pixels.permute(1, 2, 0).contiguous().numpy())
+        image = Image.fromarray(load_image(source).pixels.transpose(1, 2, 0))
     except ImageError as e:
         return {"name": name, "full": str(e), "data": ""}
     image.thumbnail((THUMBNAIL, THUMBNAIL))

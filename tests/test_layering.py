@@ -18,7 +18,6 @@ TRAVELLING = (
     "model_folder",
     "pixels",
     "headers",
-    "colour",
 )
 ALLOWED = {"torch", "torchvision", "transformers", "huggingface_hub", "numpy", "PIL"} | set(sys.stdlib_module_names)
 

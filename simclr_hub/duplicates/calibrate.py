@@ -223,7 +223,7 @@ def _picture(path: str | Path) -> Image.Image | None:
         pixels = load_image(path).pixels
     except ImageError:
         return None
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    return Image.fromarray(pixels.transpose(1, 2, 0))
 
 
 # Edits that leave a picture the same.

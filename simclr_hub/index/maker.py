@@ -137,12 +137,10 @@ def choose_whitening(model: Any, embedder: EmbedderLike, whiten: Whitening | boo
 
 def _settings(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `Embedder` that a fingerprint tells of."""
-    import torch
-
     return {
         "layer": fingerprint.get("layer", "h"),
         "normalize": fingerprint.get("normalized") == "yes",
-        "dtype": getattr(torch, fingerprint.get("precision", "float32")),
+        "dtype": fingerprint.get("precision", "float32"),
         "exact": fingerprint.get("preprocessing", "exact").endswith("exact"),
     }
 

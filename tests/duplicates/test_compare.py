@@ -31,8 +31,8 @@ def open_photo(name: str) -> Image.Image:
 
 
 def signatures(images: list[Image.Image]) -> np.ndarray:
-    tensors = [torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) for image in images]
-    return as_rows([picture_signature(tensor) for tensor in tensors])
+    arrays = [np.array(image.convert("RGB")).transpose(2, 0, 1) for image in images]
+    return as_rows([picture_signature(array) for array in arrays])
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -27,7 +26,7 @@ SMALL = 0.3  # between unrelated vectors
 
 
 def signature(image: Image.Image) -> np.ndarray:
-    return as_rows([picture_signature(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1))])
+    return as_rows([picture_signature(np.array(image.convert("RGB")).transpose(2, 0, 1))])
 
 
 @pytest.fixture(scope="module")
