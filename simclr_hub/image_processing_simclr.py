@@ -104,7 +104,7 @@ class SimCLRImageProcessor(TorchvisionBackend):
     def get_image_processor_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As in transformers, but of a folder only small JSON files that lie in it are opened."""
+        """Load as transformers does, but of a folder open only small JSON files that lie in it."""
         folder = Path(pretrained_model_name_or_path)
         for name in ("preprocessor_config.json", "processor_config.json"):
             if os.path.lexists(path := folder / (kwargs.get("subfolder") or "") / name):

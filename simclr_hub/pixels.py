@@ -238,7 +238,7 @@ def rgb_of_array(x: np.ndarray) -> np.ndarray:
 
 
 def transform(x: Any, size: int, *, exact: bool = False, crop_proportion: float = 0.875) -> Any:
-    """Central crop and bicubic resize, as the official evaluation does it.
+    """Crop the centre and resize bicubically, as the official evaluation does.
 
     It does not antialias: so unless `exact`, a photo of more than twice the size is first resized to twice that size
     with antialiasing.

@@ -100,7 +100,7 @@ class Export:
 
     @property
     def is_right(self) -> bool:
-        """Whether it gives PyTorch's vectors."""
+        """Tell whether it gives PyTorch's vectors."""
         return self.drift <= LIMITS["float32"]  # NaN is not
 
 

@@ -71,7 +71,7 @@ class Layer(nn.Module):
         self.model, self.projection, self.stage3 = model, projection, stage3
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) to (B, D)."""
+        """Compute the layer's vectors (B, D) of pixels (B, 3, H, W)."""
         output = self.model(
             pixels, output_projections=self.projection > 0, output_hidden_states=self.stage3, return_dict=True
         )
