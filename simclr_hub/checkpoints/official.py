@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Source:
+class Origin:
     """Where converted weights are from, `source.json` beside them.
 
     Attributes:
@@ -167,7 +167,7 @@ def _fetch(entry: CatalogEntry, step: int | None, home: Path) -> Path:
 
 
 @contextmanager
-def _downloaded(entry: CatalogEntry, step: int | None, home: Path) -> Iterator[tuple[Path, Source]]:
+def _downloaded(entry: CatalogEntry, step: int | None, home: Path) -> Iterator[tuple[Path, Origin]]:
     """Download TensorFlow's files, and drop them when they have been used.
 
     They are two or three times as large as what is converted from them, since they hold the optimiser's state and an
@@ -190,7 +190,7 @@ def _downloaded(entry: CatalogEntry, step: int | None, home: Path) -> Iterator[t
     with open(data, "rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     try:
-        yield prefix, Source(entry.name, f"{base}/{data.name}", found, digest.hexdigest(), data.stat().st_size)
+        yield prefix, Origin(entry.name, f"{base}/{data.name}", found, digest.hexdigest(), data.stat().st_size)
     except CheckpointError:
         shutil.rmtree(folder)
         raise
