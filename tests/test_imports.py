@@ -128,6 +128,7 @@ assert type(AutoImageProcessor.from_pretrained(sys.argv[1])) is simclr_hub.SimCL
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", FIRST)  # each 5 s of importing transformers
 def test_the_auto_classes_know_simclr_whichever_is_imported_first(first: str, tiny_dir: Path) -> None:
     code = f"import sys\n{FIRST[first]}\n{AFTERWARDS}"
