@@ -83,8 +83,9 @@ def search_command(
 ) -> None:
     """Find the photos in INDEX that are most similar to the image QUERY.
 
-    Several QUERY photos make several searches, or one with --together or --not. The score is the cosine of the two feature
-    vectors: 1 is the same picture; "closer than" is the share of the index's own pairs of photos that are less alike.
+    Several QUERY photos make several searches, or one with --together or --not. The score is the cosine of the two
+    feature vectors: 1 is the same picture; "closer than" is the share of the index's own pairs of photos that are less
+    alike.
     """
     conditions = parse_where(where)
     try:
