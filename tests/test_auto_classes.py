@@ -60,6 +60,7 @@ def _assert_compiled_gives_h(directory, backend):
             torch.testing.assert_close(compiled(pixels).pooler_output, h, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_compiles_as_one_graph_to_the_same_h(classifier_dir):
     _assert_compiled_gives_h(classifier_dir, "aot_eager")
 

@@ -11,6 +11,8 @@ from tiny import tiny_config
 from simclr_hub.checkpoints.catalog import entries
 from simclr_hub.checkpoints.convert import convert
 
+pytestmark = pytest.mark.slow  # a real server, and downloads in processes of their own
+
 NAME = "simclr-v1-r50"
 ENTRY = entries()[NAME]
 CONFIG = {"projection_layers": 0, "num_labels": 5}

@@ -15,6 +15,8 @@ from tiny import SAMPLE_PHOTOS, randomized, tiny_config
 
 from simclr_hub import SimCLRForImageClassification, SimCLRImageProcessor, embed, load
 
+pytestmark = pytest.mark.slow  # a real server, and clients in processes of their own
+
 PHOTO = str(SAMPLE_PHOTOS / "cat_1.jpg")
 PUBLISH = """
 from dataclasses import asdict

@@ -144,6 +144,7 @@ def test_a_steps_loss_is_the_recipes_and_a_rate_of_0_learns_nothing(loss):
     assert all(torch.equal(a, b) for a, b in zip(before, learner.model.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_seed_are_equal(packed, tmp_path):
     runs = [run(packed, tmp_path / name, "--steps", "3", "--compile", "none") for name in "ab"]
     assert runs[0]["log"][-1]["loss"] == runs[1]["log"][-1]["loss"]
@@ -230,6 +231,7 @@ def test_batches_go_round_all_images_and_change_size_when_it_is_time():
     assert sizes[0] == 8 and sizes[-1] == 12
 
 
+@pytest.mark.slow
 def test_it_runs_without_the_package_installed_and_without_what_a_gpu_machine_lacks(packed, tmp_path):
     code = f"""
 import runpy, sys

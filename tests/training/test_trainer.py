@@ -102,6 +102,7 @@ def test_resuming_gives_the_same_weights_bit_for_bit(tmp_path: Path, whole: dict
     assert not all(torch.equal(whole[key], value) for key, value in weights(tmp_path / "checkpoint-3").items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", [0, 8])
 def test_several_views_and_a_schedule_resume_bit_for_bit(tmp_path: Path, memory: int) -> None:
     views = {"count": 3, "sizes": [{"from": 0.5, "size": 8}, {"from": 0.8, "area": (0.2, 0.4)}]}
@@ -208,6 +209,7 @@ def test_the_log_tells_how_it_goes_and_labels_change_no_weight(tmp_path: Path) -
     assert_equal(weights(tmp_path / "a" / "checkpoint-6"), weights(tmp_path / "b" / "checkpoint-6"))
 
 
+@pytest.mark.slow
 def test_the_probe_resumes(tmp_path: Path) -> None:
     whole, second = labelled(tmp_path / "whole"), labelled(tmp_path / "half")
     whole.train()
@@ -232,6 +234,7 @@ def test_an_update_that_breaks_the_weights_is_not_saved(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_cached_batch_trains_as_its_pieces_do(tmp_path: Path) -> None:
     """One piece is the whole batch: the same run. Two pieces: another BatchNorm, the same negatives."""
     with pytest.raises(RecipeError, match="gradient_cache=1 leaves BatchNorm a single view"):
@@ -247,6 +250,7 @@ def test_a_cached_batch_trains_as_its_pieces_do(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_memory_gives_negatives_and_resumes(tmp_path: Path) -> None:
     run = trainer(tmp_path / "whole", memory=48, memory_momentum=0.5)
     run.train()
