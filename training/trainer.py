@@ -28,10 +28,10 @@ from simclr_hub.errors import RecipeError, TrainingError
 
 from .augmentations import Views
 from .distributed import global_multi_view_loss, synchronize_batch_norm, use_biased_moving_variance
-from .evaluate import features, knn_accuracy
 from .large_batch import MomentumMemory, cached_backward
 from .monitor import Monitor, OnlineClassifier, contrastive_top1
 from .optimization import LR_SCALINGS, OPTIMIZERS, create_optimizer, official_steps, scale_learning_rate, warmup_cosine
+from .protocols import features, knn_accuracy
 
 LOSSES = ("nt_xent", "dcl")
 

@@ -4,7 +4,7 @@ import torch
 
 from simclr_hub import SimCLRConfig, SimCLRImageProcessor, SimCLRModel
 from simclr_hub.training.data import ImageArray
-from simclr_hub.training.evaluate import features, knn_accuracy, precision_at
+from simclr_hub.training.protocols import features, knn_accuracy, precision_at
 
 
 def test_accuracy_equals_a_vote_counted_by_hand() -> None:
