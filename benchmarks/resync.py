@@ -1,4 +1,4 @@
-"""How long a sync takes when nothing changed: no file is read, only listed; and one with a single new photo.
+"""Time a sync that finds nothing changed: no file is read, only listed.
 
 The photos are small files in 1,000 folders, with random vectors of 256 numbers put into the index as a sync would;
 nothing is embedded. Times are medians, without loading a model.
@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from simclr_hub.index import SimilarityIndex, pipeline
-from simclr_hub.index.records import Photo, Stamp, file_metadata
+from simclr_hub.index import SimilarityIndex, sync
+from simclr_hub.index.store import Photo, file_metadata
+from simclr_hub.scan import FileStat
 
 DIM, FOLDERS = 256, 1000
 
@@ -36,7 +37,7 @@ class NoModel:
 
 
 def fill(index: SimilarityIndex, photos: Path, number: int) -> None:
-    """Make the files, and their rows as a sync would, with stamps that are trusted."""
+    """Make the files, and their rows as a sync would, with file stats that are trusted."""
     store, draw = index._store, np.random.default_rng(0)
     with store.writing(), store.transaction():
         root = store.put_root(os.fsencode(photos), "ok")
@@ -49,8 +50,8 @@ def fill(index: SimilarityIndex, photos: Path, number: int) -> None:
             content, vector = hashlib.sha256(data).digest(), draw.normal(size=DIM)
             store.put_vector(content, (vector / np.linalg.norm(vector)).astype(np.float32))
             store.put_details(content, {"format": "JPEG"}, bytes(32))
-            stamp = Stamp.of(os.stat(photos / path))
-            store.put(Photo(root.id, os.fsencode(path), stamp, True, content, "live", metadata=file_metadata(stamp)))
+            stat = FileStat.of(os.stat(photos / path))
+            store.put(Photo(root.id, os.fsencode(path), stat, True, content, "live", metadata=file_metadata(stat)))
 
 
 def main() -> None:
@@ -70,7 +71,7 @@ def main() -> None:
         def refuse(*_: object, **__: object) -> None:
             raise RuntimeError("a file was read")
 
-        setattr(pipeline, "read_file", refuse)  # noqa: B010
+        setattr(sync, "read_file", refuse)  # noqa: B010
         seconds, processor, listing = [], [], []
         for _ in range(arguments.repeat):
             ours = time.process_time()

@@ -27,13 +27,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from simclr_hub.index import SimilarityIndex
-from simclr_hub.index.records import Photo, Stamp, checksum
-from simclr_hub.index.search import approximate, faiss_cache
-from simclr_hub.index.search.approximate import Approximate, build_approximate
+from simclr_hub.index.search import ann, segments
+from simclr_hub.index.search.ann import IVFIndex, build_ivf, faiss, search_exact
 from simclr_hub.index.search.arrays import CheckedArray
-from simclr_hub.index.search.exact import search_exactly
-from simclr_hub.index.search.faiss_library import faiss
-from simclr_hub.index.store import STORE_NAME, About, Store
+from simclr_hub.index.store import STORE_NAME, About, Photo, Store, checksum
+from simclr_hub.scan import FileStat
 from simclr_hub.signature import SIGNATURE_BYTES, SIGNATURE_VERSION
 
 SIZES = ("1000000x512", "100000x2048", "50000x512")
@@ -100,8 +98,8 @@ def fill(directory: Path, number: int, dim: int, seed: int, first: int = 0) -> N
                         f' "taken": "20{at % 25:02}-06-07T12:00:00", "width": 4000}}'
                     )
                     metadata = f'{{"bytes": {3000000 + at}, "modified": {1.7e9 + at}}}'
-                    path, stamp = b"album %03d/IMG_%07d.jpg" % (at % 1000, at), Stamp(3000000 + at, 1, 1, at)
-                    photo = Photo(root.id, path, stamp, True, content, "live", metadata=metadata)
+                    path, stat = b"album %03d/IMG_%07d.jpg" % (at % 1000, at), FileStat(3000000 + at, 1, 1, at)
+                    photo = Photo(root.id, path, stat, True, content, "live", metadata=metadata)
                     rows["vectors"].append((content, vector.astype("<f4").tobytes()))
                     rows["details"].append(
                         (content, info, bytes([SIGNATURE_VERSION]) + random.bytes(SIGNATURE_BYTES - 1))
@@ -124,13 +122,13 @@ def drop(directory: Path, every: int, number: int) -> None:
 
 
 def update(directory: Path) -> None:
-    """What a sync does at its end."""
+    """Bring the cache up to date, as a sync does at its end."""
     with closing(Store(directory / STORE_NAME)) as store, store.writing():
-        faiss_cache.update(store)
+        segments.update_cache(store)
 
 
 def measured(work: Callable[..., Any], *arguments: Any) -> dict[str, float]:
-    """Seconds and the most memory of one call in a process of its own."""
+    """Measure seconds and the most memory of one call in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_measure, (work, arguments))
 
@@ -159,7 +157,7 @@ def search(directory: Path, dim: int, repeat: int) -> dict[str, Any]:
     truth = [index.search(list(queries[i : i + 100]), k=K, path="**") for i in range(0, 200, 100)]
     best = [{m.path for m in matches} for part in truth for matches in part]
     hits = sum(len(those & {m.path for m in matches}) for those, matches in zip(best, found[: len(best)], strict=True))
-    bare = _bare(segment.approximate, vectors, dim)
+    bare = _bare(segment.ivf, vectors, dim)
     batch, batch_bare = _in_turn(lambda: index.search(list(queries), k=K), lambda: bare(queries), repeat)
     single: tuple[list[float], list[float]] = ([], [])
     for query in queries[: 10 * repeat]:
@@ -180,7 +178,7 @@ def search(directory: Path, dim: int, repeat: int) -> dict[str, Any]:
         filters[name] = {"first ms": _ms(times[0]), "then ms": _ms(statistics.median(times[1:]))}
     return {
         "segments": [len(segment.vectors) for segment in snapshot.segments],
-        "settings": [vars(setting) for setting in segment.approximate.settings] if segment.approximate else "exact",
+        "settings": [vars(setting) for setting in segment.ivf.settings] if segment.ivf else "exact",
         "open and first search s": round(opened, 3),
         "first batch s": round(first_batch, 3),
         "recall@10": round(hits / K / len(best), 4),
@@ -195,20 +193,20 @@ def search(directory: Path, dim: int, repeat: int) -> dict[str, Any]:
 
 
 def recall_of_features(file: Path) -> dict[str, Any]:
-    """FAISS's index over features of photos, however few; searched for some that are not in it."""
+    """Measure FAISS's index over features of photos, however few, by searching for some that are not in it."""
     vectors = np.load(file)["vectors"]
     vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors = vectors[np.random.default_rng(0).permutation(len(vectors))]
     queries, rest = vectors[:QUERIES], CheckedArray(vectors[QUERIES:])
-    approximate.EXACT_NUMBERS = 0
-    built = build_approximate(rest)
+    ann.MAX_EXACT = 0
+    built = build_ivf(rest)
     if built is None:
         return {"photos": len(rest), "dim": vectors.shape[1], "settings": "exact"}
     recall = {}
-    for k in approximate.MEASURED_K:
-        near = built.near(queries, k)
-        rows = built.search(rest, queries, k, near)[1] if near else search_exactly(rest, queries, k)[1]
-        truth = search_exactly(rest, queries, k)[1]
+    for k in ann.MEASURED_K:
+        probes = built.probe(queries, k)
+        rows = built.search(rest, queries, k, probes)[1] if probes else search_exact(rest, queries, k)[1]
+        truth = search_exact(rest, queries, k)[1]
         recall[k] = round(float(np.mean([np.isin(t, r).mean() for t, r in zip(truth, rows, strict=True)])), 4)
     settings = [vars(setting) for setting in built.settings]
     return {
@@ -220,16 +218,16 @@ def recall_of_features(file: Path) -> dict[str, Any]:
     }
 
 
-def _bare(built: Approximate | None, vectors: np.ndarray, dim: int) -> Callable[[np.ndarray], object]:
+def _bare(built: IVFIndex | None, vectors: np.ndarray, dim: int) -> Callable[[np.ndarray], object]:
     library = faiss()
     pointer = library.swig_ptr
     if built is None:
         return lambda queries: library.knn(queries, vectors, K, metric=library.METRIC_INNER_PRODUCT)
     setting = built.settings[0]
-    parameters = library.SearchParametersIVF(nprobe=setting.lists)
+    parameters = library.SearchParametersIVF(nprobe=setting.nprobe)
 
     def bare(queries: np.ndarray) -> None:
-        rows = built.index.search(queries, setting.depth, params=parameters)[1]
+        rows = built.index.search(queries, setting.rerank, params=parameters)[1]
         scores = np.empty(rows.shape, np.float32)
         library.fvec_inner_products_by_idx(
             pointer(scores), pointer(queries), pointer(vectors), pointer(rows), dim, *rows.shape
@@ -240,7 +238,7 @@ def _bare(built: Approximate | None, vectors: np.ndarray, dim: int) -> Callable[
 
 
 def _in_turn(ours: Callable[[], object], bare: Callable[[], object], repeat: int) -> tuple[float, float]:
-    """Median seconds of each, in turn, of this process's CPU time: other work on the machine does not count."""
+    """Return median seconds of each, in turn, of this process's CPU time: other work on the machine does not count."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeat):
         for run, seconds in ((ours, times[0]), (bare, times[1])):
@@ -251,7 +249,7 @@ def _in_turn(ours: Callable[[], object], bare: Callable[[], object], repeat: int
 
 
 class Like:
-    """Stands for the model that made the index; nothing is embedded."""
+    """Stand for the model that made the index; nothing is embedded."""
 
     fingerprint: ClassVar[dict[str, str]] = {"model": "drawn"}
 
@@ -259,12 +257,12 @@ class Like:
         self.dim = dim
 
     def stream(self, sources: Any, *, signatures: bool = False) -> Iterator[Any]:
-        """Not needed."""
+        """Never called."""
         raise NotImplementedError
 
 
 def run(directory: Path, number: int, dim: int, repeat: int) -> dict[str, Any]:
-    """All measurements of one size."""
+    """Measure all of one size."""
     Store.create(directory / STORE_NAME, About(dict(Like.fingerprint), dim))
     result: dict[str, Any] = {"photos": number, "dim": dim}
     start = time.perf_counter()

@@ -1,7 +1,7 @@
 """The images in a zip or tar file, one after another: nothing is written to the disk, and a tar is only streamed.
 
-Unusual: what cannot be used (an encrypted member, an archive in the archive, a bomb, a cut-off end) comes out in its
-place as an `UnusableImage`, so that it becomes one failure and the rest is read on.
+What cannot be used (an encrypted member, an archive in the archive, a bomb, a cut-off end) comes out in its place as
+an `UnusableImage`, so that it becomes one failure and the rest is read on.
 """
 
 import bz2
@@ -38,14 +38,14 @@ _DAMAGED = (
 
 
 def is_archive(path: Any) -> bool:
-    """Whether this is a path of a file that `archive_images` reads, by its suffix."""
+    """Return whether this is a path of a file that `archive_images` reads, by its suffix."""
     return isinstance(path, (str, os.PathLike)) and os.fsdecode(path).lower().endswith(SUFFIXES)
 
 
 def archive_images(
     path: str | os.PathLike[str], chosen: Iterator[bool] | None = None
 ) -> Iterator[FileBytes | UnusableImage]:
-    """The image files in a zip or tar archive by their suffix, in its order, named "archive/member".
+    """Yield the image files in a zip or tar archive by their suffix, in its order, named "archive/member".
 
     Args:
         path: .zip, .tar, or a tar packed by gzip, bzip2 or xz, as WebDataset's shards.
@@ -140,9 +140,8 @@ def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
             options = lzma._decode_filter_properties(lzma.FILTER_LZMA1, packed.read(size))  # type: ignore[attr-defined]
             # Nothing can refer further back than to the beginning, so that a larger window is memory for nothing.
             options["dict_size"] = min(options["dict_size"], max(member.file_size, 4096))
-            data = _Pieces(packed, lambda: lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[options])).read(
-                member.file_size + 1
-            )
+            pieces = _Pieces(packed, lambda: lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[options]))
+            data = pieces.read(member.file_size + 1)
     if len(data) != member.file_size or zlib.crc32(data) != member.CRC:
         raise zipfile.BadZipFile(f"it is not the {member.file_size:,} bytes that were announced")
     return data
@@ -189,7 +188,7 @@ class _Header(tarfile.TarInfo):
 
 
 def _refused(shown: str, member: str, size: int) -> ImageError | None:
-    """Why a member is not even looked at, whatever its suffix says of images."""
+    """Return why a member is not even looked at, if so."""
     if member.lower().endswith(_NESTED):
         return UnsupportedImageError(f"{shown}: an archive inside an archive is not opened; unpack it first")
     if is_image_name(member) and size > MAX_BYTES:
@@ -202,7 +201,7 @@ def _bomb(shown: str) -> ImageTooLargeError:
 
 
 class _Pieces:
-    """Unpack a file as it is read, and never more than is asked for.
+    """A file, unpacked as it is read, and never more than is asked for.
 
     Args:
         raw: the packed file.
@@ -214,7 +213,7 @@ class _Pieces:
         self._now: Any = decompressor()
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes, fewer only at the end.
+        """Read at most `size` bytes, fewer only at the end.
 
         Raises:
             EOFError: nothing is left, and its end never came.
@@ -254,11 +253,11 @@ class _Unpacked:
             self._file = _Pieces(raw, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MEMORY))
 
     def allow(self, most: int | None) -> None:
-        """How many bytes may be read until the next call; what tarfile keeps in memory is bounded by it."""
+        """Set how many bytes may be read until the next call; what tarfile keeps in memory is bounded by it."""
         self._allowed = most
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes, fewer only at the end."""
+        """Read at most `size` bytes, fewer only at the end."""
         data: bytes = self._file.read(size)
         self._got += len(data)
         self._nothing = 0 if data else self._nothing + 1
@@ -273,4 +272,4 @@ class _Unpacked:
         return data
 
     def close(self) -> None:
-        """The file is closed by who opened it."""
+        """Do nothing: the file is closed by who opened it."""

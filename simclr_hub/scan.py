@@ -1,9 +1,7 @@
-"""A folder to observations: every photo below it with its file stat, what was skipped, what could not be listed.
+"""Folders: every photo below one with its file stat, what was left out, what could not be listed.
 
-This is the one keeper of folders: the index, `embed`, training and evaluation read them through it.
-
-Names are bytes, since file names need not be text. Nothing is followed and nothing is opened. A folder that cannot be
-listed is an observation, because the photos below it are then unknown, not gone.
+The index, `embed`, training and evaluation read folders through this module alone. Names are bytes, since file names
+need not be text. Nothing is followed and nothing is opened.
 """
 
 import os
@@ -18,7 +16,6 @@ from typing import NamedTuple
 
 from .errors import RootUnavailableError
 from .images import describe, is_image_name
-from .patterns import translate
 
 SEPARATOR = os.fsencode(os.sep)
 #: Times of files and clocks are trusted no finer than this (FAT stores even seconds).
@@ -48,8 +45,8 @@ _ORIGINALS = ("originals", "masters")
 _PREVIEWS = ".lrdata"  # Lightroom's
 
 
-class Stamp(NamedTuple):
-    """What changes when a file does; compared for equality only, since clocks and copied times run backwards."""
+class FileStat(NamedTuple):
+    """The size, times and inode of a file; compared for equality only, since clocks and copied times run backwards."""
 
     size: int
     mtime_ns: int
@@ -57,8 +54,8 @@ class Stamp(NamedTuple):
     inode: int
 
     @classmethod
-    def of(cls, stat: os.stat_result) -> "Stamp":
-        """Return the stamp in a stat."""
+    def of(cls, stat: os.stat_result) -> "FileStat":
+        """Return what of a stat is compared."""
         ctime_ns = 0 if os.name == "nt" else stat.st_ctime_ns  # there it is the time of creation
         return cls(stat.st_size, stat.st_mtime_ns, ctime_ns, stat.st_ino)
 
@@ -69,10 +66,10 @@ class Stamp(NamedTuple):
 
 @dataclass(frozen=True)
 class Rules:
-    """What of a folder is left out, beside trash, thumbnails, what systems keep, and what is no photo by its name.
+    """Rules for what is left out beside trash, thumbnails, what systems keep, and what is no photo by its name.
 
     Attributes:
-        exclude: patterns, see `patterns.translate`: without a slash, for the name of a file or folder anywhere; with
+        exclude: patterns, see `translate_pattern`: without a slash, for the name of a file or folder anywhere; with
             one, for the path below the root. A folder that matches is left out whole.
         include_hidden: enter folders and take files whose names begin with a dot.
 
@@ -121,12 +118,58 @@ class Rules:
 def _translate(pattern: str) -> str:
     """Return an exclude pattern as a regular expression for paths below the root."""
     pattern = _normal(pattern.rstrip("/"))
-    return translate(pattern.lstrip("/") if "/" in pattern else f"**/{pattern}")
+    return translate_pattern(pattern.lstrip("/") if "/" in pattern else f"**/{pattern}")
 
 
 def _normal(text: str) -> str:
     """Return one of the two ways in which Unicode writes letters with accents; file systems differ."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def translate_pattern(pattern: str) -> str:
+    """Return a pattern for paths as a regular expression that matches in linear time, whatever the name.
+
+    `*`, `?` and `[...]` stay within a folder, `**` stands for any folders, also none.
+    """
+    folders = pattern.split("/")
+    runs: list[list[str]] = [[]]  # of folders between two `**`
+    for at, folder in enumerate(folders):
+        if folder != "**":
+            runs[-1].append(_translate_name(folder))
+        elif runs[-1] or at == 0:  # `**/**` is one
+            runs.append([])
+    first, *others = ("/".join(run) for run in runs)
+    if not others:
+        return rf"{first}\Z"
+    *middle, last = others
+    # The first place at which a run matches leaves the most for the rest: (?>...) never looks for another.
+    between = "".join(rf"(?>(?:[^/]*/)*?{run}/)" for run in middle)
+    end = rf"(?:[^/]*/)*{last}" if last else ".*"
+    return rf"{first}{'/' if runs[0] else ''}{between}{end}\Z"
+
+
+def _translate_name(pattern: str) -> str:
+    """Return the pattern of one name."""
+    parts, i = [""], 0  # between two stars
+    while i < len(pattern):
+        char = pattern[i]
+        if char == "*":
+            if parts[-1] or len(parts) == 1:
+                parts.append("")
+        elif char == "[" and (end := pattern.find("]", i + 2 + pattern.startswith("!", i + 1))) > 0:
+            inside = pattern[i + 1 : end]
+            no = inside.startswith("!")
+            inside = re.sub(r"([\\\[\]^&~|])", r"\\\1", inside[no:]).replace("--", "-\\-")
+            parts[-1] += f"(?!/)[{'^' if no else ''}{inside}]"
+            i = end
+        else:
+            parts[-1] += "[^/]" if char == "?" else re.escape(char)
+        i += 1
+    first, *others = parts
+    if not others:
+        return first
+    *middle, last = others
+    return first + "".join(rf"(?>[^/]*?{part})" for part in middle) + f"[^/]*{last}"
 
 
 def _kind_of_folder(name: str, parent: str) -> str | None:
@@ -152,17 +195,11 @@ def lies_aside(path: str) -> bool:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a scan saw; paths are relative to the root.
+    """The result of a scan; paths are relative to the root."""
 
-    Attributes:
-        photos: regular files whose suffix is an image's.
-        skipped: how many other entries, by reason.
-        errors: folders (or files) that could not be examined, with the reason; what lies below them is unknown.
-    """
-
-    photos: dict[bytes, Stamp]
-    skipped: dict[str, int]
-    errors: dict[bytes, str]
+    photos: dict[bytes, FileStat]  # regular files whose suffix is an image's
+    skipped: dict[str, int]  # how many other entries, by reason
+    errors: dict[bytes, str]  # why folders (or files) could not be examined; what lies below them is unknown, not gone
 
 
 def scan(
@@ -180,7 +217,7 @@ def scan(
         RootUnavailableError: the folder itself is not there, is no folder or cannot be listed.
     """
     rules = rules or Rules()
-    photos: dict[bytes, Stamp] = {}
+    photos: dict[bytes, FileStat] = {}
     skipped: Counter[str] = Counter()
     errors: dict[bytes, str] = {}
     pending = [folder]
@@ -209,7 +246,7 @@ def scan(
                     else:
                         found = os.stat(entry.path, follow_symlinks=False)
                         if stat.S_ISREG(found.st_mode):
-                            photos[path] = Stamp.of(found)
+                            photos[path] = FileStat.of(found)
                         else:
                             skipped["not a regular file"] += 1
                 except FileNotFoundError:

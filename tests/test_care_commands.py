@@ -98,9 +98,9 @@ def test_a_real_interrupt(tmp_path, tiny_dir):
     command = [sys.executable, "-c", "from simclr_hub.cli import main; main()"]
     slowly = """import time
 from simclr_hub.cli import main
-from simclr_hub.index import pipeline
-read = pipeline.read_file
-pipeline.read_file = lambda *a, **k: (time.sleep(0.01), read(*a, **k))[1]
+from simclr_hub.index import sync
+read = sync.read_file
+sync.read_file = lambda *a, **k: (time.sleep(0.01), read(*a, **k))[1]
 main()"""  # or it could be done before the signal comes
     arguments = ["index", tmp_path / "many", "-o", tmp_path / "i.index", "--model", tiny_dir]
     process = subprocess.Popen([sys.executable, "-c", slowly, *arguments], stderr=subprocess.PIPE, text=True)

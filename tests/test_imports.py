@@ -20,9 +20,9 @@ NEEDED = {"search": {"faiss"}, "duplicates": {"faiss"}, "export": {"faiss", "pya
 CHILD = """
 import contextlib, json, os, sys
 import simclr_hub
-from simclr_hub.index import isolated
+from simclr_hub.index import sandboxed_decode
 for photo in sys.argv[3:]:
-    assert isolated._decode(os.fsencode(photo), 60, 0) is None
+    assert sandboxed_decode._decode(os.fsencode(photo), 60, 0) is None
 from simclr_hub.cli import main
 for arguments in json.loads(sys.argv[1]):
     with contextlib.redirect_stdout(sys.stderr):

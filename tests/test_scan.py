@@ -1,13 +1,17 @@
 import os
+import re
 import socket
+import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from simclr_hub import scan as scan_module
 from simclr_hub.errors import RootUnavailableError
-from simclr_hub.scan import Rules, Stamp, lies_aside, scan, scan_whole
+from simclr_hub.scan import FileStat, Rules, lies_aside, scan, scan_whole, translate_pattern
 
 
 @pytest.fixture
@@ -30,7 +34,7 @@ def root_of(path: Path) -> bytes:
 def test_lists_images_below_with_their_stamps(photos: Path) -> None:
     listing = scan(root_of(photos))
     assert list(listing.photos) == [b"a.png", b"b.png", b"below/c.png", b"below/d.png"]
-    assert listing.photos[b"a.png"] == Stamp.of((photos / "a.png").stat())
+    assert listing.photos[b"a.png"] == FileStat.of((photos / "a.png").stat())
     assert (listing.skipped, listing.errors) == ({}, {})
 
 
@@ -230,3 +234,44 @@ def test_what_lies_aside_is_told_by_its_path() -> None:
             if not name.rpartition("/")[2].startswith("."):
                 assert lies_aside(f"/home/me/{name}"), name
     assert not [name for name in KEPT if lies_aside(f"/home/me/{name}")]
+
+
+def naive(pattern: list[str], path: list[str]) -> bool:
+    """Folder by folder, trying everything."""
+    if not pattern:
+        return not path
+    if pattern[0] == "**":
+        if len(pattern) == 1:
+            return bool(path)
+        return any(naive(pattern[1:], path[i:]) for i in range(len(path)))
+    return bool(path) and naive_name(pattern[0], path[0]) and naive(pattern[1:], path[1:])
+
+
+def naive_name(pattern: str, name: str) -> bool:
+    if not pattern:
+        return not name
+    if pattern[0] == "*":
+        return any(naive_name(pattern[1:], name[i:]) for i in range(len(name) + 1))
+    return bool(name) and pattern[0] in ("?", name[0]) and naive_name(pattern[1:], name[1:])
+
+
+NAMES = st.text("ab*?", min_size=1, max_size=4).filter(lambda name: name != "**")
+FOLDERS = st.lists(st.one_of(NAMES, st.just("**")), min_size=1, max_size=5)
+
+
+@settings(max_examples=300, derandomize=True, deadline=None)
+@given(FOLDERS, st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=6))
+def test_equals_trying_everything(pattern: list[str], path: list[str]) -> None:
+    expected = naive(pattern, path)
+    found = re.compile(translate_pattern("/".join(pattern)), re.DOTALL).match("/".join(path))
+    assert bool(found) == expected
+
+
+@pytest.mark.parametrize("name", ["*a" * 40 + "b", "a*?" * 40 + "b", "*a*"])
+@pytest.mark.parametrize("joint", ["/**/", "/"])
+def test_time_grows_linearly_whatever_the_pattern(name: str, joint: str) -> None:
+    pattern = re.compile(translate_pattern(joint.join([name] * 10) + "/**/x/**/*y*z"), re.DOTALL)
+    started = time.process_time()
+    for path in ("a" * 5000, "/".join(["a" * 250] * 16), "a/" * 2000, "x/" * 2000 + "y" * 100):
+        assert not pattern.match(path)
+    assert time.process_time() - started < 0.5

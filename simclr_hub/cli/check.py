@@ -5,8 +5,7 @@ from pathlib import Path
 
 import click
 
-from ..index.maintenance.check import check_index
-from ..index.report import CheckReport
+from ..index.check import CheckReport, check_index
 from ..progress import counting_bar
 from ._output import echo, json_option, print_json
 

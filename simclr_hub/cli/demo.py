@@ -7,7 +7,7 @@ import click
 
 from .._files import check_output
 from ..errors import OutputError
-from ..gallery import PAGE, Row, write_gallery
+from ..pages import PAGE, Row, write_gallery
 from ._output import echo
 from .index import open_or_create, print_report, sync
 from .search import NOTE, print_matches

@@ -6,12 +6,11 @@ from pathlib import Path
 import click
 
 from .._files import check_output
-from ..gallery import PAGE
 from ..index import SimilarityIndex
 from ..index.duplicates.find import TIERS, DuplicateGroup, Tier
+from ..pages import PAGE, facts, first_word, relation, summary, write_review
+from ..pages import TIERS as NAMES
 from ..progress import counting_bar
-from ..review import TIERS as NAMES
-from ..review import facts, first_word, relation, summary, write_review
 from ._output import echo, force_option, json_option, print_json, print_table, short_path
 
 _index_argument = click.argument("index", type=click.Path(path_type=Path))

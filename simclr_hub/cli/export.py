@@ -6,7 +6,7 @@ import click
 
 from .._files import FOLDER, check_output
 from ..index import SimilarityIndex
-from ..index.maintenance.export import EXPORT
+from ..index.parquet import EXPORT
 from ..progress import counting_bar
 from ._output import echo, json_option, print_json
 

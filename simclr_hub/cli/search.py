@@ -7,10 +7,10 @@ from typing import Any
 import click
 
 from .._files import check_output
-from ..gallery import PAGE, Row, write_gallery
 from ..index import Match, SimilarityIndex
 from ..index.search.filters import make_condition
-from ..index.search.match import tell_share
+from ..index.search.find import tell_share
+from ..pages import PAGE, Row, write_gallery
 from ._output import echo, force_option, given, json_option, print_json, print_table, short_path
 
 #: What "closer than" means on a page.

@@ -1,9 +1,9 @@
 """The similarity index: a directory on disk that holds photos' vectors and finds the nearest."""
 
+from .check import CheckReport, check_index
 from .duplicates.find import DuplicateGroup
-from .maintenance.check import check_index
-from .report import CheckReport, SyncReport
-from .search.match import Match
+from .search.find import Match
 from .similarity_index import SimilarityIndex
+from .sync import SyncReport
 
 __all__ = ["CheckReport", "DuplicateGroup", "Match", "SimilarityIndex", "SyncReport", "check_index"]

@@ -1,8 +1,4 @@
-"""Whether two contents show one picture in full view, by the signatures in the store; for a search's results.
-
-Unusual: it asks less than `duplicates`: crops and framed copies show something else and stay results of their own,
-since aligning them takes longer than the search.
-"""
+"""Which contents of an index show one picture, for a search's results."""
 
 import numpy as np
 
@@ -13,14 +9,18 @@ from .store import Store
 
 
 class SamePicture:
-    """Compares contents of a store; remembers the signatures that it read."""
+    """Tells whether contents show one picture in full view, by their signatures, which it remembers.
+
+    It asks less than `duplicates`: crops and framed copies show something else and stay results of their own, since
+    aligning them takes longer than the search.
+    """
 
     def __init__(self, store: Store):
         self._store = store
         self._signatures: dict[bytes, bytes] = {}
 
     def __call__(self, first: list[bytes], second: list[bytes]) -> np.ndarray:
-        """Which pairs of content hashes are of one picture, and were not called different by a person: bool (P,)."""
+        """Return which pairs of content hashes are of one picture and were not called different: bool (P,)."""
         a, b = (unpack(as_rows([self._signature(content) for content in some])) for some in (first, second))
         same: np.ndarray = compare(a, b, aligned=False).score >= CORRELATION_ALONE
         if same.any() and (distinct := self._store.distinct()):

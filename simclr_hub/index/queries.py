@@ -1,8 +1,4 @@
-"""What is searched for, as vectors of length 1: a vector as it is, an image through the model that made the index.
-
-A query's own file is known by its path or, where that is another spelling, a link or another mount, by its inode; a
-copy of it is another file. In a whitened index a vector may also be the model's, as `embed` gives it: its width tells.
-"""
+"""Turn queries into vectors of length 1: a vector as it is, an image through the model that made the index."""
 
 import hashlib
 import math
@@ -13,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from ..images import read_source
+from ..scan import SEPARATOR
 from ..web import is_url
 from ..whitening import Whitening
 from .maker import Maker
-from .records import SEPARATOR, Root, is_below
-from .spelling import openable
-from .store import Store
+from .paths import is_below, openable
+from .store import Root, Store
 
 #: A file in the index: its content, root folder's id, and path below it.
 OwnFile = tuple[bytes, int, bytes]
@@ -27,9 +23,10 @@ OwnFile = tuple[bytes, int, bytes]
 def query_vectors(
     queries: list[Any], store: Store, maker: Maker, whitening: Whitening | None
 ) -> tuple[np.ndarray, list[set[OwnFile]]]:
-    """Vectors (Q, D) of images or vectors, whitened, and which files of the index each of them is.
+    """Return vectors (Q, D) of images or vectors, whitened, and which files of the index each of them is.
 
-    A file whose content is in the index needs no model.
+    A file whose content is in the index needs no model. A file is known by its path or, where that is another
+    spelling, a link or another mount, by its inode; a copy of it is another file.
 
     Raises:
         ValueError: a vector that cannot be compared with those of the index.
@@ -39,18 +36,21 @@ def query_vectors(
     vectors = np.empty((len(queries), dim), np.float32)
 
     def put(rows: list[int], features: np.ndarray) -> None:
-        """Vectors of the model, of length 1: (R, the model's width)."""
+        """Put vectors of the model, of length 1: (R, the model's width)."""
         vectors[rows] = whitening.apply(features, normalize=True) if whitening else features
 
+    # In a whitened index a vector may also be the model's, as `embed` gives it: its width tells.
     given = [row for row, query in enumerate(queries) if isinstance(query, np.ndarray) and query.ndim == 1]
     whitened = [row for row in given if whitening and len(queries[row]) == dim]
-    for start in range(0, len(whitened), 1024):
-        rows = whitened[start : start + 1024]
-        vectors[rows] = _unit_vectors([queries[row] for row in rows], dim)
-    given = sorted(set(given) - set(whitened))
-    for start in range(0, len(given), 1024):
-        rows = given[start : start + 1024]
-        put(rows, _unit_vectors([queries[row] for row in rows], store.about.dim))
+    others = sorted(set(given) - set(whitened))
+    for rows, width in ((whitened, dim), (others, store.about.dim)):
+        for start in range(0, len(rows), 1024):
+            some = rows[start : start + 1024]
+            units = _unit_vectors([queries[row] for row in some], width)
+            if rows is whitened:
+                vectors[some] = units
+            else:
+                put(some, units)
     images = []
     own: list[set[OwnFile]] = [set() for _ in queries]
     roots: dict[int, Root] = {}
@@ -81,7 +81,7 @@ def query_vectors(
 
 
 def combine(like: np.ndarray, unlike: np.ndarray, weight: float) -> np.ndarray:
-    """The direction of the mean of vectors (P, D) less `weight` times that of others (N, D), N may be 0: (1, D).
+    """Return the direction of the mean of vectors (P, D) less `weight` times that of others (N, D): (1, D).
 
     As Rocchio's relevance feedback (1971) moves a query.
 
@@ -104,7 +104,7 @@ def combine(like: np.ndarray, unlike: np.ndarray, weight: float) -> np.ndarray:
 
 
 def _own_files(path: str | os.PathLike[str], content: bytes, store: Store, roots: dict[int, Root]) -> set[OwnFile]:
-    """Which photos of the index are this file, whatever content was recorded for it."""
+    """Return which photos of the index are this file, whatever content was recorded for it."""
     found: set[OwnFile] = set()
     for name in {os.fsencode(os.path.abspath(path)), os.fsencode(os.path.realpath(path))}:
         for root in roots.values():
@@ -123,7 +123,7 @@ def _own_files(path: str | os.PathLike[str], content: bytes, store: Store, roots
 
 
 def _unit_vectors(vectors: list[np.ndarray], dim: int) -> np.ndarray:
-    """Vectors scaled to length 1: float64 (N, D)."""
+    """Scale vectors to length 1: float64 (N, D)."""
     for vector in vectors:
         if vector.dtype.kind != "f":
             raise ValueError(f"a query vector of {vector.dtype}: give floats")

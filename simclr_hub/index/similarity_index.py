@@ -1,8 +1,4 @@
-"""SimilarityIndex: create, sync, search, prune; a directory with a store, a cache of it, and a lock.
-
-Unusual: an index knows what made it and refuses anything made otherwise; a photo that is not there is marked, and only
-`prune` forgets it; the model is loaded when the first image has to be embedded, so most calls need none.
-"""
+"""SimilarityIndex: create, sync, search, prune; a directory with a store, a cache of it, and a lock."""
 
 import operator
 import os
@@ -19,38 +15,35 @@ from ..errors import (
     ImageError,
     IndexExistsError,
     IndexLockedError,
+    IndexMismatchError,
     IndexNotFoundError,
     IndexWriteError,
+    PruneRefusedError,
 )
 from ..images import describe
 from ..scan import Rules
-from ..whitening import Whitening
+from ..whitening import IMAGES, Whitening
+from .check import CheckReport, check_index
 from .copies import SamePicture
 from .duplicates.calibration import Calibration
 from .duplicates.distinct import record_distinct
 from .duplicates.find import TIERS, DuplicateGroup, Tier, find_duplicates
 from .duplicates.own_calibration import calibrate_index, current_calibration
-from .maintenance.check import check_index
-from .maintenance.export import export_index
-from .maintenance.import_export import import_index
-from .maintenance.prune import forget_missing
-from .maintenance.rebase import move_roots
 from .maker import Maker, as_embedder, choose_whitening
+from .parquet import export_index, import_index
+from .paths import as_recorded, on_disk, relocate_roots
 from .queries import combine, query_vectors
-from .records import Photo
-from .report import CheckReport, SyncReport
-from .search import faiss_cache
 from .search.arrays import DamagedArraysError
 from .search.explain import explain_empty
 from .search.filters import make_condition
-from .search.find import Search
-from .search.match import Match
+from .search.find import Match, Search
+from .search.segments import update_cache
 from .search.snapshot import Snapshot, take_snapshot
-from .spelling import as_recorded, on_disk
-from .store import SCHEMA_VERSION, STORE_NAME, About, Store
-from .sync import sync_folder
-from .whitened import whiten_store
+from .store import SCHEMA_VERSION, STORE_NAME, About, Photo, Store
+from .sync import SyncReport, sync_folder
 
+#: `prune` is refused when more of the photos than this are missing: a disk may be unplugged.
+MOST_MISSING = 0.1
 _T = TypeVar("_T")
 
 
@@ -150,7 +143,7 @@ class SimilarityIndex:
         self.close()
 
     def __len__(self) -> int:
-        """How many photos a search can find."""
+        """Return how many photos a search can find."""
         return self._store.live()
 
     def sync(
@@ -172,8 +165,8 @@ class SimilarityIndex:
         Args:
             folder: nothing is written there.
             moved_from: where the photos were when they were recorded, if the whole folder was moved or its disk has
-                another mount point or drive letter now: nothing is embedded, and no file is read whose stamp (size,
-                times, inode) is as before.
+                another mount point or drive letter now: nothing is embedded, and no file is read whose size,
+                times and inode are as before.
             exclude: patterns of files and folders to leave out, as "Screenshots", "*.gif" or "2019/**/raw"; remembered
                 by the index, in place of those before; None: those that it remembers. What was recorded and is left
                 out now is marked missing.
@@ -193,7 +186,7 @@ class SimilarityIndex:
             try:
                 path = as_recorded(on_disk(folder), self._store.roots().values())
                 if moved_from is not None:
-                    move_roots(self._store, moved_from, path)
+                    relocate_roots(self._store, moved_from, path)
                 report = sync_folder(
                     self._store,
                     self._maker.embedder,
@@ -316,37 +309,31 @@ class SimilarityIndex:
         return self._use(lambda snapshot: explain_empty(snapshot, condition, missing))
 
     def vectors(self) -> tuple[list[str], np.ndarray]:
-        """The paths of the live photos, sorted, and what a search compares: float32 (N, D) of length 1.
+        """Return the paths of the live photos, sorted, and what a search compares: float32 (N, D) of length 1.
 
         They are whitened if the index is; `whiten(False)` makes them h again, as does `embed`.
         """
         return self._use(Snapshot.vectors)
 
     def status(self) -> dict[str, Any]:
-        """What the index holds and what made it; plain values, ready for JSON."""
+        """Return what the index holds and what made it; plain values, ready for JSON."""
         with self._store.reading():
-            counts = self._store.counts()
-            whitening = self._store.whitening()
+            counts, whitening, about = self._store.counts(), self._store.whitening(), self._store.about
+            told = ("learnt_from", "images", "shrinkage", "dim")
             return {
                 "path": os.fspath(self._store.file.parent.absolute()),
                 "photos": counts["live"],
                 "missing": counts["missing"],
                 "failed": counts["failed"],
                 "vectors": counts["vectors"],
-                "dim": self._store.about.dim,
-                "metric": self._store.about.metric,
-                "gps": self._store.about.gps,
-                "exclude": list(self._store.about.exclude),
-                "include_hidden": self._store.about.include_hidden,
+                "dim": about.dim,
+                "metric": about.metric,
+                "gps": about.gps,
+                "exclude": list(about.exclude),
+                "include_hidden": about.include_hidden,
                 "roots": [os.fsdecode(root.path) for root in self._store.roots().values()],
-                "whitening": whitening
-                and {
-                    "learnt_from": whitening.learnt_from,
-                    "images": whitening.images,
-                    "shrinkage": whitening.shrinkage,
-                    "dim": whitening.dim,
-                },
-                "made_by": self._store.about.fingerprint,
+                "whitening": whitening and {name: getattr(whitening, name) for name in told},
+                "made_by": about.fingerprint,
                 "layout": SCHEMA_VERSION,
             }
 
@@ -372,9 +359,12 @@ class SimilarityIndex:
             IndexLockedError: another process writes to the index.
         """
         with self._store.writing():
-            whitening = whiten_store(self._store, self._maker, whiten)
+            new = None if whiten is False else _choose_whitening(self._store, self._maker, whiten)
+            if new != self._store.whitening():
+                with self._store.transaction():
+                    self._store.put_whitening(new)
             self._write_cache(progress)
-        return whitening
+            return self._store.whitening()
 
     def failures(self) -> list[tuple[str, str]]:
         """Return the photos that could not be used, or not be read again, as (path, why)."""
@@ -382,11 +372,11 @@ class SimilarityIndex:
         return [(path, photo.error or "") for path, photo in found]
 
     def missing(self) -> list[str]:
-        """The photos that were not there at the last sync of their folder."""
+        """Return the photos that were not there at the last sync of their folder."""
         return [path for path, _ in self._those(lambda photo: photo.state == "missing")]
 
     def prune(self, force: bool = False) -> int:
-        """Forget the photos that are missing, and vectors that no photo has; how many photos were forgotten.
+        """Forget the photos that are missing, and vectors that no photo has; return how many photos were forgotten.
 
         Args:
             force: even if much is missing or a listing failed; then also the photos of root folders that were not
@@ -396,14 +386,14 @@ class SimilarityIndex:
             PruneRefusedError: more than a tenth of the photos are missing, or the last listing of a root failed.
         """
         with self._store.writing():
-            forgotten = forget_missing(self._store, force=force)
+            forgotten = _forget_missing(self._store, force)
             self._write_cache()
         return forgotten
 
     def duplicates(
         self, tiers: Collection[Tier] = TIERS, *, progress: Callable[[int, int], object] | None = None
     ) -> list[DuplicateGroup]:
-        """Groups of photos that hold the same bytes, the same picture or a similar one; nothing is deleted.
+        """Return groups of photos that hold the same bytes, the same picture or a similar one; nothing is deleted.
 
         The same picture is one that was re-encoded, resized, mirrored, turned by quarters, made brighter or grey,
         framed, cropped or written on a little. A file is in one group of the first two tiers at most; a similar group
@@ -435,7 +425,7 @@ class SimilarityIndex:
             record_distinct(self._store, paths)
 
     def calibration(self) -> Calibration:
-        """From where on `duplicates` calls two photos the same, or similar; `measured` is empty if nothing was."""
+        """Return the thresholds of `duplicates`; `measured` is empty if none were measured for the model."""
         return current_calibration(self._store)
 
     def calibrate(self, *, copies: int = 100, progress: Callable[[int, int], object] | None = None) -> Calibration:
@@ -457,7 +447,7 @@ class SimilarityIndex:
     def check(
         self, *, repair: bool = False, deep: bool = False, progress: Callable[[int, int], object] | None = None
     ) -> CheckReport:
-        """Whether the index is sound, and what could not be verified; `check_index` also takes a damaged one.
+        """Check whether the index is sound, and what could not be verified; `check_index` also takes a damaged one.
 
         Args:
             repair: if the store is damaged, save what is sound; the damaged file is kept under another name.
@@ -476,7 +466,7 @@ class SimilarityIndex:
         return report
 
     def export(self, path: str | os.PathLike[str], *, progress: Callable[[int, int], object] | None = None) -> int:
-        """Write the photos that have a vector to a Parquet file; how many. See `from_export` and docs/index.md.
+        """Write the photos that have a vector to a Parquet file; return how many. See `from_export` and docs/index.md.
 
         Args:
             path: ends in .parquet; must not exist.
@@ -534,7 +524,7 @@ class SimilarityIndex:
         return sorted(found, key=lambda pair: pair[0])
 
     def _current(self) -> Snapshot:
-        """The newest snapshot; during a sync of this object an older one, rather than to read anew each time."""
+        """Return the newest snapshot; during a sync by this object an older one, not to read anew each time."""
         with self._store.lock:
             snapshot, now = self._snapshot, time.monotonic()
             recent = self._syncing and now - self._snapshot_time < 10 * self._snapshot_cost
@@ -556,11 +546,11 @@ class SimilarityIndex:
     def _write_cache(self, progress: Callable[[int, int], object] | None = None) -> None:
         """Bring the cache up to date; inside `Store.writing`: a search never writes."""
         with suppress(OSError, IndexWriteError, IndexLockedError):  # the store is what counts
-            faiss_cache.update(self._store, progress)
+            update_cache(self._store, progress)
 
 
 def _count(k: Any) -> int:
-    """`k` as a whole number from 1 on."""
+    """Return `k` as a whole number from 1 on."""
     try:
         number = operator.index(k)
     except TypeError:
@@ -579,3 +569,56 @@ def _as_list(value: Any) -> list[Any]:
 def _refuse_existing(path: Path) -> None:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise IndexExistsError(f"{describe(path)}: there is something there already; open it, or choose another name")
+
+
+def _choose_whitening(store: Store, maker: Maker, whiten: Whitening | bool | None) -> Whitening:
+    """Return what was asked for, or what comes with the checkpoint, or else one learnt on the index's photos."""
+    try:
+        if found := choose_whitening(None, maker.embedder(), whiten):
+            return found
+    except IndexMismatchError:  # the model cannot be had
+        if whiten is not None:
+            raise
+    hashes = sorted({photo.content_hash for photo in store.sample(IMAGES) if photo.content_hash})
+    vectors = [vector for content_hash in hashes if (vector := store.vector(content_hash)) is not None]
+    about = store.about
+    return Whitening.learn(
+        np.array(vectors, np.float32).reshape(-1, about.dim),
+        learnt_from="the photos of the index itself",
+        layer=about.fingerprint.get("layer", "h"),
+        weights=str(about.fingerprint.get("weights", "")),
+    )
+
+
+def _forget_missing(store: Store, force: bool) -> int:
+    """Do what `SimilarityIndex.prune` tells, the one place where the index drops something."""
+    photos, roots = store.photos(), store.roots()
+    used = {photo.root_id for photo in photos}
+    # No sync can mark the photos of a root that is not there.
+    lost = {root.id for root in roots.values() if root.listing == "unavailable" and not os.path.isdir(root.path)}
+    doomed = [p for p in photos if p.state == "missing" or (force and p.root_id in lost)]
+    if not force:
+        for root in roots.values():
+            if root.id in used and root.listing != "ok":
+                raise PruneRefusedError(
+                    f"{describe(os.fsdecode(root.path))} could not be listed in full at its last sync; "
+                    "sync it again, or force the pruning"
+                )
+        # Vectors of photos that failed since: what they held once is not to be lost for a disk that answered wrongly.
+        failed = sum(p.state == "failed" for p in photos)
+        orphans = min(failed, store.unused_vectors())
+        if len(doomed) + orphans > MOST_MISSING * len(photos):
+            unread = f" and {orphans:,} can no longer be decoded" if orphans else ""
+            raise PruneRefusedError(
+                f"{len(doomed):,} of {len(photos):,} photos are missing{unread}, more than {MOST_MISSING:.0%}: "
+                "is a disk unplugged or failing? Sync again, or force the pruning"
+            )
+    with store.transaction():
+        for photo in doomed:
+            store.forget(photo)
+        store.forget_vectors()
+        kept = {photo.root_id for photo in store.photos()}
+        for root in roots.values():
+            if root.id not in kept:
+                store.forget_root(root)
+    return len(doomed)

@@ -1,31 +1,30 @@
-"""The store: photos, their vectors and details, root folders, and what made the index; the truth.
+"""The store: photos, their vectors and details, root folders, and what made the index, in one SQLite file."""
 
-Unusual: every row carries a checksum, since SQLite does not notice a flipped bit; the store itself counts its photos
-and raises its generation, so that no caller can forget to; and vectors are kept as the model gave them, a whitening
-beside them, so that it can be changed without reading a photo.
-"""
-
-import itertools
 import json
+import math
 import operator
+import os
+import re
 import sqlite3
+import zlib
 from base64 import b64decode, b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ..scan import Rules
+from ..metadata import MAX_TEXT
+from ..scan import FileStat, Rules
 from ..whitening import Whitening
-from .database import Database, create_file
-from .records import ListingState, Photo, Root, State, checksum, parse_info
+from .sqlite import Database
 
 SCHEMA_VERSION = 2
 STORE_NAME = "store.sqlite3"
-_APPLICATION_ID = 0x53434C52  # "SCLR"
+#: How far from 1 the length of a vector may be: float32 rounds 4096 squares by far less.
+LENGTH_TOLERANCE = 1e-4
 _SCHEMA = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID",
     "CREATE TABLE roots (id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE, listing TEXT NOT NULL,"
@@ -44,52 +43,146 @@ _SCHEMA = (
     # What searches that go on beside a sync have to read again; a cache of all that is emptied when that is written.
     "CREATE TABLE changes (generation INTEGER NOT NULL, crc INTEGER NOT NULL, content_hash BLOB NOT NULL)",
 )
-#: What makes a store of this layout one of the next; content without details is embedded again by the next sync.
-_MIGRATIONS = {1: _SCHEMA[-3:]}
+_META = "SELECT key, value, crc FROM meta"
 _UNUSED = "WHERE content_hash NOT IN (SELECT content_hash FROM photos WHERE content_hash IS NOT NULL)"
 _PHOTO = "root_id, path, stamp, settled, content_hash, state, error, metadata, crc"
+
+State = Literal["live", "missing", "failed"]
+#: How the last listing of a whole root went: "failed" below some folder, "unavailable" altogether.
+ListingState = Literal["ok", "failed", "unavailable"]
+
+
+@dataclass(frozen=True)
+class Root:
+    """A folder that was synchronised: its real path, and how its last listing went."""
+
+    id: int
+    path: bytes
+    listing: ListingState
+
+    def join(self, path: bytes) -> bytes:
+        """Return the absolute path of a photo."""
+        return os.path.join(self.path, path)
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A file below a root."""
+
+    root_id: int
+    path: bytes  # relative to the root; bytes, since file names need not be text
+    stat: FileStat  # belongs to the bytes that `content_hash` is of
+    settled: bool  # `stat` alone tells whether the file changed; if not, it is hashed again next time
+    content_hash: bytes | None  # SHA-256 of the file; None if it has no vector because it failed
+    state: State  # "missing": not there at the last listing, and kept; "failed": there, but it has no vector
+    error: str | None = None  # why it failed
+    metadata: str = "{}"  # JSON object for `Match.metadata`
+
+    def columns(self) -> tuple[Any, ...]:
+        """Return the store's row."""
+        stat = " ".join(map(str, self.stat))  # text, since times and inodes may exceed SQLite's integers
+        file = (self.root_id, self.path, stat, int(self.settled))
+        return *file, self.content_hash, self.state, self.error, self.metadata
+
+    @classmethod
+    def from_columns(cls, root_id: int, path: bytes, stat: str, settled: int, *others: Any) -> "Photo":
+        """Return the photo of a row of the store."""
+        return cls(root_id, path, FileStat(*map(int, stat.split())), bool(settled), *others)
+
+    @property
+    def visible(self) -> tuple[object, ...]:
+        """Return what a search sees of it."""
+        return self.state, self.content_hash, self.metadata
 
 
 @dataclass(frozen=True)
 class About:
-    """What an index is made of.
+    """The model, the whitening and the rules of an index."""
 
-    Attributes:
-        fingerprint: the embedder's, and "whitening", the SHA-256 of what vectors are whitened with, if they are.
-        dim: width of the model's vectors, before whitening.
-        metric: how they are compared.
-        gps: whether the places in photos are recorded.
-        exclude: patterns of what is left out of the folders, see `scan.Rules`.
-        include_hidden: whether hidden files and folders are read.
-    """
-
-    fingerprint: dict[str, Any]
-    dim: int
+    fingerprint: dict[str, Any]  # the embedder's, and "whitening", the SHA-256 of what vectors are whitened with
+    dim: int  # of the model's vectors, before whitening
     metric: str = "cosine"
-    gps: bool = False
-    exclude: list[str] = field(default_factory=list)
-    include_hidden: bool = False
+    gps: bool = False  # whether the places in photos are recorded
+    exclude: list[str] = field(default_factory=list)  # patterns, see `scan.Rules`
+    include_hidden: bool = False  # whether hidden files and folders are read
 
     @property
     def rules(self) -> Rules:
-        """What of a folder is left out."""
+        """Return what of a folder is left out."""
         return Rules(tuple(self.exclude), self.include_hidden)
 
 
 class Details(NamedTuple):
-    """What is known of a content beside its vector: `LoadedImage.info`, and `signature.picture_signature`."""
+    """The facts of a content beside its vector: `LoadedImage.info` and `signature.picture_signature`."""
 
     info: dict[str, Any]
     signature: bytes
 
 
-class Content(NamedTuple):
-    """What a search needs of a content: its vector (D,), `Details.info` as JSON, and its signature, if it has one."""
+class VectorRow(NamedTuple):
+    """A content as a search needs it: its vector (D,), `Details.info` as JSON, and its signature, b"" for none."""
 
     content_hash: bytes
     vector: np.ndarray
     info: str
     signature: bytes
+
+
+def file_metadata(stat: FileStat) -> str:
+    """Return what a photo's file tells of it, for `Match.metadata`, as JSON."""
+    return json.dumps({"bytes": stat.size, "modified": stat.mtime_ns / 1e9})
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_TEXT and value.isprintable()
+
+
+def _whole(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _degrees(value: Any, most: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= most
+
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d([+-]\d\d:\d\d)?", re.ASCII)
+#: The keys of `Details.info`, as `metadata.read_info` gives them, each with a test of its values.
+KNOWN_INFO: dict[str, Callable[[Any], bool]] = {
+    "format": _text,
+    "camera": _text,
+    "taken": lambda value: isinstance(value, str) and _TIME.fullmatch(value) is not None,
+    "width": lambda value: _whole(value, 0, 1 << 31),
+    "height": lambda value: _whole(value, 0, 1 << 31),
+    "orientation": lambda value: _whole(value, 1, 8),
+    "gps": lambda value: (
+        isinstance(value, list) and len(value) == 2 and _degrees(value[0], 90) and _degrees(value[1], 180)
+    ),
+}
+
+
+def parse_info(text: str | bytes) -> dict[str, Any]:
+    """Read a stored JSON object without what no search could work with, which an older import may have let in."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {key: value for key, value in found.items() if KNOWN_INFO.get(key, _sane)(value)}
+
+
+def _sane(value: Any) -> bool:
+    """Return whether the value of an unknown key is text, or numbers that fit their types."""
+    if isinstance(value, list):
+        return len(value) <= 16 and all(not isinstance(one, list) and _sane(one) for one in value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, str) or (isinstance(value, int) and abs(value) < 1 << 128)
+
+
+def checksum(*columns: object) -> int:
+    """Return the CRC-32 of a row, which stands in its last column: SQLite does not notice a flipped bit."""
+    return zlib.crc32(b"".join([c if isinstance(c, bytes) else repr(c).encode() for c in columns]))
 
 
 class Store(Database):
@@ -107,16 +200,14 @@ class Store(Database):
         IndexMismatchError: a newer version of this package made it.
     """
 
+    application_id = 0x53434C52  # "SCLR"
+    layout = SCHEMA_VERSION
+    schema = _SCHEMA
+    migrations = {1: _SCHEMA[-3:]}  # content without details is embedded again by the next sync
+
     def __init__(self, file: Path, *, read_only: bool = False):
-        super().__init__(
-            file,
-            _SCHEMA,
-            application_id=_APPLICATION_ID,
-            version=SCHEMA_VERSION,
-            migrations=_MIGRATIONS,
-            read_only=read_only,
-        )
-        # What the open transaction did.
+        super().__init__(file, read_only=read_only)
+        # What the open transaction did, counted here so that no caller can forget to.
         self._visible, self._added, self._lived = False, 0, 0
         self._changed: set[bytes] = set()
         self._whitening: Whitening | None = None
@@ -136,45 +227,43 @@ class Store(Database):
         fingerprint = {k: v for k, v in about.fingerprint.items() if k != "whitening"}
         if whitening:
             fingerprint["whitening"] = whitening.sha256
-        with closing(create_file(file, _SCHEMA, application_id=_APPLICATION_ID, version=SCHEMA_VERSION)) as db:
-            _put_meta(db, "about", vars(about) | {"fingerprint": fingerprint})
+        with closing(Store.create_file(file)) as db:
+            put_meta(db, "about", vars(about) | {"fingerprint": fingerprint})
             if whitening:
-                _put_whitening(db, whitening)
-            _put_meta(db, "state", {"generation": 0, "photos": 0, "live": 0, "changes": 0})
-            _put_meta(db, "cache", {"generation": -1, "files": []})
+                put_meta(db, "whitening", _whitening_record(whitening))
+            put_meta(db, "state", {"generation": 0, "photos": 0, "live": 0, "changes": 0})
+            put_meta(db, "cache", {"generation": -1, "files": []})
             db.execute("COMMIT")
 
-    # What is there.
+    # Reading.
 
     def generation(self) -> int:
-        """A number that grows with every commit that a search can see."""
+        """Return a number that grows with every commit that a search can see."""
         return int(self._meta("state")["generation"])
 
     def version(self) -> tuple[int, int]:
-        """The generation, and that of the search cache: what a search sees is as old as these."""
+        """Return the generation and that of the search cache, which tell whether a search sees anything new."""
         self._check_identity()  # a repair may have put another in its place
         # One statement, which needs no transaction: this is asked before each search.
-        rows = self._rows("SELECT key, value, crc FROM meta WHERE key IN ('state', 'cache')")
-        found = {key: json.loads(value)["generation"] for key, value, crc in rows if checksum(key, value) == crc}
+        rows = self._verified("its state or cache record", f"{_META} WHERE key IN ('state', 'cache')")
+        found = {key: json.loads(value)["generation"] for key, value in rows}
         if len(found) != 2:
-            raise self.damaged("its state or cache record does not match its checksum")
+            raise self.damaged("its state or cache record is not there")
         return found["state"], found["cache"]
 
     def live(self) -> int:
-        """How many photos a search can find, as was counted when they were put."""
+        """Return how many photos a search can find, as they were counted when they were put."""
         live = self._meta("state").get("live")
         return self.counts()["live"] if live is None else int(live)  # an older layout did not count
 
     def whitening(self) -> Whitening | None:
-        """What the vectors are to be whitened with before they are compared; None for as they are.
-
-        Read from the file, since another process may have changed it; so is `about` then.
+        """Return what the vectors are to be whitened with before they are compared; None for nothing.
 
         Raises:
             IndexDamagedError: it is not there, or not the one that the fingerprint tells of.
         """
         with self.reading():
-            self.about = About(**self._meta("about"))
+            self.about = About(**self._meta("about"))  # another process may have changed it
             sha256 = self.about.fingerprint.get("whitening")
             if sha256 is None:
                 self._whitening = None
@@ -188,17 +277,13 @@ class Store(Database):
             return self._whitening
 
     def photos(self, root_id: int | None = None, state: State | None = None) -> list[Photo]:
-        """All photos by root and path, or those of a root or in a state.
-
-        All rows are read and verified, also for a part of them: a damaged page can show one row twice and another not
-        at all.
-        """
-        with self.reading():
+        """Return all photos by root and path, or those of a root or in a state."""
+        with self.reading():  # also for a part all: a damaged page can show one row twice and another not at all
             pages = list(self.photo_pages())
         return [p for page in pages for p in page if root_id in (None, p.root_id) and state in (None, p.state)]
 
     def photo_pages(self, size: int = 4096) -> Iterator[list[Photo]]:
-        """The same in parts, inside `reading` or `writing`; their number is compared at the end.
+        """Yield all photos by root and path in parts, inside `reading` or `writing`.
 
         Raises:
             IndexDamagedError: also after the last part, if photos are lost or doubled.
@@ -215,33 +300,36 @@ class Store(Database):
         if number != recorded:
             raise self.damaged(f"{number} photos are there, {recorded} were recorded")
 
-    def missing(self, root_id: int) -> list[bytes]:
-        """The paths of a root's missing photos, without reading the others."""
-        sql = f"SELECT {_PHOTO} FROM photos WHERE root_id = ? AND state = 'missing'"
-        return [self._photo(row).path for row in self._rows(sql, root_id)]
+    def page(self, after: tuple[int, bytes], limit: int) -> list[Photo]:
+        """Return at most `limit` photos by root and path behind (root's id, path)."""
+        return self._photos("WHERE (root_id, path) > (?, ?) ORDER BY root_id, path LIMIT ?", *after, limit)
 
     def photo(self, root_id: int, path: bytes) -> Photo | None:
-        """One photo."""
-        rows = self._rows(f"SELECT {_PHOTO} FROM photos WHERE root_id = ? AND path = ?", root_id, path)
-        return self._photo(rows[0]) if rows else None
-
-    def page(self, after: tuple[int, bytes], limit: int) -> list[Photo]:
-        """The next photos by root and path behind (root's id, path), at most `limit`: to go through all in parts."""
-        sql = f"SELECT {_PHOTO} FROM photos WHERE (root_id, path) > (?, ?) ORDER BY root_id, path LIMIT ?"
-        return [self._photo(row) for row in self._rows(sql, *after, limit)]
-
-    def sample(self, limit: int) -> list[Photo]:
-        """Live photos of the smallest content hashes, which is as good as by chance and the same each time."""
-        sql = f"SELECT {_PHOTO} FROM photos WHERE state = 'live' ORDER BY content_hash LIMIT ?"
-        return [self._photo(row) for row in self._rows(sql, limit)]
+        """Return one photo."""
+        found = self._photos("WHERE root_id = ? AND path = ?", root_id, path)
+        return found[0] if found else None
 
     def photos_with(self, content_hash: bytes) -> list[Photo]:
-        """The photos of this content, in every state."""
-        sql = f"SELECT {_PHOTO} FROM photos WHERE content_hash = ? ORDER BY root_id, path"
-        return [self._photo(row) for row in self._rows(sql, content_hash)]
+        """Return the photos of this content, in every state."""
+        return self._photos("WHERE content_hash = ? ORDER BY root_id, path", content_hash)
+
+    def missing(self, root_id: int) -> list[bytes]:
+        """Return the paths of a root's missing photos, without reading the others."""
+        return [photo.path for photo in self._photos("WHERE root_id = ? AND state = 'missing'", root_id)]
+
+    def sample(self, limit: int) -> list[Photo]:
+        """Return live photos of the smallest content hashes: as good as by chance, and the same each time."""
+        return self._photos("WHERE state = 'live' ORDER BY content_hash LIMIT ?", limit)
+
+    def locate(self, photo: Photo, roots: dict[int, Root]) -> bytes:
+        """Return the absolute path of a photo."""
+        root = roots.get(photo.root_id)
+        if root is None:
+            raise self.damaged("a photo without a root folder")
+        return root.join(photo.path)
 
     def counts(self) -> dict[str, int]:
-        """How many photos are "live", "missing", "failed", and how many "vectors" there are."""
+        """Count the "live", "missing" and "failed" photos, and the "vectors"."""
         with self.reading():
             counts = dict.fromkeys(("live", "missing", "failed"), 0)
             counts.update(self._rows("SELECT state, count(*) FROM photos GROUP BY state"))
@@ -249,34 +337,23 @@ class Store(Database):
         return counts
 
     def roots(self) -> dict[int, Root]:
-        """The root folders by id."""
-        roots = {}
-        for *columns, crc in self._rows("SELECT id, path, listing, crc FROM roots ORDER BY path"):
-            if crc != checksum(*columns):
-                raise self.damaged("a root folder's row does not match its checksum")
-            roots[columns[0]] = Root(*columns)
-        return roots
-
-    def locate(self, photo: Photo, roots: dict[int, Root]) -> bytes:
-        """The absolute path of a photo."""
-        root = roots.get(photo.root_id)
-        if root is None:
-            raise self.damaged("a photo without a root folder")
-        return root.join(photo.path)
+        """Return the root folders by id."""
+        rows = self._verified("a root folder's row", "SELECT id, path, listing, crc FROM roots ORDER BY path")
+        return {row[0]: Root(*row) for row in rows}
 
     def vector(self, content_hash: bytes) -> np.ndarray | None:
-        """The vector (D,) of a content."""
+        """Return the vector (D,) of a content, as the model gave it."""
         rows = self._rows("SELECT content_hash, vector, crc FROM vectors WHERE content_hash = ?", content_hash)
         return self._vector(rows[0]) if rows else None
 
     def vector_pages(self, size: int = 1024) -> Iterator[tuple[list[bytes], np.ndarray]]:
-        """All content hashes with the model's vectors (N, D), in the order of the file, in parts; inside `reading`."""
+        """Yield all content hashes and vectors (N, D) in the order of the file, in parts, inside `reading`."""
         cursor = self._connection().execute("SELECT content_hash, vector, crc FROM vectors")
         while rows := cursor.fetchmany(size):
             yield [row[0] for row in rows], np.stack([self._vector(row) for row in rows])
 
-    def content_pages(self, contents: Sequence[bytes] | None = None, size: int = 1024) -> Iterator[list[Content]]:
-        """All contents in the order of the file, or those of these that are there, in parts; as `photo_pages`."""
+    def vector_rows(self, contents: Sequence[bytes] | None = None, size: int = 1024) -> Iterator[list[VectorRow]]:
+        """Yield all contents in the order of the file, or those of these that are there, in parts."""
         sql = (
             "SELECT v.rowid, v.content_hash, v.vector, v.crc, d.info, d.signature, d.crc"
             " FROM vectors v LEFT JOIN details d USING (content_hash)"
@@ -284,18 +361,18 @@ class Store(Database):
         if contents is not None:
             for start in range(0, len(contents), size):
                 some = [self._rows(f"{sql} WHERE v.content_hash = ?", one) for one in contents[start : start + size]]
-                yield [self._content(row) for rows in some for row in rows]
+                yield [self._vector_row(row) for rows in some for row in rows]
             return
         after = -(2**63)
         while rows := self._rows(f"{sql} WHERE v.rowid > ? ORDER BY v.rowid LIMIT ?", after, size):
-            numbers = [after, *(row[0] for row in rows)]
-            if not all(a < b for a, b in itertools.pairwise(numbers)):
+            keys = [after, *(row[0] for row in rows)]
+            if not all(map(operator.lt, keys, keys[1:])):
                 raise self.damaged("vectors are not in order")
-            after = numbers[-1]
-            yield [self._content(row) for row in rows]
+            after = keys[-1]
+            yield [self._vector_row(row) for row in rows]
 
     def changes(self, since: int) -> list[bytes] | None:
-        """The contents of which a search sees other than in generation `since`; None if that is not known any more.
+        """Return the contents of which a search sees other than in generation `since`; None if that is not known.
 
         Raises:
             IndexDamagedError: the record of them is not whole.
@@ -303,44 +380,40 @@ class Store(Database):
         with self.reading():
             if since < self.cache()[0]:
                 return None
-            rows = self._rows("SELECT generation, content_hash, crc FROM changes WHERE generation > ?", since)
+            sql = "SELECT generation, content_hash, crc FROM changes WHERE generation > ?"
+            rows = self._verified("the record of changes", sql, since)
             ((number,),) = self._rows("SELECT count(*) FROM changes")
-            recorded = self._meta("state").get("changes", 0)
-        if number != recorded or any(checksum(*row[:2]) != row[2] for row in rows):
-            raise self.damaged("the record of changes is not whole")
-        return sorted({content_hash for _, content_hash, _ in rows})
+            if number != self._meta("state").get("changes", 0):
+                raise self.damaged("the record of changes is not whole")
+        return sorted({content_hash for _, content_hash in rows})
 
     def details(self) -> Iterator[tuple[bytes, Details]]:
-        """Every content hash with its details, in the order of the file; inside `reading`."""
+        """Yield every content hash with its details, in the order of the file, inside `reading`."""
         for row in self._connection().execute("SELECT content_hash, info, signature, crc FROM details"):
             yield row[0], self._details(row)
 
     def details_of(self, content_hash: bytes) -> Details | None:
-        """The details of a content; None if an older version recorded it, or there is none such."""
+        """Return the details of a content; None if an older version recorded it, or there is none such."""
         sql = "SELECT content_hash, info, signature, crc FROM details WHERE content_hash = ?"
         rows = self._rows(sql, content_hash)
         return self._details(rows[0]) if rows else None
 
     def without_details(self) -> set[bytes]:
-        """The contents with a vector that an older version recorded, without details."""
+        """Return the contents with a vector that an older version recorded, without details."""
         sql = "SELECT content_hash FROM vectors WHERE content_hash NOT IN (SELECT content_hash FROM details)"
         return {content_hash for (content_hash,) in self._rows(sql)}
 
     def distinct(self) -> set[tuple[bytes, bytes]]:
-        """The pairs of contents that a person called different pictures, the smaller hash first."""
-        pairs = set()
-        for a, b, crc in self._rows("SELECT a, b, crc FROM distinct_pairs"):
-            if crc != checksum(a, b):
-                raise self.damaged("a pair of different pictures does not match its checksum")
-            pairs.add((a, b))
-        return pairs
+        """Return the pairs of contents that a person called different pictures, the smaller hash first."""
+        rows = self._verified("a pair of different pictures", "SELECT a, b, crc FROM distinct_pairs")
+        return {(a, b) for a, b in rows}
 
     def in_flight(self) -> set[bytes]:
-        """Absolute paths that were about to be decoded when the last sync ended, if it was killed."""
+        """Return the absolute paths that were about to be decoded when the last sync ended, if it was killed."""
         return {path for (path,) in self._rows("SELECT path FROM in_flight")}
 
     def cache(self) -> tuple[int, list[dict[str, Any]]]:
-        """The generation of the search cache, and what `put_cache` recorded of its files."""
+        """Return the generation of the search cache, and what `put_cache` recorded of its files."""
         record = self._meta("cache")
         return record["generation"], record.get("files", [])
 
@@ -349,19 +422,19 @@ class Store(Database):
     def put_rules(self, rules: Rules) -> None:
         """Record what syncs leave out from now on."""
         about = self._meta("about") | {"exclude": list(rules.exclude), "include_hidden": rules.include_hidden}
-        _put_meta(self._connection(), "about", about)
+        put_meta(self._connection(), "about", about)
         self.about = About(**about)
 
     def put_whitening(self, whitening: Whitening | None) -> None:
-        """Whiten with another, or not any more: no vector changes, and all that searches made of them is void."""
+        """Whiten with another, or not any more: no vector changes, and what searches cached of them is void."""
         db = self._connection()
         fingerprint = {k: v for k, v in self._meta("about")["fingerprint"].items() if k != "whitening"}
         if whitening is None:
             self._execute("DELETE FROM meta WHERE key = 'whitening'")
         else:
             fingerprint["whitening"] = whitening.sha256
-            _put_whitening(db, whitening)
-        _put_meta(db, "about", self._meta("about") | {"fingerprint": fingerprint})
+            put_meta(db, "whitening", _whitening_record(whitening))
+        put_meta(db, "about", self._meta("about") | {"fingerprint": fingerprint})
         self.put_cache(self.generation() + 1, [])  # the one that this transaction makes
         self._visible = True
 
@@ -410,11 +483,11 @@ class Store(Database):
         self._execute("INSERT OR REPLACE INTO distinct_pairs VALUES (?, ?, ?)", *pair, checksum(*pair))
 
     def unused_vectors(self) -> int:
-        """Return of how many contents that no photo has there is a vector."""
+        """Count the vectors of contents that no photo has."""
         return int(self._rows(f"SELECT count(*) FROM vectors {_UNUSED}")[0][0])
 
     def forget_vectors(self) -> int:
-        """Drop the vectors and details of contents that no photo has; how many vectors."""
+        """Drop the vectors and details of contents that no photo has; return how many vectors."""
         self._execute(f"DELETE FROM details {_UNUSED}")
         return self._execute(f"DELETE FROM vectors {_UNUSED}")
 
@@ -431,8 +504,8 @@ class Store(Database):
         )
         return Root(*columns)
 
-    def move_root(self, root: Root, path: bytes) -> None:
-        """Its folder has another absolute path now; the paths below it are the same."""
+    def relocate_root(self, root: Root, path: bytes) -> None:
+        """Record that a root has another absolute path now; the paths below it are the same."""
         columns = (root.id, path, root.listing)
         self._execute("UPDATE roots SET path = ?, crc = ? WHERE id = ?", path, checksum(*columns), root.id)
         self._visible = True
@@ -447,14 +520,14 @@ class Store(Database):
             self._execute("INSERT OR IGNORE INTO in_flight VALUES (?)", path)
 
     def forget_in_flight(self, paths: list[bytes]) -> None:
-        """They were decoded."""
+        """Record that they were decoded."""
         for path in paths:
             self._execute("DELETE FROM in_flight WHERE path = ?", path)
 
     def put_cache(self, generation: int, files: list[dict[str, Any]]) -> None:
-        """Record the files of the search cache, which are of that generation, the present one."""
-        _put_meta(self._connection(), "cache", {"generation": generation, "files": files})
-        _put_meta(self._connection(), "state", self._meta("state") | {"changes": 0})
+        """Record the files of the search cache, which are of this generation, the present one."""
+        put_meta(self._connection(), "cache", {"generation": generation, "files": files})
+        put_meta(self._connection(), "state", self._meta("state") | {"changes": 0})
         self._execute("DELETE FROM changes")
 
     def _before_commit(self) -> None:
@@ -468,18 +541,24 @@ class Store(Database):
         live = state["live"] + self._lived if "live" in state else self.counts()["live"]
         state |= {"generation": generation, "photos": state["photos"] + self._added, "live": live}
         state["changes"] = state.get("changes", 0) + len(self._changed)
-        _put_meta(self._connection(), "state", state)
+        put_meta(self._connection(), "state", state)
 
     def _after_transaction(self) -> None:
         self._visible, self._added, self._lived = False, 0, 0
         self._changed = set()
 
-    # Rows to records, verified.
+    # Rows, verified.
 
-    def _photo(self, row: tuple[Any, ...]) -> Photo:
-        if checksum(*row[:-1]) != row[-1]:
-            raise self.damaged("a photo's row does not match its checksum")
-        return Photo.from_columns(*row[:-1])
+    def _verified(self, what: str, sql: str, *values: object) -> list[tuple[Any, ...]]:
+        """Return the rows of a query, whose last column is their checksum, without it."""
+        rows = self._rows(sql, *values)
+        if any(checksum(*row[:-1]) != row[-1] for row in rows):
+            raise self.damaged(f"{what} does not match its checksum")
+        return [row[:-1] for row in rows]
+
+    def _photos(self, where: str, *values: object) -> list[Photo]:
+        rows = self._verified("a photo's row", f"SELECT {_PHOTO} FROM photos {where}", *values)
+        return [Photo.from_columns(*row) for row in rows]
 
     def _vector(self, row: tuple[Any, ...]) -> np.ndarray:
         content_hash, data, crc = row
@@ -487,11 +566,11 @@ class Store(Database):
             raise self.damaged("a vector does not match its checksum")
         return np.frombuffer(data, "<f4").astype(np.float32, copy=False)
 
-    def _content(self, row: tuple[Any, ...]) -> Content:
+    def _vector_row(self, row: tuple[Any, ...]) -> VectorRow:
         _, content_hash, vector, crc, info, signature, details_crc = row
         if details_crc is not None:
             self._details((content_hash, info, signature, details_crc))
-        return Content(content_hash, self._vector((content_hash, vector, crc)), info or "{}", signature or b"")
+        return VectorRow(content_hash, self._vector((content_hash, vector, crc)), info or "{}", signature or b"")
 
     def _details(self, row: tuple[Any, ...]) -> Details:
         _, info, signature, crc = row
@@ -500,17 +579,18 @@ class Store(Database):
         return Details(parse_info(info), signature)
 
     def _meta(self, key: str) -> dict[str, Any]:
-        rows = self._rows("SELECT value, crc FROM meta WHERE key = ?", key)
-        if len(rows) != 1 or checksum(key, rows[0][0]) != rows[0][1]:
-            raise self.damaged(f"its {key} record does not match its checksum")
-        value: dict[str, Any] = json.loads(rows[0][0])
+        rows = self._verified(f"its {key} record", f"{_META} WHERE key = ?", key)
+        if not rows:
+            raise self.damaged(f"its {key} record is not there")
+        value: dict[str, Any] = json.loads(rows[0][1])
         return value
 
 
-def _put_whitening(db: sqlite3.Connection, whitening: Whitening) -> None:
-    _put_meta(db, "whitening", {"safetensors": b64encode(whitening.to_bytes()).decode()})
+def _whitening_record(whitening: Whitening) -> dict[str, str]:
+    return {"safetensors": b64encode(whitening.to_bytes()).decode()}
 
 
-def _put_meta(db: sqlite3.Connection, key: str, value: dict[str, Any]) -> None:
+def put_meta(db: sqlite3.Connection, key: str, value: dict[str, Any]) -> None:
+    """Add or replace a row of the table `meta`."""
     text = json.dumps(value)
     db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (key, text, checksum(key, text)))

@@ -1,24 +1,71 @@
-"""Bring the store up to date with a folder: scan, plan, then what the plan says.
+"""Bring the store up to date with a folder."""
 
-Unusual: a root that cannot be listed is an error that changes nothing, and a root below which others were recorded
-takes their photos over, so that no photo is there twice.
-"""
-
+import hashlib
+import itertools
 import os
 import time
-from collections.abc import Callable, Collection
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import ImageError, RootUnavailableError
+import numpy as np
+
+from .._threads import Pool
+from ..errors import CorruptImageError, ImageError, IndexError_, RootUnavailableError, UnreadableImageError
 from ..formats import reader_has_come
-from ..images import describe
-from ..scan import Rules, scan
-from .maker import EmbedderLike
-from .pipeline import Pipeline
-from .plan import make_plan, place
-from .records import Root, is_below
-from .report import SyncReport
-from .store import Store
+from ..images import FileBytes, describe, read_file
+from ..scan import SEPARATOR, FileStat, Listing, Rules, scan
+from .maker import EmbedderLike, unit_vector
+from .paths import is_below, letters
+from .sandboxed_decode import UNREAD, decode_sandboxed, ends_process
+from .store import Photo, Root, Store, file_metadata
+
+if TYPE_CHECKING:
+    from ..embedder import Embedding, Failure
+
+#: Share of a root's photos that have new inodes where its file system numbers them anew; of so many at least.
+RENUMBERED, FEWEST_RENUMBERED = 0.9, 10
+#: A transaction holds what came in this many photos, bytes of their files, or seconds, whatever is first.
+BATCH_PHOTOS, BATCH_BYTES, BATCH_SECONDS = 64, 64 << 20, 2.0
+#: Files that are read ahead.
+READ_AHEAD = 8
+
+
+@dataclass
+class SyncReport:
+    """The result of a sync; found = embedded + unchanged + renamed + copied + failed.
+
+    Attributes:
+        found: photos that are there.
+        embedded: new content.
+        unchanged: the content that was recorded under the same path.
+        renamed: content of a photo whose file is gone: the same photo under another name.
+        copied: content that the index knows, of a photo that is still there or was once.
+        failed: photos that cannot be used; `SimilarityIndex.failures` says why. Those that could not be read but were
+            known before stay as they were, also in searches.
+        vanished: photos that went between listing and reading; not counted as found.
+        skipped: entries that are no photos, by reason.
+        missing: photos recorded below the folder that are not there; kept until `prune`.
+        came_back: photos among the found that were missing before.
+        listing_errors: folders that could not be listed, with the reason; their photos stay as they were.
+        seconds: how long it took.
+    """
+
+    found: int = 0
+    embedded: int = 0
+    unchanged: int = 0
+    renamed: int = 0
+    copied: int = 0
+    failed: int = 0
+    vanished: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    missing: int = 0
+    came_back: int = 0
+    listing_errors: list[str] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 def sync_folder(
@@ -37,7 +84,7 @@ def sync_folder(
         store: what to bring up to date.
         embedder: called once, and only if there is unknown content.
         folder: real absolute path.
-        rules: what of the folder is left out, remembered from now on; None: what the store remembers.
+        rules: what is left out, remembered from now on; None: what the store remembers.
         exclude: (device, inode) of directories that are not entered.
         progress: called with (done, total) photos that had to be read.
         on_failure: called with why a photo cannot be used, as it is found.
@@ -72,19 +119,33 @@ def sync_folder(
         for photo in store.photos(root.id)
         if is_below(photo.path, where.folder)
     }
-    report = SyncReport()
-    pipeline = Pipeline(
-        store, root, recorded, listing, report, scan_time=scan_time, progress=progress, on_failure=on_failure
-    )
+    report = SyncReport(skipped=listing.skipped)
+    pipeline = _Pipeline(store, root, recorded, listing, report, scan_time, progress, on_failure)
     pipeline.run(make_plan(listing, recorded, where.folder), folder, embedder)
     report.found = report.embedded + report.unchanged + report.renamed + report.copied + report.failed
-    report.skipped = listing.skipped
     report.listing_errors = [
         f"{describe(os.fsdecode(root.join(p)))}: {error}" for p, error in sorted(listing.errors.items())
     ]
     report.missing = sum(is_below(path, where.folder) for path in store.missing(root.id))
     report.seconds = time.monotonic() - started
     return report
+
+
+class Place(NamedTuple):
+    """The place of a folder among the recorded roots."""
+
+    root: Root | None  # that contains it; None if it becomes one
+    folder: bytes  # its path relative to that root, b"" for the root itself
+    absorbed: list[Root]  # those below it, which become part of it, so that no photo is recorded twice
+
+
+def place(folder: bytes, roots: Iterable[Root]) -> Place:
+    """Find the place of an absolute path; roots never contain one another."""
+    roots = list(roots)
+    for root in roots:
+        if is_below(folder, root.path):
+            return Place(root, folder[len(root.path) :].lstrip(SEPARATOR), [])
+    return Place(None, b"", [root for root in roots if is_below(root.path, folder)])
 
 
 def _absorb(store: Store, child: Root, root: Root) -> None:
@@ -94,3 +155,409 @@ def _absorb(store: Store, child: Root, root: Root) -> None:
         store.forget(photo)
         store.put(replace(photo, root_id=root.id, path=os.path.join(prefix, photo.path)))
     store.forget_root(child)
+
+
+class Plan(NamedTuple):
+    """The work of a sync: each photo that was listed is in one of the first four lists."""
+
+    unchanged: list[Photo]  # same file stat, and it is trusted; with the inode of now, see `_has_new_inodes`
+    came_back: list[Photo]  # the same, of photos that were missing
+    rehash: list[bytes]  # recorded, but the stat differs or is too young to be trusted: read, embed only other content
+    new: list[bytes]  # not recorded under this path: read; the content may be known
+    missing: list[Photo]  # recorded, judged, not there: to be marked; without those that are marked
+
+
+def make_plan(listing: Listing, recorded: Mapping[bytes, Photo], folder: bytes = b"") -> Plan:
+    """Compare a listing with what is recorded; no file is touched.
+
+    Args:
+        listing: what a scan of `folder` saw.
+        recorded: all photos of the root, or at least those below `folder`, by path.
+        folder: what was scanned, relative to the root; photos outside are not judged.
+    """
+    plan = Plan([], [], [], [], [])
+    has_new_inodes = _has_new_inodes(listing, recorded)
+    for path, stat in sorted(listing.photos.items()):
+        photo = recorded.get(path)
+        if has_new_inodes and photo and photo.settled and photo.stat != stat and _same_file(photo.stat, stat):
+            photo = replace(photo, stat=stat)
+        if photo is None:
+            plan.new.append(path)
+        elif photo.stat != stat or not photo.settled:
+            plan.rehash.append(path)
+        elif photo.state == "missing":
+            plan.came_back.append(photo)
+        else:
+            plan.unchanged.append(photo)
+    for path, photo in sorted(recorded.items()):
+        judged = is_below(path, folder) and not _unknown(path, listing.errors)
+        if judged and photo.state != "missing" and path not in listing.photos:
+            plan.missing.append(photo)
+    return plan
+
+
+def _has_new_inodes(listing: Listing, recorded: Mapping[bytes, Photo]) -> bool:
+    """Return whether nearly all files of unchanged size and times have other inodes than they had.
+
+    One such file was replaced by another of the same size and time, and is to be read. That all were is not to be
+    believed: exFAT, sshfs and others number their files anew at each mount.
+    """
+    pairs = [(photo.stat, listing.photos[path]) for path, photo in recorded.items() if path in listing.photos]
+    other = [(old, new) for old, new in pairs if old != new]
+    renumbered = sum(_same_file(old, new) for old, new in other)
+    same = len(pairs) - len(other) + renumbered
+    return same >= FEWEST_RENUMBERED and renumbered >= RENUMBERED * same
+
+
+def _same_file(old: FileStat, new: FileStat) -> bool:
+    return old._replace(inode=0) == new._replace(inode=0)
+
+
+def _unknown(path: bytes, errors: Mapping[bytes, str]) -> bool:
+    """Return whether the path or a folder above it could not be examined."""
+    parts = path.split(SEPARATOR) if errors else []
+    return any(SEPARATOR.join(parts[:n]) in errors for n in range(1, len(parts) + 1))
+
+
+class _Seen(NamedTuple):
+    """A file that was read."""
+
+    path: bytes
+    stat: FileStat
+    content_hash: bytes
+
+
+#: A file and its bytes; what is wrong; or None if it is gone.
+_Read = tuple[_Seen, bytes] | ImageError | None
+
+
+class _Pipeline:
+    """One sync of one root: read ahead, recognise, embed what is unknown, commit.
+
+    Args:
+        store, root, report, progress, on_failure: see `sync_folder`.
+        recorded: the root's photos by path, as they were.
+        listing: its photos as they are.
+        scan_time: nanoseconds since 1970 at which the listing began.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        root: Root,
+        recorded: dict[bytes, Photo],
+        listing: Listing,
+        report: SyncReport,
+        scan_time: int,
+        progress: Callable[[int, int], object] | None,
+        on_failure: Callable[[ImageError], object] | None,
+    ):
+        self._store, self._root, self._recorded, self._listing = store, root, recorded, listing
+        self._report, self._scan_time, self._progress, self._on_failure = report, scan_time, progress, on_failure
+        self._roots = store.roots()
+        self._done = self._total = 0
+        # Given to the embedder: by position there, and by content those that wait for the same.
+        self._given: dict[int, _Seen] = {}
+        self._positions = itertools.count()
+        self._waiting: dict[bytes, list[_Seen]] = {}
+        self._gone: dict[bytes, list[Photo]] = {}  # by content: recorded photos whose file is gone
+        self._in_flight: set[bytes] = set()
+        self._reading: set[bytes] = set()
+        self._crashing: dict[bytes, str] = {}  # by content: why it must not be decoded here, without the name
+        # For the next commit.
+        self._embedded: dict[bytes, tuple[np.ndarray, Embedding]] = {}
+        self._changes: list[Callable[[], None]] = []
+        self._decoded: list[bytes] = []
+        self._committed = time.monotonic()
+
+    def run(self, plan: Plan, folder: bytes, embedder: Callable[[], EmbedderLike]) -> None:
+        """Do what the plan says about the photos below `folder` (absolute); a batch is committed as a whole."""
+        self._judge(plan)
+        todo = sorted(plan.new + plan.rehash)
+        self._total = len(todo)
+        self._embed(self._without_crashing(todo, folder), embedder)
+
+    def _judge(self, plan: Plan) -> None:
+        """Record what needs no reading."""
+        for photo in plan.unchanged + plan.came_back:
+            self._report.came_back += photo.state == "missing"
+            self._report.unchanged += photo.content_hash is not None
+            self._report.failed += photo.content_hash is None
+        for photo in plan.unchanged:
+            if photo.stat != self._recorded[photo.path].stat:  # the file system numbers its files anew
+                self._put(photo)
+        for photo in plan.came_back:
+            self._put(replace(photo, state="live" if photo.content_hash else "failed"))
+        for photo in plan.missing:
+            self._put(replace(photo, state="missing"))
+        self._commit()
+
+    def _without_crashing(self, todo: list[bytes], folder: bytes) -> list[bytes]:
+        """Decode the last sync's suspects in a child; return the photos that do not end the process.
+
+        So is what once ended it, should its file have changed.
+        """
+        suspects = {path for path in self._store.in_flight() if is_below(path, folder)}
+        known = {path for path, photo in self._recorded.items() if ends_process(photo.error)}
+        alone = [path for path in todo if path in known or self._root.join(path) in suspects]
+        if alone and self._progress:  # which may take a minute for each
+            self._progress(0, self._total)
+        found = decode_sandboxed([self._root.join(path) for path in alone])
+        for path in alone:
+            if (why := found.get(self._root.join(path))) is None:
+                continue
+            if UNREAD in why:
+                self._fail(path, self._listing.photos[path], UnreadableImageError(why))
+                continue
+            self._fail(path, self._listing.photos[path], CorruptImageError(why))
+            if ends_process(why) and isinstance(read := self._read(path), tuple):  # so would its copies
+                self._crashing[read[0].content_hash] = why.replace(self._name(path), "", 1)
+        self._decoded += suspects
+        self._commit()
+        return [path for path in todo if self._root.join(path) not in found]
+
+    def _embed(self, todo: list[bytes], embedder: Callable[[], EmbedderLike]) -> None:
+        """Read the files, embed what is unknown, commit as it comes."""
+        sources = self._sources(todo)
+        made: EmbedderLike | None = None
+        stream: Iterator[Embedding | Failure] = iter(())
+        try:
+            first = next(sources, None)
+            if first is not None:  # otherwise no model is needed
+                made = embedder()
+                stream = made.stream(itertools.chain([first], sources), signatures=True)
+                for item in stream:
+                    self._result(item)
+                    self._commit_if_due()
+            self._commit()
+        except BaseException as e:
+            for generator in (stream, sources):
+                if hasattr(generator, "close"):  # leaves behind what does not end
+                    generator.close()
+            suspects = self._suspects(made, isinstance(e, Exception))
+            with suppress(IndexError_):  # the first error is the one to tell
+                self._decoded += self._in_flight - suspects
+                self._commit(in_flight=sorted(suspects - self._in_flight))
+            raise
+        finally:
+            sources.close()
+        if self._waiting:
+            raise RuntimeError(f"the embedder gave no result for {len(self._waiting)} photos")
+
+    def _suspects(self, embedder: EmbedderLike | None, failed: bool) -> set[bytes]:
+        """Return what was begun and does not end; if the embedder does not tell, all that it still owes."""
+        owed = list(self._given.values())
+        if embedder is None or (failed and not hasattr(embedder, "decoding")):
+            owed = []
+        elif hasattr(embedder, "decoding"):
+            begun = {source.content_hash for source in embedder.decoding() if isinstance(source, FileBytes)}
+            owed = [seen for seen in owed if seen.content_hash in begun]
+        return {self._root.join(path) for path in {*(seen.path for seen in owed), *self._reading}}
+
+    def _sources(self, todo: list[bytes]) -> Generator[FileBytes, None, None]:
+        """Yield the files of unknown content, each recorded as in flight before it is given away.
+
+        After a crash, the photo that caused it is among those.
+        """
+        batch: deque[tuple[_Seen, bytes]] = deque()
+        size = 0
+        for path, read in self._read_ahead(todo):
+            if isinstance(read, ImageError):
+                self._fail(path, self._listing.photos[path], read)
+            elif read is None:
+                self._vanish(path)
+            elif (why := self._crashing.get(read[0].content_hash)) is not None:
+                self._fail(path, read[0].stat, CorruptImageError(self._name(path) + why))
+            elif not self._known(read[0]):
+                batch.append(read)
+                size += len(read[1])
+                if len(batch) >= BATCH_PHOTOS or size >= BATCH_BYTES:
+                    yield from self._give(batch)
+                    size = 0
+            self._commit_if_due()
+        yield from self._give(batch)
+
+    def _give(self, batch: deque[tuple[_Seen, bytes]]) -> Iterator[FileBytes]:
+        self._commit(in_flight=[self._root.join(seen.path) for seen, _ in batch])
+        while batch:
+            seen, data = batch.popleft()
+            self._given[next(self._positions)] = seen
+            yield FileBytes(self._name(seen.path), data, seen.content_hash)
+
+    def _read_ahead(self, todo: list[bytes]) -> Iterator[tuple[bytes, _Read]]:
+        """Yield the files in order, read by threads."""
+        with Pool(2, "simclr-read") as pool:
+            yield from pool.map(self._read, todo, READ_AHEAD)
+
+    def _read(self, path: bytes) -> _Read:
+        self._reading.add(path)
+        try:
+            data, stat = read_file(self._root.join(path), follow_symlinks=False)
+        except ImageError as e:
+            return None if isinstance(e.__cause__, (FileNotFoundError, NotADirectoryError)) else e
+        finally:
+            self._reading.discard(path)
+        return _Seen(path, FileStat.of(stat), hashlib.sha256(data).digest()), data
+
+    def _known(self, seen: _Seen) -> bool:
+        """Record a photo whose content needs no embedding; return False if it is to be given to the embedder."""
+        if seen.content_hash in self._embedded or self._store.details_of(seen.content_hash) is not None:
+            self._recognise(seen)
+        elif seen.content_hash in self._waiting:
+            self._waiting[seen.content_hash].append(seen)
+        else:
+            self._waiting[seen.content_hash] = []
+            return False
+        return True
+
+    def _recognise(self, seen: _Seen) -> None:
+        """Record a photo whose content the store has, or will have with the next commit."""
+        old = self._recorded.get(seen.path)
+        if old is not None and old.content_hash == seen.content_hash:
+            self._succeed(seen)
+            self._report.unchanged += 1
+        else:
+            self._rename_or_copy(seen)
+
+    def _rename_or_copy(self, seen: _Seen) -> None:
+        gone = self._gone.get(seen.content_hash)
+        if gone is None:
+            gone = [p for p in self._store.photos_with(seen.content_hash) if self._is_gone(p)]
+            # Taken from the end: best the same root, and in it the same file name.
+            name = os.path.basename(seen.path)
+            gone.sort(key=lambda p: (p.root_id == self._root.id, os.path.basename(p.path) == name))
+            self._gone[seen.content_hash] = gone
+        if gone:
+            old = gone.pop()
+            self._changes.append(lambda: self._store.forget(old))
+            self._report.renamed += 1
+        else:
+            self._report.copied += 1
+        self._succeed(seen)
+
+    def _is_gone(self, photo: Photo) -> bool:
+        file = self._store.locate(photo, self._roots)
+        if photo.root_id != self._root.id and not _is_mounted(self._roots[photo.root_id].path, file):
+            return False
+        try:
+            found = os.lstat(file)
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            return False  # unknown
+        return self._is_listed_otherwise(photo, found.st_ino)
+
+    def _is_listed_otherwise(self, photo: Photo, inode: int) -> bool:
+        """Return whether its file has another spelling now: where case does not matter, the old one opens it still."""
+        if photo.root_id != self._root.id or photo.path in self._listing.photos or photo.path not in self._recorded:
+            return False
+        stat = self._spellings.get(letters(photo.path).casefold())
+        return stat is not None and stat.inode == inode
+
+    @cached_property
+    def _spellings(self) -> dict[str, FileStat]:
+        return {letters(path).casefold(): stat for path, stat in self._listing.photos.items()}
+
+    def _result(self, item: "Embedding | Failure") -> None:
+        from ..embedder import Failure
+
+        seen = self._given.pop(item.position, None)
+        if seen is None:
+            raise RuntimeError(f"the embedder gave a result for position {item.position} that was not asked for")
+        self._decoded.append(self._root.join(seen.path))
+        waiting = self._waiting.pop(seen.content_hash)
+        vector = None if isinstance(item, Failure) else unit_vector(item.vector)
+        if isinstance(item, Failure) or vector is None:
+            why = "its features are zero or not finite"
+            error = item.error if isinstance(item, Failure) else CorruptImageError(f"{self._name(seen.path)}: {why}")
+            self._fail(seen.path, seen.stat, error)
+            for one in waiting:  # of the same bytes
+                text = str(error).replace(self._name(seen.path), self._name(one.path), 1)
+                self._fail(one.path, one.stat, type(error)(text))
+            return
+        self._embedded[seen.content_hash] = vector, item
+        self._succeed(seen)
+        self._report.embedded += 1
+        for one in waiting:
+            self._recognise(one)
+
+    def _succeed(self, seen: _Seen) -> None:
+        metadata, settled = file_metadata(seen.stat), seen.stat.settled(self._scan_time)
+        self._finish(Photo(self._root.id, seen.path, seen.stat, settled, seen.content_hash, "live", metadata=metadata))
+
+    def _fail(self, path: bytes, stat: FileStat, error: ImageError) -> None:
+        # What could not be read is tried again each time; what could not be decoded, when the file changes.
+        settled = stat.settled(self._scan_time) and not isinstance(error, UnreadableImageError)
+        text = str(error).encode(errors="backslashreplace").decode()
+        self._report.failed += 1
+        if self._on_failure:
+            self._on_failure(error)
+        old = self._recorded.get(path)
+        if old is not None and old.content_hash and isinstance(error, UnreadableImageError):
+            # It is there, and nobody knows what it holds now: until that is read, it is what it was.
+            self._finish(replace(old, state="live", settled=False, error=text))
+        else:
+            self._finish(Photo(self._root.id, path, stat, settled, None, "failed", error=text))
+
+    def _vanish(self, path: bytes) -> None:
+        self._report.vanished += 1
+        old = self._recorded.get(path)
+        if old is not None and old.state != "missing":
+            self._put(replace(old, state="missing"))
+        self._step()
+
+    def _finish(self, photo: Photo) -> None:
+        old = self._recorded.get(photo.path)
+        self._report.came_back += old is not None and old.state == "missing"
+        self._put(photo)
+        self._step()
+
+    def _put(self, photo: Photo) -> None:
+        self._changes.append(lambda: self._store.put(photo))
+
+    def _step(self) -> None:
+        self._done += 1
+        if self._progress:
+            self._progress(self._done, self._total)
+
+    def _commit_if_due(self) -> None:
+        if len(self._changes) >= BATCH_PHOTOS or time.monotonic() - self._committed >= BATCH_SECONDS:
+            self._commit()
+
+    def _commit(self, in_flight: list[bytes] | None = None) -> None:
+        """Write, in one transaction, all that came since the last, and what is given away next."""
+        if self._changes or self._decoded or in_flight:
+            with self._store.transaction():
+                for content_hash, (vector, item) in self._embedded.items():
+                    self._store.put_vector(content_hash, vector)
+                    self._store.put_details(content_hash, item.info, item.signature)
+                for change in self._changes:
+                    change()
+                self._store.forget_in_flight(self._decoded)
+                self._store.put_in_flight(in_flight or [])
+        self._in_flight.update(in_flight or [])
+        self._in_flight.difference_update(self._decoded)
+        self._embedded.clear()
+        self._changes.clear()
+        self._decoded.clear()
+        self._committed = time.monotonic()
+
+    def _name(self, path: bytes) -> str:
+        return describe(os.fsdecode(self._root.join(path)))
+
+
+def _is_mounted(root: bytes, file: bytes) -> bool:
+    """Return whether a root is there, and the lowest folder above a file in it that is there holds anything.
+
+    An empty folder may be where a disk is mounted.
+    """
+    if not os.path.isdir(root):
+        return False
+    folder = os.path.dirname(file)
+    while folder != root and not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from index_fakes import FakeEmbedder
 
-from simclr_hub.index import SimilarityIndex, pipeline
+from simclr_hub.index import SimilarityIndex
+from simclr_hub.index import sync as sync_module
 
 CONTEXT = multiprocessing.get_context("forkserver")
 
@@ -34,7 +35,7 @@ def fork_server() -> Iterator[None]:
 
 def sync(directory: Path, photos: Path, batch: int) -> None:
     """Sync, with a commit for each `batch` photos."""
-    pipeline.BATCH_PHOTOS = batch
+    sync_module.BATCH_PHOTOS = batch
     with SimilarityIndex.open(directory, model=FakeEmbedder()) as index:
         index.sync(photos)
     sys.stdout.flush()

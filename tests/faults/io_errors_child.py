@@ -13,10 +13,10 @@ from pathlib import Path
 from index_fakes import FakeEmbedder, check_index, make_photo
 
 from simclr_hub.errors import IndexError_
-from simclr_hub.index import SimilarityIndex, pipeline
+from simclr_hub.index import SimilarityIndex
 from simclr_hub.index import check_index as check
-from simclr_hub.index.records import Photo
-from simclr_hub.index.store import STORE_NAME, Store
+from simclr_hub.index import sync as sync_module
+from simclr_hub.index.store import STORE_NAME, Photo, Store
 
 #: Errors, and whether once or from then on.
 FEW = [(errno.ENOSPC, 1), (errno.EIO, 0)]
@@ -26,8 +26,8 @@ ALL = [(error, once) for error in (errno.ENOSPC, errno.EIO, errno.EDQUOT) for on
 def main(library: str, folder: str, step: int) -> None:
     """Try every step-th call of each task with a few errors, every call with all of them; print the counts."""
     shim = ctypes.CDLL(library)
-    pipeline.BATCH_PHOTOS = 4
-    pipeline.find_guilty = lambda paths: {}
+    sync_module.BATCH_PHOTOS = 4
+    sync_module.decode_sandboxed = lambda paths: {}
     counts: Counter[str] = Counter()
     for task in (sync, prune, repair):
         for error, once in ALL if step == 1 else FEW:

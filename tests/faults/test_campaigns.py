@@ -20,7 +20,7 @@ import pytest
 from index_fakes import FakeEmbedder, expected_vector, make_photo
 
 from simclr_hub.errors import IndexLockedError, PruneRefusedError, RootUnavailableError, UnreadableImageError
-from simclr_hub.index import SimilarityIndex, pipeline
+from simclr_hub.index import SimilarityIndex, sync
 
 CONTEXT = multiprocessing.get_context("fork")
 
@@ -67,7 +67,7 @@ def unreadable(folder: Path, rounds: int, seed: int) -> dict[str, int]:
     chance, ledger = random.Random(seed), Ledger()
     photos = [make_photo(folder / f"photos/{i % 3}/{i}.png", seed * 1000 + i) for i in range(20)]
     broken: set[bytes] = set()
-    real = pipeline.read_file
+    real = sync.read_file
 
     def read_file(path: bytes, **settings: bool) -> object:
         if path in broken:
@@ -76,7 +76,7 @@ def unreadable(folder: Path, rounds: int, seed: int) -> dict[str, int]:
         return real(path, **settings)
 
     with pytest.MonkeyPatch.context() as patch, SimilarityIndex.create(folder / "i", model=FakeEmbedder()) as index:
-        patch.setattr(pipeline, "read_file", read_file)
+        patch.setattr(sync, "read_file", read_file)
         index.sync(folder / "photos")
         for path in photos:
             ledger.saw(path)

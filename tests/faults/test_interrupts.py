@@ -26,8 +26,7 @@ from simclr_hub.cli import _interrupts, main
 from simclr_hub.embedder import Embedding, Failure
 from simclr_hub.errors import UnsupportedImageError
 from simclr_hub.images import FileBytes, load_image, read_file
-from simclr_hub.index import SimilarityIndex, isolated, pipeline
-from simclr_hub.index.maintenance import check_photos
+from simclr_hub.index import SimilarityIndex, check, sandboxed_decode, sync
 from simclr_hub.index.store import STORE_NAME, Store
 from simclr_hub.raw import _preview
 from simclr_hub.training import data
@@ -103,7 +102,7 @@ def tiny_index(tmp_path: Path, tiny_model: SimCLRModel) -> Iterator[SimilarityIn
 def test_an_interrupted_sync_remembers_the_photo_that_did_not_end(
     tiny_index: SimilarityIndex, photos: Path, gate: Gate, stuck_decoder: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "BATCH_PHOTOS", 2)
+    monkeypatch.setattr(sync, "BATCH_PHOTOS", 2)
     for i in range(4):
         make_photo(photos / f"z{i}.png", 10 + i)
     for name in ("c.jpg", "copy.jpg"):
@@ -118,10 +117,10 @@ def test_an_interrupted_sync_remembers_the_photo_that_did_not_end(
 
     def find(paths: list[bytes]) -> dict[bytes, str]:
         asked.append(paths)
-        why = f"{isolated.DOES_NOT_END}: no end within 60 s"
+        why = f"{sandboxed_decode.DOES_NOT_END}: no end within 60 s"
         return {path: f"{os.fsdecode(path)}: {why}" for path in paths if path == stuck}
 
-    monkeypatch.setattr(pipeline, "find_guilty", find)
+    monkeypatch.setattr(sync, "decode_sandboxed", find)
     report = tiny_index.sync(photos)
     assert asked == [[stuck]]
     assert (report.found, report.failed, len(tiny_index)) == (10, 2, 8)
@@ -161,7 +160,7 @@ def test_what_the_embedder_does_not_answer_stays_recorded(
     assert index._store.in_flight() == {bytes(photos / "b.png")}
     assert check_index(index) == [str(photos / "a.png")]
     monkeypatch.undo()
-    monkeypatch.setattr(pipeline, "find_guilty", lambda paths: {})
+    monkeypatch.setattr(sync, "decode_sandboxed", lambda paths: {})
     with SimilarityIndex.open(index._store.file.parent, model=embedder) as other:  # the lock was released
         assert other.sync(photos).embedded == 3
 
@@ -210,20 +209,20 @@ def test_a_disk_that_does_not_answer(
             gate.wait()
         return read_file(path, **settings)
 
-    for module in (pipeline, check_photos):
+    for module in (sync, check):
         monkeypatch.setattr(module, "read_file", read)
     with interrupted(gate):
         index.sync(photos)
     assert index._store.in_flight() == {stuck}
     with interrupted(gate):
         index.check(deep=True)
-    text = f"{os.fsdecode(stuck)}: {isolated.UNREAD} within 60 s"
-    monkeypatch.setattr(pipeline, "find_guilty", lambda paths: dict.fromkeys(set(paths) & {stuck}, text))
+    text = f"{os.fsdecode(stuck)}: {sandboxed_decode.UNREAD} within 60 s"
+    monkeypatch.setattr(sync, "decode_sandboxed", lambda paths: dict.fromkeys(set(paths) & {stuck}, text))
     report = index.sync(photos)
     assert (report.failed, report.found, index.failures()) == (1, 4, [(os.fsdecode(stuck), text)])
     assert np.array_equal(index.vectors()[1], before[1])  # what it was stays
     asked: list[list[bytes]] = []
-    monkeypatch.setattr(pipeline, "find_guilty", lambda paths: asked.append(paths) or {})
+    monkeypatch.setattr(sync, "decode_sandboxed", lambda paths: asked.append(paths) or {})
     gate.opened.set()
     assert index.sync(photos).unchanged == 4 and asked == [[stuck]] and index.failures() == []
 
@@ -382,7 +381,7 @@ def test_a_command_that_is_stopped(
                 press(number)
         return read_file(path, **settings)
 
-    monkeypatch.setattr(pipeline, "read_file", read)
+    monkeypatch.setattr(sync, "read_file", read)
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as exit:
         main(["index", str(photos), "-o", str(tmp_path / "i")])
@@ -425,8 +424,8 @@ def test_a_whole_run(tmp_path: Path, photos: Path, tiny_dir: Path) -> None:
     child.write_text(f"#!{sys.executable}\n{STUB}\nexec(sys.argv[-1])\n")
     child.chmod(0o755)
     arguments = ["index", str(photos), "-o", str(tmp_path / "i"), "--model", str(tiny_dir)]
-    run = f"{STUB}\nfrom simclr_hub.cli import main\nfrom simclr_hub.index import isolated\n"
-    run += f"isolated.SECONDS, sys.executable = 5, {str(child)!r}\nmain({arguments})"
+    run = f"{STUB}\nfrom simclr_hub.cli import main\nfrom simclr_hub.index import sandboxed_decode\n"
+    run += f"sandboxed_decode.SECONDS, sys.executable = 5, {str(child)!r}\nmain({arguments})"
     with subprocess.Popen([sys.executable, "-c", run], stderr=subprocess.PIPE, text=True) as process:
         while not (tmp_path / "i").exists() or not in_flight(tmp_path / "i"):
             assert process.poll() is None

@@ -14,9 +14,8 @@ from index_fakes import make_photo, tree_state
 from simclr_hub import SimilarityIndex, _files
 from simclr_hub._files import FOLDER, Kind, check_output, check_place, new_directory, write_file, write_output
 from simclr_hub.errors import OutputError
-from simclr_hub.gallery import PAGE, write_gallery
 from simclr_hub.index.store import STORE_NAME
-from simclr_hub.review import write_review
+from simclr_hub.pages import PAGE, write_gallery, write_review
 from simclr_hub.whitening import Whitening
 
 Run = Callable[..., tuple[int, str, str]]

@@ -9,7 +9,7 @@ import pytest
 from index_fakes import FakeEmbedder, check_index, make_photo, tree_state
 
 from simclr_hub.index import SimilarityIndex
-from simclr_hub.index.records import GRANULARITY_NS, Stamp
+from simclr_hub.scan import GRANULARITY_NS, FileStat
 
 
 def while_it_changes(index: SimilarityIndex, folder: Path, change: object, syncs: int) -> None:
@@ -110,7 +110,7 @@ def test_a_tick_of_two_seconds() -> None:
     """FAT's: what was written in the tick of the scan may change again under the same stamp."""
     second = 10**9
     for mtime, scan, trusted in ((10, 11, False), (10, 12, False), (10, 13, True)):
-        assert Stamp(1, mtime * second, 0, 1).settled(scan * second) == trusted
+        assert FileStat(1, mtime * second, 0, 1).settled(scan * second) == trusted
     assert GRANULARITY_NS == 2 * second
 
 

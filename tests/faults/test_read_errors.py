@@ -11,13 +11,13 @@ import pytest
 from index_fakes import FakeEmbedder, make_photo
 
 from simclr_hub.errors import PruneRefusedError, UnreadableImageError
-from simclr_hub.index import SimilarityIndex, pipeline
+from simclr_hub.index import SimilarityIndex, sync
 
 
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[str], int], None]:
     """Let reading these names fail, as a disk does that answers with errors (root reads whatever its mode is)."""
-    real = pipeline.read_file
+    real = sync.read_file
 
     def set_broken(names: set[str], code: int = errno.EIO) -> None:
         def read_file(path: bytes, **settings: bool) -> object:
@@ -25,7 +25,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[str], int], None]:
                 raise UnreadableImageError(f"{os.fsdecode(path)}: {os.strerror(code)}") from OSError(code, "x")
             return real(path, **settings)
 
-        monkeypatch.setattr(pipeline, "read_file", read_file)
+        monkeypatch.setattr(sync, "read_file", read_file)
 
     return set_broken
 

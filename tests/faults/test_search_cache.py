@@ -8,7 +8,7 @@ import pytest
 from index_fakes import DIM, FakeEmbedder, put_vectors
 
 from simclr_hub.index import SimilarityIndex
-from simclr_hub.index.search import faiss_cache
+from simclr_hub.index.search import segments
 
 
 def mutate(folder: Path, mutants: int, seed: int) -> None:
@@ -16,7 +16,7 @@ def mutate(folder: Path, mutants: int, seed: int) -> None:
     with SimilarityIndex.create(directory, model=FakeEmbedder()) as index:
         put_vectors(index, 400, seed=seed)
         with index._store.writing():
-            faiss_cache.update(index._store)
+            segments.update_cache(index._store)
     queries = list(np.random.default_rng(seed).normal(size=(2, DIM)))
     (file,) = directory.glob("*.cache")
     data, draw = file.read_bytes(), random.Random(seed)

@@ -13,10 +13,8 @@ import pytest
 from index_fakes import DIM, FakeEmbedder, make_photo
 
 from simclr_hub.errors import ExportError
-from simclr_hub.index import SimilarityIndex
-from simclr_hub.index.maintenance import import_export
-from simclr_hub.index.records import checksum, parse_info
-from simclr_hub.index.store import STORE_NAME, Store
+from simclr_hub.index import SimilarityIndex, parquet
+from simclr_hub.index.store import STORE_NAME, Store, checksum, parse_info
 
 
 @pytest.fixture
@@ -120,15 +118,15 @@ def test_a_strange_header_is_one_error(what, exported):
 def test_a_text_that_rows_share_is_looked_at_once(exported, monkeypatch):
     """A dictionary of one long text, named by every row, is small in the file and large in memory."""
     rewrite(exported, lambda rows: [row.update(camera="c" * (1 << 20)) for row in rows])
-    monkeypatch.setattr(import_export._Import, "_vectors", lambda *_: pytest.fail("read on"))
+    monkeypatch.setattr(parquet._Import, "_vectors", lambda *_: pytest.fail("read on"))
     refused(exported, "camera of 1,048,576 bytes")
 
 
 def test_a_wide_export_is_read_in_small_batches(exported, monkeypatch):
-    monkeypatch.setattr(import_export, "BATCH_BYTES", 8 * DIM)
+    monkeypatch.setattr(parquet, "BATCH_BYTES", 8 * DIM)
     seen = []
-    real = import_export._Import._vectors
-    monkeypatch.setattr(import_export._Import, "_vectors", lambda s, b: seen.append(b.num_rows) or real(s, b))
+    real = parquet._Import._vectors
+    monkeypatch.setattr(parquet._Import, "_vectors", lambda s, b: seen.append(b.num_rows) or real(s, b))
     SimilarityIndex.from_export(exported, exported.with_name("new.index"), model=FakeEmbedder()).close()
     assert max(seen) == 2
 

@@ -11,10 +11,9 @@ import pytest
 from index_fakes import FakeEmbedder
 
 from simclr_hub.errors import IndexDamagedError, IndexWriteError
-from simclr_hub.index import SimilarityIndex, isolated
-from simclr_hub.index.maintenance.check import check_index
-from simclr_hub.index.records import checksum
-from simclr_hub.index.store import STORE_NAME
+from simclr_hub.index import SimilarityIndex, sandboxed_decode
+from simclr_hub.index.check import check_index
+from simclr_hub.index.store import STORE_NAME, checksum
 
 
 def super_journal(name: bytes) -> bytes:
@@ -91,7 +90,7 @@ def test_children_load_nothing_from_the_current_folder(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend("")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert isolated.find_guilty([os.fsencode(photos / "a.png")]) == {}
+    assert sandboxed_decode.decode_sandboxed([os.fsencode(photos / "a.png")]) == {}
     assert not (tmp_path / "canary").exists()
 
 

@@ -14,8 +14,8 @@ from index_fakes import FakeEmbedder, check_index, make_photo
 
 from simclr_hub.errors import IndexLockedError
 from simclr_hub.index import SimilarityIndex
-from simclr_hub.index.records import Photo, Stamp
-from simclr_hub.index.store import STORE_NAME, About, Store
+from simclr_hub.index.store import STORE_NAME, About, Photo, Store
+from simclr_hub.scan import FileStat
 
 CONTEXT = multiprocessing.get_context("fork")
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -29,7 +29,7 @@ def write(file: Path, name: int, rows: int, pipe: Connection) -> None:
         while True:
             try:
                 with closing(Store(file)) as store, store.writing(), store.transaction():
-                    store.put(Photo(1, path, Stamp(1, 1, 1, 1), True, b"h", "live"))
+                    store.put(Photo(1, path, FileStat(1, 1, 1, 1), True, b"h", "live"))
                 break
             except IndexLockedError as e:
                 assert "writes to it" in str(e) or "another process holds it" in str(e)

@@ -15,8 +15,8 @@ from simclr_hub.embedder import Embedding, Failure
 from simclr_hub.errors import ImageError
 from simclr_hub.images import load_image
 from simclr_hub.index import SimilarityIndex
-from simclr_hub.index.records import Photo, Stamp
-from simclr_hub.index.store import STORE_NAME
+from simclr_hub.index.store import STORE_NAME, Photo
+from simclr_hub.scan import FileStat
 from simclr_hub.signature import picture_signature
 
 DIM = 5
@@ -66,7 +66,7 @@ def put_vectors(index: SimilarityIndex, number: int, *, seed: int = 0) -> np.nda
             store.put_vector(content, vector)
             store.put_details(content, {"width": i, "camera": f"camera {i % 7}"}, b"")
             path = b"%d/%d/%d.jpg" % (seed, i % 10, i)
-            store.put(Photo(root.id, path, Stamp(1, 1, 1, i), True, content, "live", metadata=f'{{"bytes": {i}}}'))
+            store.put(Photo(root.id, path, FileStat(1, 1, 1, i), True, content, "live", metadata=f'{{"bytes": {i}}}'))
     return vectors
 
 

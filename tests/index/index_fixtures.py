@@ -9,7 +9,7 @@ import pytest
 from index_fakes import FakeEmbedder, make_photo
 
 from simclr_hub.index import SimilarityIndex
-from simclr_hub.index.records import Stamp
+from simclr_hub.scan import FileStat
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def index(tmp_path: Path, embedder: FakeEmbedder) -> Iterator[SimilarityIndex]:
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trust stamps at once, as if every file had been written long ago."""
-    monkeypatch.setattr(Stamp, "settled", lambda self, scan_time_ns: True)
+    monkeypatch.setattr(FileStat, "settled", lambda self, scan_time_ns: True)
 
 
 __all__ = ["embedder", "index", "photos", "settled", "tmp_path"]

@@ -9,17 +9,17 @@ from pathlib import Path
 from index_fakes import FakeEmbedder
 
 from simclr_hub import _files
-from simclr_hub.index import SimilarityIndex, pipeline
-from simclr_hub.index.records import Photo
-from simclr_hub.index.search import faiss_cache
-from simclr_hub.index.store import Store
+from simclr_hub.index import SimilarityIndex
+from simclr_hub.index import sync as sync_module
+from simclr_hub.index.search import segments
+from simclr_hub.index.store import Photo, Store
 from simclr_hub.whitening import Whitening
 
 
 def sync(directory: Path, photos: Path, pipe: Connection, step: str, n: int) -> None:
     """Sync; `step` is what to die at, the n-th time; acknowledged photos go through the pipe after each commit."""
-    pipeline.BATCH_PHOTOS = 8
-    pipeline.find_guilty = lambda paths: {}  # test_isolated.py tries those
+    sync_module.BATCH_PHOTOS = 8
+    sync_module.decode_sandboxed = lambda paths: {}  # test_sandboxed_decode.py tries those
     die_at = killer(step, n)
     put: list[Photo] = []
     real_put, real_transaction = Store.put, Store.transaction
@@ -77,7 +77,7 @@ def killer(step: str, n: int) -> Callable[[str], None]:
 
 def watch(index: SimilarityIndex, die_at: Callable[[str], None]) -> None:
     """Tell of SQL statements by their first word, and of what is done with the cache's file."""
-    real_replace, real_write = os.replace, faiss_cache.write_file
+    real_replace, real_write = os.replace, segments.write_file
 
     def replace(*args: str) -> None:
         die_at("before rename")
@@ -90,7 +90,7 @@ def watch(index: SimilarityIndex, die_at: Callable[[str], None]) -> None:
         die_at("after cache")
 
     _files.os.replace = replace  # type: ignore[assignment]
-    faiss_cache.write_file = write  # type: ignore[assignment]
+    segments.write_file = write  # type: ignore[assignment]
 
     def trace(statement: str) -> None:
         die_at("statement")

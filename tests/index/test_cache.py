@@ -10,7 +10,7 @@ from index_fakes import DIM, FakeEmbedder, check_index, make_photo, put_vectors
 from simclr_hub import _files
 from simclr_hub.errors import IndexDamagedError
 from simclr_hub.index import SimilarityIndex
-from simclr_hub.index.search import approximate, faiss_cache, snapshot
+from simclr_hub.index.search import ann, segments, snapshot
 from simclr_hub.index.search.arrays import BLOCK
 
 
@@ -20,7 +20,7 @@ def file(
 ) -> Path:
     """The cache file of an index, of either kind."""
     if request.param == "approximate":
-        monkeypatch.setattr(approximate, "EXACT_NUMBERS", 0)
+        monkeypatch.setattr(ann, "MAX_EXACT", 0)
         put_vectors(index, 296)
     index.sync(photos)
     (file,) = caches(index)
@@ -53,8 +53,8 @@ def test_a_sync_writes_it_and_the_next_process_reads_it(file: Path, monkeypatch:
     with reopen(file) as index:
         assert len(index.search(np.ones(DIM), k=4)) == 4
         with index._store.reading():
-            (segment,) = faiss_cache.read(index._store) or []
-        assert (segment.approximate is not None) == (len(segment.vectors) == 300)
+            (segment,) = segments.read_cache(index._store) or []
+        assert (segment.ivf is not None) == (len(segment.vectors) == 300)
     assert rebuilds == []
 
 
@@ -91,7 +91,7 @@ def test_no_damaged_file_is_used(file: Path, mutants: int) -> None:
             damaged += bytes(random.integers(1, 100))
         file.write_bytes(damaged)
         with reopen(file) as index:
-            assert not faiss_cache.fits(index._store)
+            assert not segments.cache_fits(index._store)
             assert index.search(queries, k=1000) == expected if n % 2 else True
             assert index.search(queries, k=10) in ([found[:10] for found in expected], approximate)
             assert len(index.search(queries[0], k=3, path="**/*.png")) == 3
@@ -104,7 +104,7 @@ def test_only_what_a_search_uses_is_compared(
     index: SimilarityIndex, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Opening and a search do not read a large file as a whole."""
-    monkeypatch.setattr(approximate, "EXACT_NUMBERS", 0)
+    monkeypatch.setattr(ann, "MAX_EXACT", 0)
     monkeypatch.setattr("simclr_hub.index.search.arrays.BLOCK", 64)
     put_vectors(index, 1000)
     index.sync(photos)
@@ -127,7 +127,7 @@ def test_a_sync_repairs_it(file: Path, photos: Path, damage: str) -> None:
         file.unlink()
     with reopen(file) as index:
         index.sync(photos)
-        assert faiss_cache.fits(index._store)
+        assert segments.cache_fits(index._store)
     assert file.read_bytes() == data
 
 

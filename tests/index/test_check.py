@@ -14,10 +14,8 @@ from index_fakes import FakeEmbedder, make_photo
 from simclr_hub.embedder import Failure
 from simclr_hub.errors import CorruptImageError, IndexLockedError, IndexMismatchError, IndexNotFoundError
 from simclr_hub.images import read_file
-from simclr_hub.index import SimilarityIndex, check_index
-from simclr_hub.index.maintenance import check_photos
-from simclr_hub.index.records import checksum
-from simclr_hub.index.store import STORE_NAME, Store
+from simclr_hub.index import SimilarityIndex, check, check_index
+from simclr_hub.index.store import STORE_NAME, Store, checksum
 
 
 @pytest.fixture
@@ -164,8 +162,8 @@ def test_photos_read_again(directory: Path, photos: Path) -> None:
     damaged.write_bytes(data)
     os.utime(damaged, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.MonkeyPatch.context() as patch:  # what a failing disk does: not even the ctime changes
-        recorded = {p.path: p.stamp for p in closed_photos(directory)}
-        patch.setattr("simclr_hub.index.maintenance.check_photos.Stamp.of", lambda stat: recorded[b"below/c.png"])
+        recorded = {p.path: p.stat for p in closed_photos(directory)}
+        patch.setattr("simclr_hub.index.check.FileStat.of", lambda stat: recorded[b"below/c.png"])
         report = deep(directory)
     assert report.photos == {"same": 1, "changed": 1, "missing": 1, "unreadable": 1, "damaged": 1}
     assert report.sound and report.damaged_photos == [str(damaged)]
@@ -180,7 +178,7 @@ def closed_photos(directory: Path) -> list[Any]:
 def test_a_deep_check_goes_on_where_it_was_stopped(
     directory: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(check_photos, "PAGE", 2)
+    monkeypatch.setattr(check, "PAGE", 2)
     read: list[str] = []
     stop_at = 2
 
@@ -190,7 +188,7 @@ def test_a_deep_check_goes_on_where_it_was_stopped(
         read.append(os.path.relpath(os.fsdecode(path), photos))
         return read_file(path, **options)
 
-    monkeypatch.setattr(check_photos, "read_file", reading)
+    monkeypatch.setattr(check, "read_file", reading)
     seen: list[tuple[int, int]] = []
     with pytest.raises(KeyboardInterrupt):
         deep(directory, progress=lambda *now: seen.append(now))
@@ -199,8 +197,8 @@ def test_a_deep_check_goes_on_where_it_was_stopped(
     report = deep(directory, progress=lambda *now: seen.append(now))
     assert read[2:5] == ["below/c.png", "below/d.png", "copy of a.png"] and seen[1:] == [(4, 5), (5, 5)]
     assert report.photos["same"] == 5 and "went on" in report.notes[0]
-    assert not (directory / check_photos.POSITION_NAME).exists()
-    (directory / check_photos.POSITION_NAME).write_text("{")  # a position that cannot be read begins anew
+    assert not (directory / check.POSITION_NAME).exists()
+    (directory / check.POSITION_NAME).write_text("{")  # a position that cannot be read begins anew
     assert deep(directory).photos["same"] == 5
 
 
@@ -229,7 +227,7 @@ def test_an_index_checks_itself(directory: Path) -> None:
 
 
 def test_a_read_only_index_is_checked(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("simclr_hub.index.maintenance.check.os.access", lambda path, mode: False)
+    monkeypatch.setattr("simclr_hub.index.check.os.access", lambda path, mode: False)
     before = sorted(os.listdir(directory))
     os.unlink(directory / "writer.lock")
     assert check_index(directory).sound
@@ -238,11 +236,11 @@ def test_a_read_only_index_is_checked(directory: Path, monkeypatch: pytest.Monke
 
 def test_a_young_file_that_changed_was_edited(index: SimilarityIndex, photos: Path) -> None:
     index.sync(photos)  # at once: a change may have come within the tick of the recorded stamp
-    stamp = next(photo.stamp for photo in index._store.photos() if photo.path == b"a.png")
+    stamp = next(photo.stat for photo in index._store.photos() if photo.path == b"a.png")
     index.close()
     make_photo(photos / "a.png", 77)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("simclr_hub.index.maintenance.check_photos.Stamp.of", lambda stat: stamp)
+        patch.setattr("simclr_hub.index.check.FileStat.of", lambda stat: stamp)
         report = deep(index._store.file.parent)
     assert (report.photos["changed"], report.photos["damaged"]) == (1, 0)
 
@@ -257,11 +255,11 @@ def test_a_photo_that_is_known_to_be_missing_is_not_counted(directory: Path, pho
 def test_only_so_many_damaged_photos_are_named(directory: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.png", "b.png"):
         make_photo(photos / name, 77)
-    recorded = iter([photo.stamp for photo in closed_photos(directory) if photo.path in (b"a.png", b"b.png")])
-    pool = check_photos.Pool
-    monkeypatch.setattr(check_photos, "Pool", lambda *_: pool(1, "one"))  # in order
-    monkeypatch.setattr("simclr_hub.index.maintenance.check_photos.Stamp.of", lambda stat: next(recorded))
-    monkeypatch.setattr(check_photos, "NAMED", 1)
+    recorded = iter([photo.stat for photo in closed_photos(directory) if photo.path in (b"a.png", b"b.png")])
+    pool = check.Pool
+    monkeypatch.setattr(check, "Pool", lambda *_: pool(1, "one"))  # in order
+    monkeypatch.setattr("simclr_hub.index.check.FileStat.of", lambda stat: next(recorded))
+    monkeypatch.setattr(check, "NAMED", 1)
     report = deep(directory)
     assert report.photos["damaged"] == 2 and report.damaged_photos == [str(photos / "a.png")]
 
@@ -269,7 +267,7 @@ def test_only_so_many_damaged_photos_are_named(directory: Path, photos: Path, mo
 def test_the_sample_goes_past_photos_that_cannot_be_read(
     directory: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(check_photos, "SAMPLE", 1)
+    monkeypatch.setattr(check, "SAMPLE", 1)
     with closing(Store(directory / STORE_NAME)) as store:
         (first,) = store.sample(1)
     (photos / os.fsdecode(first.path)).unlink()

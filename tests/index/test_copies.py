@@ -12,9 +12,10 @@ from index_fakes import DIM, FakeEmbedder, make_photo, put_vectors
 from PIL import Image, ImageOps
 
 from simclr_hub.index import SimilarityIndex
-from simclr_hub.index.records import Photo, Stamp
-from simclr_hub.index.search import approximate, find, folding
+from simclr_hub.index.search import ann, find, segments
 from simclr_hub.index.search.arrays import ArrayWriter
+from simclr_hub.index.store import Photo
+from simclr_hub.scan import FileStat
 from simclr_hub.signature import picture_signature
 
 
@@ -197,7 +198,7 @@ def put_copies(index: SimilarityIndex, number: int, *, contents: int) -> None:
                 store.put_details(content, {}, signature)
             for i in range(number):
                 content = hashlib.sha256(b"copy %d" % (i % contents)).digest()
-                store.put(Photo(root.id, b"%d.jpg" % i, Stamp(1, 1, 1, i), True, content, "live"))
+                store.put(Photo(root.id, b"%d.jpg" % i, FileStat(1, 1, 1, i), True, content, "live"))
         index._write_cache()
 
 
@@ -219,7 +220,7 @@ def test_a_search_looks_deeper_where_copies_take_all_places(
     index: SimilarityIndex, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     if kind == "approximate":
-        monkeypatch.setattr(approximate, "EXACT_NUMBERS", 0)
+        monkeypatch.setattr(ann, "MAX_EXACT", 0)
     put_copies(index, 600, contents=300)
     for found in index.search([np.ones(DIM)] * 3, k=10):
         assert len(found) == 10 and sorted(len(m.copies) for m in found) == [0] * 9 + [599]
@@ -239,7 +240,7 @@ def test_a_search_looks_deeper_where_copies_take_all_places(
 def test_an_older_cache_is_searched_and_renewed(
     index: SimilarityIndex, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without shapes files of the same bytes are one match still; the next sync adds what is not there."""
+    """One without shapes is not used: the store is, until the next sync writes another."""
     for seed in range(10, 13):
         edits(folder, seed)
     (folder / "copy.png").write_bytes((folder / "10a.png").read_bytes())
@@ -248,25 +249,24 @@ def test_an_older_cache_is_searched_and_renewed(
         new = ("shapes", "pairs.cosines", "pairs.ranks")
         patch.setattr(ArrayWriter, "add", lambda self, name, *rest: name in new or add(self, name, *rest))
         index.sync(folder)
-    for number, kind in ((18, "old"), (3, "new")):
+    for renewed in (False, True):
         with SimilarityIndex.open(index._store.file.parent, model=FakeEmbedder()) as again:
-            file = again._current().segments[0].file
-            assert file is not None and ("shapes" in file) == (kind == "new")
+            assert (again._current().segments[0].file is not None) == renewed
             found = again.search(np.ones(DIM), k=50)
-            assert len(found) == number and sum(1 + len(m.copies) for m in found) == 19
+            assert len(found) == 3 and sum(1 + len(m.copies) for m in found) == 19
             assert None not in {m.closer_than for m in found}
             again.sync(folder)
 
 
-@pytest.mark.parametrize("number", [1, folding.BLOCK, 3 * folding.BLOCK + 5])
+@pytest.mark.parametrize("number", [1, find.BLOCK, 3 * find.BLOCK + 5])
 def test_folding_is_that_of_the_plain_loop(number: int) -> None:
     random = np.random.default_rng(number)
     pictures = [picture_signature(torch_picture(seed)) for seed in range(6)]
     of = random.integers(6, size=number)
-    shapes = folding.make_shapes([pictures[i] for i in of])
-    first = folding.fold(shapes, np.arange(number), lambda a, b: of[a] == of[b], number)
+    shapes = segments.make_shapes([pictures[i] for i in of])
+    first = find.fold(shapes, np.arange(number), lambda a, b: of[a] == of[b], number)
     assert first.tolist() == [int(np.flatnonzero(of == one)[0]) for one in of]
-    apart = folding.fold(shapes, np.arange(number), lambda a, b: np.zeros(len(a), bool), number)
+    apart = find.fold(shapes, np.arange(number), lambda a, b: np.zeros(len(a), bool), number)
     assert apart.tolist() == list(range(number))
 
 

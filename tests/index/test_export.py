@@ -17,8 +17,7 @@ from index_fakes import DIM, FakeEmbedder, check_index, make_photo
 from PIL import Image
 
 from simclr_hub.errors import ExportError, IndexExistsError, IndexNotFoundError, OutputError
-from simclr_hub.index import SimilarityIndex, pipeline
-from simclr_hub.index.maintenance import export, import_export
+from simclr_hub.index import SimilarityIndex, parquet, sync
 
 
 @pytest.fixture
@@ -68,13 +67,13 @@ def test_there_and_back(
         assert held(index) == held(filled)
         assert len(check_index(index)) == 6
         assert index.check().sound
-        real, read = pipeline.read_file, []
+        real, read = sync.read_file, []
 
         def reading(path: bytes, **options: Any) -> Any:
             read.append(path)
             return real(path, **options)
 
-        monkeypatch.setattr(pipeline, "read_file", reading)
+        monkeypatch.setattr(sync, "read_file", reading)
         report = index.sync(photos)
         assert (report.unchanged, report.failed, report.missing, report.embedded) == (6, 1, 1, 0)
         assert read == [bytes(photos / "broken.jpg")]
@@ -138,12 +137,12 @@ def test_nothing_is_made_below_the_photos_that_a_file_tells_of(exported: Path, p
 
 
 def test_rows_go_through_in_groups(filled: SimilarityIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "GROUP_BYTES", 3 * 4 * DIM)
-    monkeypatch.setattr(export, "PAGE", 2)
-    monkeypatch.setattr(import_export, "BATCH", 2)
+    monkeypatch.setattr(parquet, "GROUP_BYTES", 3 * 4 * DIM)
+    monkeypatch.setattr(parquet, "PAGE", 2)
+    monkeypatch.setattr(parquet, "BATCH", 2)
     calls: list[tuple[int, int]] = []
     filled.export(tmp_path / "out.parquet", progress=lambda *now: calls.append(now))
-    assert calls == [(3, 7), (6, 7)]
+    assert calls == [(3, 7), (6, 7), (7, 7)]
     assert pq.ParquetFile(tmp_path / "out.parquet").num_row_groups == 3
     back: list[tuple[int, int]] = []
     with SimilarityIndex.from_export(
@@ -247,7 +246,7 @@ def test_a_header_that_was_edited(exported: Path, tmp_path: Path) -> None:
 
 def test_what_is_no_export(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = exported.read_bytes()
-    monkeypatch.setattr(import_export, "GROUP_LIMIT", 100)
+    monkeypatch.setattr(parquet, "GROUP_LIMIT", 100)
     refused(exported, tmp_path, "a row group of .* bytes, more than 100")
     pq.write_table(pa.table({"path": ["a"]}), exported)
     refused(exported, tmp_path, "not exported by simclr_hub")
@@ -296,8 +295,8 @@ def test_an_export_of_windows_is_taken_and_moved_here(
 def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four times the photos, the same memory: of Python's objects, since Arrow's pool keeps what it once had."""
     peaks = []
-    monkeypatch.setattr(export, "GROUP_BYTES", 50 * 4 * DIM)
-    monkeypatch.setattr(export, "PAGE", 50)
+    monkeypatch.setattr(parquet, "GROUP_BYTES", 50 * 4 * DIM)
+    monkeypatch.setattr(parquet, "PAGE", 50)
     for n in (100, 400):
         for i in range(n):
             path = tmp_path / f"{n}/{i}.bmp"

@@ -10,7 +10,7 @@ import pytest
 from index_fakes import FakeEmbedder, check_index, make_photo
 
 from simclr_hub.errors import IndexWriteError
-from simclr_hub.index import SimilarityIndex, pipeline
+from simclr_hub.index import SimilarityIndex, sync
 
 
 class Failing:
@@ -35,13 +35,13 @@ class Failing:
 @pytest.fixture(autouse=True)
 def no_suspects(monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that stays full keeps the record of what was in flight; trying that alone is another test's."""
-    monkeypatch.setattr(pipeline, "find_guilty", lambda paths: {})
+    monkeypatch.setattr(sync, "decode_sandboxed", lambda paths: {})
 
 
 @pytest.fixture
 def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder whose sync takes several transactions of every kind."""
-    monkeypatch.setattr(pipeline, "BATCH_PHOTOS", 4)
+    monkeypatch.setattr(sync, "BATCH_PHOTOS", 4)
     for i in range(10):
         make_photo(tmp_path / f"many/{i}.png", i)
     (tmp_path / "many/broken.jpg").write_bytes(b"broken")

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from index_fakes import DIM, FakeEmbedder, make_photo, put_vectors
 
 from simclr_hub.index import Match, SimilarityIndex
-from simclr_hub.index.search import approximate
+from simclr_hub.index.search import ann
 from simclr_hub.index.search.filters import make_condition
-from simclr_hub.patterns import translate
+from simclr_hub.scan import translate_pattern
 
 NUMBER = 400
 
@@ -23,7 +23,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     """400 contents of metadata that is known, in an index of either kind."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "approximate":
-            patch.setattr(approximate, "EXACT_NUMBERS", 0)
+            patch.setattr(ann, "MAX_EXACT", 0)
         with SimilarityIndex.create(tmp_path_factory.mktemp("i") / "i", model=FakeEmbedder()) as index:
             put_vectors(index, NUMBER)
             with index._store.writing():
@@ -158,7 +158,7 @@ def test_a_condition_follows_a_moved_folder(index: SimilarityIndex) -> None:
     store = index._store
     with store.writing(), store.transaction():
         (root,) = store.roots().values()
-        store.move_root(root, b"/now")
+        store.relocate_root(root, b"/now")
     assert index.search(np.ones(DIM), k=50, path="/elsewhere/**") == []
     found = index.search(np.ones(DIM), k=50, path="/now/**")
     assert len(found) == 30 and all(m.path.startswith("/now/0/") for m in found)
@@ -194,7 +194,7 @@ def test_metadata_follow_changes(index: SimilarityIndex) -> None:
     ],
 )
 def test_patterns(pattern: str, matching: list[str], other: list[str]) -> None:
-    expression = re.compile(translate(pattern), re.DOTALL)
+    expression = re.compile(translate_pattern(pattern), re.DOTALL)
     assert [path for path in matching + other if expression.match(path)] == matching
 
 
@@ -207,7 +207,7 @@ def test_within_a_folder_patterns_are_those_of_fnmatch(pattern: str, name: str) 
         return  # fnmatch makes something of [z-a]
     assert condition is not None
     if "--" not in pattern and pattern:
-        assert bool(re.match(translate(pattern), name, re.DOTALL)) == fnmatch.fnmatchcase(name, pattern)
+        assert bool(re.match(translate_pattern(pattern), name, re.DOTALL)) == fnmatch.fnmatchcase(name, pattern)
 
 
 def test_metadata_of_a_match(filled: SimilarityIndex) -> None:

@@ -93,7 +93,7 @@ def kill_loop(tmp_path: Path, photos: Path, kills: int, seed: int) -> None:
                 check_index(index)
         with SimilarityIndex.open(directory, model=FakeEmbedder()) as index:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("simclr_hub.index.pipeline.find_guilty", lambda paths: {})
+                patch.setattr("simclr_hub.index.sync.decode_sandboxed", lambda paths: {})
                 report = index.sync(photos)
             assert (report.found, report.failed, len(index), report.missing) == (63, 3, 60, 0)
             assert len(check_index(index)) == 60 and index._store.in_flight() == set()

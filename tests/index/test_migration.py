@@ -8,8 +8,7 @@ from index_fakes import FakeEmbedder, check_index, make_photo
 
 from simclr_hub.errors import IndexMismatchError
 from simclr_hub.index import SimilarityIndex
-from simclr_hub.index.records import checksum
-from simclr_hub.index.store import SCHEMA_VERSION, STORE_NAME, Store
+from simclr_hub.index.store import SCHEMA_VERSION, STORE_NAME, Store, checksum
 
 ROOT = b"/photos-of-layout1"
 
@@ -60,7 +59,7 @@ def test_the_next_sync_reads_again_what_lacks_details(old: Path, tmp_path: Path,
 
 def test_a_failed_migration_changes_nothing(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     statements = ("CREATE TABLE details (x)", "CREATE TABLE photos (x)")  # the second is there
-    monkeypatch.setattr("simclr_hub.index.store._MIGRATIONS", {1: statements})
+    monkeypatch.setattr("simclr_hub.index.store.Store.migrations", {1: statements})
     with pytest.raises(Exception, match="already exists"):
         Store(old / STORE_NAME)
     monkeypatch.undo()

@@ -11,13 +11,12 @@ import pytest
 from index_fakes import FakeEmbedder, check_index, make_photo
 
 from simclr_hub.errors import RootUnavailableError
-from simclr_hub.index import SimilarityIndex, pipeline
-from simclr_hub.index.maintenance.rebase import move_roots
-from simclr_hub.index.spelling import as_recorded, on_disk, openable
+from simclr_hub.index import SimilarityIndex, sync
+from simclr_hub.index.paths import as_recorded, on_disk, openable, relocate_roots
 
 
 def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "read_file", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr(sync, "read_file", lambda *_, **__: pytest.fail("read"))
 
 
 @pytest.mark.usefixtures("settled")
@@ -56,7 +55,7 @@ def test_all_roots_below_move(index: SimilarityIndex, tmp_path: Path, monkeypatc
         index._store.put_in_flight([bytes(tmp_path / "disk/two/a.png"), bytes(tmp_path / "disks/three/a.png")])
     (tmp_path / "disk").rename(tmp_path / "mnt")
     forbid_reading(monkeypatch)
-    monkeypatch.setattr(pipeline, "find_guilty", lambda paths: {})
+    monkeypatch.setattr(sync, "decode_sandboxed", lambda paths: {})
     assert index.sync(tmp_path / "mnt/one", moved_from=tmp_path / "disk/one").unchanged == 1
     assert index.status()["roots"] == [str(tmp_path / name) for name in ("disk/two", "disks/three", "mnt/one")]
     assert index.sync(tmp_path / "mnt/two", moved_from=f"{tmp_path}/disk/two/").unchanged == 1
@@ -199,5 +198,5 @@ def test_photos_that_were_being_decoded_move_too(index: SimilarityIndex, photos:
     with store.writing():
         with store.transaction():
             store.put_in_flight([bytes(photos / "below/c.png"), b"/other/d.png"])
-        assert move_roots(store, photos, bytes(moved)) == 1
+        assert relocate_roots(store, photos, bytes(moved)) == 1
     assert store.in_flight() == {bytes(moved / "below/c.png"), b"/other/d.png"}

@@ -2,19 +2,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simclr_hub.index.plan import make_plan, place
-from simclr_hub.index.records import GRANULARITY_NS, Photo, Root, Stamp, is_below
-from simclr_hub.scan import Listing
+from simclr_hub.index.paths import is_below
+from simclr_hub.index.store import Photo, Root
+from simclr_hub.index.sync import make_plan, place
+from simclr_hub.scan import GRANULARITY_NS, FileStat, Listing
 
-OLD, NEW = Stamp(1, 1, 1, 1), Stamp(1, 1, 2, 1)
+OLD, NEW = FileStat(1, 1, 1, 1), FileStat(1, 1, 2, 1)
 
 
-def photo(path: bytes, stamp: Stamp = OLD, **fields: object) -> Photo:
+def photo(path: bytes, stat: FileStat = OLD, **fields: object) -> Photo:
     defaults = {"settled": True, "content_hash": b"h", "state": "live"}
-    return Photo(1, path, stamp, **{**defaults, **fields})  # type: ignore[arg-type]
+    return Photo(1, path, stat, **{**defaults, **fields})  # type: ignore[arg-type]
 
 
-def listing(photos: dict[bytes, Stamp], errors: tuple[bytes, ...] = ()) -> Listing:
+def listing(photos: dict[bytes, FileStat], errors: tuple[bytes, ...] = ()) -> Listing:
     return Listing(photos, {}, dict.fromkeys(errors, "why"))
 
 
@@ -51,8 +52,8 @@ def test_new_inodes_of_nearly_all_are_the_file_systems(renumbered: int, of: int,
     plan = make_plan(listing(observed), recorded)
     changed = [b"edited", b"other size"]
     assert plan.rehash == (changed if believed else sorted(recorded)[:renumbered] + changed)
-    if believed:  # with the stamps of now
-        assert all(p.stamp == observed[p.path] for p in plan.unchanged) and len(plan.unchanged) == of
+    if believed:  # with the stats of now
+        assert all(p.stat == observed[p.path] for p in plan.unchanged) and len(plan.unchanged) == of
 
 
 def test_what_could_not_be_listed_is_not_judged() -> None:
@@ -76,24 +77,24 @@ def test_only_the_folder_is_judged() -> None:
     st.sampled_from([b"", b"d", b"d/e"]),
 )
 def test_every_observation_is_in_one_list_and_nothing_is_dropped(
-    observed: dict[bytes, Stamp], rows: dict[bytes, tuple[Stamp, bool, str]], folder: bytes
+    observed: dict[bytes, FileStat], rows: dict[bytes, tuple[FileStat, bool, str]], folder: bytes
 ) -> None:
     observed = {p: s for p, s in observed.items() if is_below(p, folder)}
     recorded = {
-        p: photo(p, stamp, settled=settled, state=state, content_hash=None if state == "failed" else b"h")
-        for p, (stamp, settled, state) in rows.items()
+        p: photo(p, stat, settled=settled, state=state, content_hash=None if state == "failed" else b"h")
+        for p, (stat, settled, state) in rows.items()
     }
     plan = make_plan(listing(observed), recorded, folder)
     seen = [*plan.new, *plan.rehash, *(p.path for p in plan.unchanged + plan.came_back)]
     assert sorted(seen) == sorted(observed)
-    assert all(p.stamp == observed[p.path] and p.settled for p in plan.unchanged + plan.came_back)
+    assert all(p.stat == observed[p.path] and p.settled for p in plan.unchanged + plan.came_back)
     for p in plan.missing:
         assert p.path not in observed and is_below(p.path, folder) and p.state != "missing"
 
 
-def test_a_stamp_is_trusted_only_when_older_than_the_scan() -> None:
+def test_a_file_stat_is_trusted_only_when_older_than_the_scan() -> None:
     now = 10**18
-    old = Stamp(1, now - 2 * GRANULARITY_NS, now - 2 * GRANULARITY_NS, 1)
+    old = FileStat(1, now - 2 * GRANULARITY_NS, now - 2 * GRANULARITY_NS, 1)
     assert old.settled(now)
     assert not old._replace(mtime_ns=now - GRANULARITY_NS).settled(now)  # within the tick
     assert not old._replace(mtime_ns=now + 10**15).settled(now)  # a clock that was set back

@@ -16,10 +16,9 @@ from index_fakes import FakeEmbedder, make_photo
 from index_fakes import check_index as check_contents
 
 from simclr_hub.errors import IndexDamagedError, IndexWriteError
-from simclr_hub.index import SimilarityIndex, check_index
-from simclr_hub.index.maintenance import repair
-from simclr_hub.index.records import Photo, Stamp
-from simclr_hub.index.store import STORE_NAME, About, Store
+from simclr_hub.index import SimilarityIndex, check_index, repair
+from simclr_hub.index.store import STORE_NAME, About, Photo, Store
+from simclr_hub.scan import FileStat
 
 PAGE, N, WIDTH = 16384, 500, 64
 
@@ -42,12 +41,12 @@ def make_store(file: Path) -> Path:
             store.put_details(content, {"format": "JPEG", "camera": "c" * 50}, draw.bytes(20))
         for i in range(N):
             path = b"a name of some length, to fill pages %03d" % i
-            stamp = Stamp(i, i, i, i)
+            stat = FileStat(i, i, i, i)
             if i % 50 == 7:
-                store.put(Photo(roots[i % 2].id, path, stamp, True, None, "failed", "no image"))
+                store.put(Photo(roots[i % 2].id, path, stat, True, None, "failed", "no image"))
             else:
                 state = "missing" if i % 50 == 3 else "live"
-                store.put(Photo(roots[i % 2].id, path, stamp, True, contents[i % 480], state, None, '{"bytes": 1}'))
+                store.put(Photo(roots[i % 2].id, path, stat, True, contents[i % 480], state, None, '{"bytes": 1}'))
         for i in range(0, 480, 2):
             store.put_distinct(contents[i], contents[i + 1])
     return file
@@ -227,7 +226,7 @@ def test_where_hard_links_are_unknown(file: Path, whole: Path, monkeypatch: pyte
     assert kept.read_bytes() == data
 
 
-@pytest.mark.parametrize("call", ["Store.create", "_copy", "_publish", "_files.fsync_directory"])
+@pytest.mark.parametrize("call", ["Store.create", "_copy", "_replace_store", "_files.fsync_directory"])
 def test_a_repair_that_fails_changes_nothing(
     file: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
@@ -238,7 +237,7 @@ def test_a_repair_that_fails_changes_nothing(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"simclr_hub.index.maintenance.repair.{call}", fail)
+        patch.setattr(f"simclr_hub.index.repair.{call}", fail)
         last = call == "_files.fsync_directory"
         with pytest.raises(IndexWriteError, match="repaired, but a power cut" if last else "device.*as it was"):
             check_index(file.parent, repair=True)
@@ -247,7 +246,7 @@ def test_a_repair_that_fails_changes_nothing(
         repaired(file)
 
 
-STEPS = ["Store.create", "_copy", "_put_state", "_publish", "os.link", "os.replace", "_files.fsync_directory"]
+STEPS = ["Store.create", "_copy", "_put_state", "_replace_store", "os.link", "os.replace", "_files.fsync_directory"]
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -350,7 +349,7 @@ def test_a_journal_of_the_damaged_store_is_not_left_for_the_new_one(file: Path, 
     partial = Path(shutil.copy(file, tmp_path / "partial"))
     journal = file.with_name(f"{STORE_NAME}-journal")
     journal.write_bytes(b"of the old one")
-    kept = repair._publish(file, partial)
+    kept = repair._replace_store(file, partial)
     assert not journal.exists() and kept.with_name(f"{kept.name}-journal").read_bytes() == b"of the old one"
 
 

@@ -7,7 +7,7 @@ from index_fakes import FakeEmbedder, make_photo
 
 from simclr_hub.errors import RootUnavailableError
 from simclr_hub.index import SimilarityIndex
-from simclr_hub.scan import Stamp
+from simclr_hub.scan import FileStat
 
 
 def live(index: SimilarityIndex, folder: Path) -> list[str]:
@@ -57,15 +57,15 @@ def test_inodes_that_a_mount_gives_anew_cost_nothing(
         make_photo(photos / f"{seed}.png", seed + 20)
     index.sync(photos)
     embedder.embedded = 0
-    real = Stamp.of
+    real = FileStat.of
     read: list[bytes] = []
-    from simclr_hub.index import pipeline
+    from simclr_hub.index import sync
 
-    read_file = pipeline.read_file
-    monkeypatch.setattr(pipeline, "read_file", lambda path, **k: read.append(path) or read_file(path, **k))
+    read_file = sync.read_file
+    monkeypatch.setattr(sync, "read_file", lambda path, **k: read.append(path) or read_file(path, **k))
     for mount in (1, 2):
         shift = mount * 10**6
-        monkeypatch.setattr(Stamp, "of", lambda st, s=shift: real(st)._replace(inode=real(st).inode + s))
+        monkeypatch.setattr(FileStat, "of", lambda st, s=shift: real(st)._replace(inode=real(st).inode + s))
         report = index.sync(photos)
         assert (report.unchanged, report.embedded, read) == (24, 0, [])
     make_photo(photos / "0.png", 99)

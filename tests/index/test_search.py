@@ -142,7 +142,7 @@ def test_another_process_sees_what_was_committed(filled: SimilarityIndex, tmp_pa
 
 def test_searching_while_syncing(index: SimilarityIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every result is right for some committed state: distinct paths, true scores, never fewer than before."""
-    monkeypatch.setattr("simclr_hub.index.pipeline.BATCH_PHOTOS", 8)
+    monkeypatch.setattr("simclr_hub.index.sync.BATCH_PHOTOS", 8)
     folder = tmp_path / "photos"
     for i in range(150):
         make_photo(folder / f"{i}.png", i)

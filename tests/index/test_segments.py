@@ -14,15 +14,16 @@ from index_fakes import DIM, FakeEmbedder, put_vectors
 
 from simclr_hub.errors import IndexDamagedError
 from simclr_hub.index import SimilarityIndex
-from simclr_hub.index.records import Photo, Stamp
-from simclr_hub.index.search import approximate, segment, snapshot
+from simclr_hub.index.search import ann, segments, snapshot
+from simclr_hub.index.store import Photo
+from simclr_hub.scan import FileStat
 
 
 @pytest.fixture(params=["exact", "approximate"])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Either kind of index, also for a few hundred vectors."""
     if request.param == "approximate":
-        monkeypatch.setattr(approximate, "EXACT_NUMBERS", 300 * DIM)
+        monkeypatch.setattr(ann, "MAX_EXACT", 300 * DIM)
     return str(request.param)
 
 
@@ -61,11 +62,9 @@ def forget(index: SimilarityIndex, numbers: range) -> None:
 def test_few_changes_do_not_rebuild(index: SimilarityIndex, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     put_vectors(index, 1000)
     write(index)
-    assert sizes(index) == [1000] and (index._current().segments[0].approximate is not None) == (kind != "exact")
+    assert sizes(index) == [1000] and (index._current().segments[0].ivf is not None) == (kind != "exact")
     built: list[int] = []
-    monkeypatch.setattr(
-        "simclr_hub.index.search.segment.build_approximate", lambda vectors: built.append(len(vectors))
-    )
+    monkeypatch.setattr("simclr_hub.index.search.segments.build_ivf", lambda vectors: built.append(len(vectors)))
     put_vectors(index, 20, seed=1)
     write(index)
     forget(index, range(10))
@@ -102,12 +101,12 @@ def test_what_is_added_to_many_is_sorted_into_their_lists(
     index: SimilarityIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In memory and in the cache; it is found as if it had been there from the first."""
-    monkeypatch.setattr(approximate, "EXACT_NUMBERS", 300 * DIM)
+    monkeypatch.setattr(ann, "MAX_EXACT", 300 * DIM)
     put_vectors(index, 2500)
     write(index)
-    monkeypatch.setattr(segment, "_BESIDE_NUMBERS", 100 * DIM)
+    monkeypatch.setattr(segments, "_MAX_EXACT_DELTA", 100 * DIM)
     put_vectors(index, 99, seed=1)
-    assert index._current().segments[1].beside is None  # so few are all compared
+    assert index._current().segments[1].delta is None  # so few are all compared
     added = put_vectors(index, 150, seed=2)
     lists = []
     for written in (False, True):
@@ -115,30 +114,30 @@ def test_what_is_added_to_many_is_sorted_into_their_lists(
             write(index)
         with SimilarityIndex.open(index._store.file.parent, model=FakeEmbedder()) as other:
             base, delta = other._current().segments
-            assert base.beside is None and delta.beside is not None and (delta.file is not None) == written
-            lists.append(delta.beside.lists.tolist())
+            assert base.delta is None and delta.delta is not None and (delta.file is not None) == written
+            lists.append(delta.delta.lists.tolist())
             hits = 0
             with monkeypatch.context() as patch:
-                patch.delattr(segment, "search_exactly")  # neither part is compared wholly
+                patch.delattr(segments, "search_exact")  # neither part is compared wholly
                 found = other.search(list(added), k=10)
             for query, matches in zip(added, found, strict=True):
                 assert matches[0].score == pytest.approx(1, abs=1e-6) and len(matches) == 10
                 hits += len({m.path for m in matches} & {m.path for m in other.search(query, k=10, path="**")})
-            assert hits >= 10 * len(added) * approximate.RECALL
+            assert hits >= 10 * len(added) * ann.RECALL
     assert lists[0] == lists[1] and len(lists[0]) == 249
 
 
 def test_where_few_are_left_beside_many_added_all_are_found(
     index: SimilarityIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(approximate, "EXACT_NUMBERS", 300 * DIM)
-    monkeypatch.setattr(segment, "_BESIDE_NUMBERS", 0)
+    monkeypatch.setattr(ann, "MAX_EXACT", 300 * DIM)
+    monkeypatch.setattr(segments, "_MAX_EXACT_DELTA", 0)
     put_vectors(index, 2000)
     write(index)
     forget(index, range(1995))
     added = put_vectors(index, 60, seed=1)
     first, second = index._current().segments
-    assert first.approximate and second.beside
+    assert first.ivf and second.delta
     assert [len(matches) for matches in index.search(list(added), k=100)] == [65] * 60
     truth = index.search(added[0], k=10, path="**")
     assert [m.path for m in index.search(added[0], k=10)] == [m.path for m in truth]
@@ -210,7 +209,7 @@ def test_a_search_beside_writers_sees_one_state(index: SimilarityIndex, kind: st
         for content in contents:
             (photo,) = store.photos_with(content)
             store.forget(photo)
-            store.put(Photo(root, b"0/x/%s.jpg" % content.hex().encode(), Stamp(1, 1, 1, 1), True, content, "live"))
+            store.put(Photo(root, b"0/x/%s.jpg" % content.hex().encode(), FileStat(1, 1, 1, 1), True, content, "live"))
     for thread in threads:
         thread.start()
     for step in range(12):
@@ -220,7 +219,7 @@ def test_a_search_beside_writers_sees_one_state(index: SimilarityIndex, kind: st
                     (photo,) = store.photos_with(content)
                     store.forget(photo)
                     path = b"0/%d/%s.jpg" % (step, content.hex().encode())
-                    store.put(Photo(root, path, Stamp(1, 1, 1, 1), True, content, "live"))
+                    store.put(Photo(root, path, FileStat(1, 1, 1, 1), True, content, "live"))
             if step % 3 == 0:
                 index._write_cache()
     done.set()
@@ -254,7 +253,7 @@ class Changes(RuleBasedStateMachine):
             self.known[content] = (vector / np.linalg.norm(vector)).astype(np.float32)
         if store.vector(content) is None:
             store.put_vector(content, self.known[content])
-        store.put(Photo(self.root.id, path, Stamp(1, 1, 1, 1), True, content, "live"))
+        store.put(Photo(self.root.id, path, FileStat(1, 1, 1, 1), True, content, "live"))
         self.live[path] = content, self.known[content]
 
     @rule(number=st.integers(1, 60), start=st.integers(0, 3), contents=st.integers(1, 400))
@@ -329,7 +328,7 @@ def run_changes(index: SimilarityIndex, examples: int) -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Lists of near vectors from 40 vectors on."""
-    monkeypatch.setattr(approximate, "EXACT_NUMBERS", 40 * DIM)
+    monkeypatch.setattr(ann, "MAX_EXACT", 40 * DIM)
     yield
 
 

@@ -21,11 +21,11 @@ from simclr_hub.errors import (
     IndexMismatchError,
     IndexWriteError,
 )
-from simclr_hub.index.records import Photo, Stamp
 from simclr_hub.index.search.snapshot import take_snapshot
-from simclr_hub.index.store import STORE_NAME, About, Store
+from simclr_hub.index.store import STORE_NAME, About, Photo, Store
+from simclr_hub.scan import FileStat
 
-STAMP = Stamp(2**70, -5, 2**64, 2**64 - 1)  # larger than SQLite's integers
+STAMP = FileStat(2**70, -5, 2**64, 2**64 - 1)  # larger than SQLite's integers
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from index_fakes import FakeEmbedder, check_index, make_photo, store_file, tree_
 from simclr_hub import images
 from simclr_hub import scan as scan_module
 from simclr_hub.errors import IndexLockedError, IndexMismatchError, IndexWriteError, RootUnavailableError
-from simclr_hub.index import SimilarityIndex, SyncReport, pipeline
+from simclr_hub.index import SimilarityIndex, SyncReport, sync
 from simclr_hub.signature import is_signature
 
 
@@ -40,7 +40,7 @@ def test_trusted_stamps_save_reading(
     index: SimilarityIndex, photos: Path, settled: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index.sync(photos)
-    monkeypatch.setattr(pipeline, "read_file", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr(sync, "read_file", lambda *_, **__: pytest.fail("read"))
     assert counts(index.sync(photos)) == {"unchanged": 4}
 
 
@@ -183,7 +183,7 @@ def test_a_failed_photo_is_tried_again_only_when_it_changes(
     broken.write_bytes(b"no image")
     assert counts(index.sync(photos)) == {"embedded": 4, "failed": 1}
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "read_file", lambda *_, **__: pytest.fail("read"))
+        patch.setattr(sync, "read_file", lambda *_, **__: pytest.fail("read"))
         assert counts(index.sync(photos)) == {"unchanged": 4, "failed": 1}
     make_photo(broken, 5)
     assert counts(index.sync(photos)) == {"embedded": 1, "unchanged": 4}
@@ -334,7 +334,7 @@ def test_progress_counts_what_has_to_be_read(index: SimilarityIndex, photos: Pat
 def test_an_interrupted_sync_keeps_what_it_did(
     index: SimilarityIndex, tmp_path: Path, embedder: FakeEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "BATCH_PHOTOS", 8)
+    monkeypatch.setattr(sync, "BATCH_PHOTOS", 8)
     for i in range(50):
         make_photo(tmp_path / f"many/{i}.png", i)
 
@@ -472,7 +472,7 @@ def test_files_wait_for_the_embedder_within_a_limit_of_bytes(
     given: list[int] = []
     put = index._store.put_in_flight
     monkeypatch.setattr(index._store, "put_in_flight", lambda paths: (given.append(len(paths)), put(paths)))
-    monkeypatch.setattr(pipeline, "BATCH_BYTES", max(p.stat().st_size for p in photos.rglob("*.png")) + 1)
+    monkeypatch.setattr(sync, "BATCH_BYTES", max(p.stat().st_size for p in photos.rglob("*.png")) + 1)
     assert counts(index.sync(photos)) == {"embedded": 4}
     assert [n for n in given if n] == [2, 2]
 
@@ -482,8 +482,8 @@ def test_a_transaction_is_bounded_in_photos_and_in_time(
     index: SimilarityIndex, photos: Path, monkeypatch: pytest.MonkeyPatch, most: int, seconds: float
 ) -> None:
     index.sync(photos)
-    monkeypatch.setattr(pipeline, "BATCH_PHOTOS", most)
-    monkeypatch.setattr(pipeline, "BATCH_SECONDS", seconds)
+    monkeypatch.setattr(sync, "BATCH_PHOTOS", most)
+    monkeypatch.setattr(sync, "BATCH_SECONDS", seconds)
     events: list[str] = []
     store, put, end = index._store, index._store.put, index._store.put_in_flight
     monkeypatch.setattr(store, "put", lambda photo: (events.append("put"), put(photo)))
@@ -495,7 +495,7 @@ def test_a_transaction_is_bounded_in_photos_and_in_time(
 def test_a_copy_of_what_waits_for_its_commit_is_not_embedded(
     index: SimilarityIndex, photos: Path, embedder: FakeEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "BATCH_BYTES", 1)  # the first is embedded before the second is looked at
+    monkeypatch.setattr(sync, "BATCH_BYTES", 1)  # the first is embedded before the second is looked at
     for name in ("a copy.png", "z copy.png"):
         shutil.copy(photos / "a.png", photos / name)
     assert counts(index.sync(photos)) == {"embedded": 4, "copied": 2}
@@ -526,13 +526,13 @@ def test_a_photo_that_cannot_be_asked_for_is_not_gone(
             raise OSError(5, "Input/output error")
         return real(path, **options)
 
-    monkeypatch.setattr(pipeline.os, "lstat", failing)
+    monkeypatch.setattr(sync.os, "lstat", failing)
     assert counts(index.sync(tmp_path / "other")) == {"copied": 1}
     assert len(index) == 5
 
 
 def test_each_vector_is_written_once(index: SimilarityIndex, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "BATCH_PHOTOS", 1)
+    monkeypatch.setattr(sync, "BATCH_PHOTOS", 1)
     written: list[bytes] = []
     put = index._store.put_vector
     monkeypatch.setattr(index._store, "put_vector", lambda key, vector: (written.append(key), put(key, vector)))

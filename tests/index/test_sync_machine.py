@@ -15,7 +15,7 @@ from index_fakes import FakeEmbedder, expected_vector, make_photo
 
 from simclr_hub.errors import RootUnavailableError
 from simclr_hub.index import SimilarityIndex
-from simclr_hub.index.records import Stamp
+from simclr_hub.scan import FileStat
 
 FOLDERS = ["", "a", "a/b", "c"]
 PATHS = st.sampled_from([f"{folder}/{n}.png".lstrip("/") for folder in FOLDERS for n in (1, 2)])
@@ -38,7 +38,7 @@ class Folder(RuleBasedStateMachine):
         self.missing: set[str] = set()
         self.patch = pytest.MonkeyPatch()
         if trust:  # otherwise all are too young, and hashed each time
-            self.patch.setattr(Stamp, "settled", lambda self, scan_time_ns: True)
+            self.patch.setattr(FileStat, "settled", lambda self, scan_time_ns: True)
 
     def teardown(self) -> None:
         self.patch.undo()

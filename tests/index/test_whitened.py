@@ -17,10 +17,10 @@ from tiny import SAMPLE_PHOTOS
 from simclr_hub import Embedder, embed
 from simclr_hub.errors import CheckpointError, ExportError, IndexDamagedError
 from simclr_hub.index import SimilarityIndex, similarity_index
+from simclr_hub.index.check import check_index
 from simclr_hub.index.duplicates.calibration import load_calibration
-from simclr_hub.index.maintenance.check import check_index
-from simclr_hub.index.records import checksum
-from simclr_hub.index.search import approximate
+from simclr_hub.index.search import ann
+from simclr_hub.index.store import checksum
 from simclr_hub.loading import load_whitening
 from simclr_hub.whitening import Whitening
 
@@ -232,12 +232,12 @@ def test_a_lost_whitening_is_damage_and_a_repair_goes_on_without(
 def test_a_large_index_is_set_to_its_recall_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whitening: Whitening
 ) -> None:
-    monkeypatch.setattr(approximate, "EXACT_NUMBERS", 1000)
+    monkeypatch.setattr(ann, "MAX_EXACT", 1000)
     with SimilarityIndex.create(tmp_path / "i", FakeEmbedder(), whiten=whitening) as index:
         vectors = put_vectors(index, 5000)
         index.whiten(whitening)  # writes the cache
         segment = index._current().segments[0]
-        assert segment.approximate is not None and segment.vectors.all().shape == (5000, whitening.dim)
+        assert segment.ivf is not None and segment.vectors.all().shape == (5000, whitening.dim)
         queries = vectors[::50]
         found = index.search(list(queries), k=10)
         whole = whitening.apply(vectors, normalize=True)

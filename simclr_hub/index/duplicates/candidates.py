@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...signature import low_frequencies, unpack
-from ..search.faiss_library import faiss
+from ..search.ann import faiss
 from .same_picture import is_blank
 
 #: Up to so many vectors every one is compared with every other; above, with those of the nearest lists.

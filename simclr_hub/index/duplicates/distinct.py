@@ -5,8 +5,7 @@ import os
 from collections.abc import Sequence
 
 from ...images import describe
-from ..records import is_below
-from ..spelling import as_recorded, on_disk
+from ..paths import as_recorded, is_below, on_disk
 from ..store import Store
 
 

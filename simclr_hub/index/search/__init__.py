@@ -1,1 +1,1 @@
-"""What a search runs on: files beside the store that are made from it, mapped, and searched."""
+"""Searching: a cache of the store in mapped files, and what is found in it."""

@@ -1,9 +1,4 @@
-"""Named arrays in one file that is mapped into memory; no byte is used before it was compared with its checksum.
-
-Unusual: checksums belong to blocks of 32 KiB and are compared when a block is first used, so that opening gigabytes
-takes no time and a search pays only for what it touches; the list of them is bound by the SHA-256 that the opener
-gives. Blocks are compared by reading, since a failing disk gives an error there, but a signal in mapped memory.
-"""
+"""Named arrays in one memory-mapped file; no byte is used before it has been compared with its checksum."""
 
 import hashlib
 import json
@@ -12,7 +7,8 @@ import os
 import threading
 import weakref
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,20 +17,21 @@ import numpy as np
 
 from ...errors import IndexDamagedError
 
+#: Bytes a checksum covers. A block is verified when it is first used, so that opening gigabytes takes no time.
 BLOCK = 1 << 15
 _ALIGN = 64
 #: Bytes of the list of arrays; a damaged file must not make us read more.
-_LARGEST_HEAD = 16 << 20
-#: An array of so many blocks is compared as a whole, so that later uses need no look at which of them were.
+_MAX_HEAD = 16 << 20
+#: An array of up to this many blocks is verified as a whole, which later uses need not look up.
 _SMALL = 32
 
 
 class DamagedArraysError(IndexDamagedError):
-    """A file of arrays is not what was written; whoever reads it makes it anew or does without."""
+    """A file of arrays is damaged; its reader makes it anew or does without."""
 
 
 class ArrayWriter:
-    """Writes arrays one after another into a binary file; `finish` gives the SHA-256 to open it with."""
+    """Write arrays one after another into a binary file; `finish` returns the SHA-256 to open it with."""
 
     def __init__(self, file: IO[bytes]):
         self._file = file
@@ -45,29 +42,20 @@ class ArrayWriter:
 
     def add(self, name: str, pieces: Iterable[np.ndarray], dtype: str, width: tuple[int, ...] = ()) -> None:
         """Add an array (N, *width), whose rows come in pieces (n, *width)."""
-        self._write(bytes(-self._size % _ALIGN))
-        start, rows = self._size, 0
+        self._write(bytes(-(self._written + len(self._pending)) % _ALIGN))
+        start, rows = self._written + len(self._pending), 0
         for piece in pieces:
             self._write(np.ascontiguousarray(piece, dtype).tobytes())
             rows += len(piece)
         self._sections[name] = (dtype, (rows, *width), start)
 
-    def stream(self, name: str) -> "_Stream":
-        """A file-like object for bytes of unknown number; the array `name` of bytes, once it is closed."""
-        self._write(bytes(-self._size % _ALIGN))
-        return _Stream(self, name)
-
     def finish(self, about: dict[str, Any]) -> str:
-        """Write the list of arrays with `about`, which is JSON; nothing may be added after that."""
+        """Write the list of arrays with `about`, which must be JSON; nothing may be added afterwards."""
         self._flush(len(self._pending))
         head = json.dumps({"size": self._written, "sections": self._sections, "about": about}).encode()
         tail = self._checksums.tobytes() + head + len(head).to_bytes(8, "little")
         self._file.write(tail)
         return hashlib.sha256(tail).hexdigest()
-
-    @property
-    def _size(self) -> int:
-        return self._written + len(self._pending)
 
     def _write(self, data: bytes) -> None:
         self._pending += data
@@ -82,24 +70,12 @@ class ArrayWriter:
         self._written += size
 
 
-class _Stream:
-    def __init__(self, writer: ArrayWriter, name: str):
-        self._writer, self._name, self._start = writer, name, writer._size
-
-    def write(self, data: bytes) -> None:
-        self._writer._write(data)
-
-    def close(self) -> None:
-        size = self._writer._size - self._start
-        self._writer._sections[self._name] = ("|u1", (size,), self._start)
-
-
 class ArrayFile:
     """A file of arrays, open for reading.
 
     Args:
         path: written by `ArrayWriter`.
-        sha256: what its `finish` gave.
+        sha256: what its `finish` returned; it covers the checksums of all blocks.
 
     Attributes:
         about: what was given to `finish`.
@@ -116,10 +92,10 @@ class ArrayFile:
         self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         weakref.finalize(self, os.close, self._file)
         end = os.fstat(self._file).st_size
-        # The tail is found by its own last words; only its SHA-256 says whether they are true.
+        # The file's last words say where its tail begins; only the SHA-256 says whether they are true.
         try:
             head_size = int.from_bytes(self._read(end - 8, 8), "little")
-            if head_size > min(end, _LARGEST_HEAD):
+            if head_size > min(end, _MAX_HEAD):
                 raise self._damaged()
             head = json.loads(self._read(end - 8 - head_size, head_size))
             size, sections = int(head["size"]), dict(head["sections"])
@@ -134,38 +110,34 @@ class ArrayFile:
         self._checksums = np.frombuffer(tail, "<u4", -(-size // BLOCK))
         self._size, self._sections = size, sections
         self._good = np.zeros(len(self._checksums), bool)
-        self.map = mmap.mmap(self._file, size, access=mmap.ACCESS_READ) if size else b""
-        self.data = np.frombuffer(self.map, np.uint8)
+        self._data = np.frombuffer(mmap.mmap(self._file, size, access=mmap.ACCESS_READ) if size else b"", np.uint8)
 
     def array(self, name: str) -> "CheckedArray":
-        """One of the arrays."""
+        """Return one of the arrays."""
         dtype, shape, start = self._sections[name]
-        values: np.ndarray = np.frombuffer(self.data, dtype, int(np.prod(shape)), start).reshape(shape)
+        values: np.ndarray = np.frombuffer(self._data, dtype, int(np.prod(shape)), start).reshape(shape)
         return CheckedArray(values, self, start)
+
+    def strings(self, name: str) -> "StringArray":
+        """Return one of the arrays that `StringArray.write` added."""
+        return StringArray(self.array(f"{name}.starts"), self.array(f"{name}.data"))
 
     def __contains__(self, name: str) -> bool:
         return name in self._sections
 
-    @property
-    def names(self) -> list[str]:
-        """Of the arrays."""
-        return list(self._sections)
-
-    def verify(self) -> None:
-        """Compare all of it.
+    def verify(self, blocks: np.ndarray | None = None) -> None:
+        """Compare the blocks of these numbers, or all, that have not been compared yet with their checksums.
 
         Raises:
-            DamagedArraysError: it is damaged.
+            DamagedArraysError: one is damaged.
         """
-        self.compare(np.flatnonzero(~self._good))
-
-    def compare(self, blocks: np.ndarray) -> None:
-        """Compare the blocks of these numbers that were not compared yet."""
+        if blocks is None:
+            blocks = np.arange(len(self._good))
         if self._good[blocks].all():  # most often
             return
-        todo = np.unique(blocks[~self._good[blocks]])
         with self._lock:
-            for block in todo.tolist():
+            for block in np.unique(blocks[~self._good[blocks]]).tolist():
+                # Read, not taken from the map: of a failing disk reading raises an error, mapped memory a signal.
                 try:
                     data = self._read(block * BLOCK, min(BLOCK, self._size - block * BLOCK))
                 except OSError as e:
@@ -187,65 +159,100 @@ class ArrayFile:
 
 
 class CheckedArray:
-    """An array (N, ...) whose rows are compared with their checksums when they are first used.
+    """An array (N, ...) whose rows are verified when they are first used.
 
     Args:
         values: the array.
-        file: where it lies; None for one in memory, which needs no check.
+        file: the file it lies in; None for one in memory, which needs no check.
         start: its first byte there.
     """
 
     def __init__(self, values: np.ndarray, file: ArrayFile | None = None, start: int = 0):
         self._values, self._file, self._start = values, file, start
         self._row_bytes = values.dtype.itemsize * int(np.prod(values.shape[1:]))
-        self._complete = file is None or not len(values)
-        self._bytes: bytes | None = None
+        self._verified = file is None or not values.size
 
     def __len__(self) -> int:
         return len(self._values)
 
-    @property
-    def in_memory(self) -> bool:
-        """Whether it lies in memory, not in a file."""
-        return self._file is None
-
-    def bytes(self) -> tuple[bytes | mmap.mmap, int]:
-        """What can be cut into bytes, and the place in it where the array begins; those must have been compared."""
-        if self._file is not None:
-            return self._file.map, self._start
-        if self._bytes is None:
-            self._bytes = self._values.tobytes()
-        return self._bytes, 0
-
     def all(self) -> np.ndarray:
-        """The array, all of it compared."""
-        if not self._complete:
-            last = self._start + len(self._values) * self._row_bytes
-            if self._file is not None and last > self._start:
-                self._file.compare(np.arange(self._start // BLOCK, (last - 1) // BLOCK + 1))
-            self._complete = True
+        """Return the array, all of it verified."""
+        if not self._verified and self._file is not None:
+            self._file.verify(np.arange(self._start // BLOCK, (self._start + self._values.nbytes - 1) // BLOCK + 1))
+            self._verified = True
         return self._values
 
     def rows(self, first: np.ndarray, last: np.ndarray | None = None) -> np.ndarray:
-        """The array, of which only these rows, or the ranges from `first` to before `last`, may be used."""
-        if self._complete or not len(first):
-            pass
-        elif self._row_bytes * len(self._values) <= _SMALL * BLOCK:
-            self.all()
-        else:
-            self._compare(first, last)
-        return self._values
-
-    def _compare(self, first: np.ndarray, last: np.ndarray | None) -> None:
-        if self._file is None:
-            return
+        """Return the whole array, of which these rows, or the ranges from `first` to before `last`, are verified."""
+        if self._verified or not len(first):
+            return self._values
+        if self._file is None or self._values.nbytes <= _SMALL * BLOCK:
+            return self.all()
         if last is not None:
             full = last > first
             first, last = first[full], last[full]
             if not len(first):
-                return
+                return self._values
         start = self._start + first.astype(np.int64) * self._row_bytes
         stop = start + self._row_bytes if last is None else self._start + last.astype(np.int64) * self._row_bytes
         low, high = start // BLOCK, (stop - 1) // BLOCK
         for step in range(int((high - low).max()) + 1):
-            self._file.compare(np.minimum(low + step, high))
+            self._file.verify(np.minimum(low + step, high))
+        return self._values
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Return these rows."""
+        taken: np.ndarray = self.rows(rows)[rows]
+        return taken
+
+    def bounds(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return, of an array of starts, where these rows begin and end."""
+        starts = self.rows(rows, rows + 2)
+        return starts[rows], starts[rows + 1]
+
+    def write(self, writer: ArrayWriter, name: str) -> None:
+        """Add it to a file."""
+        values = self.all()
+        writer.add(name, [values], values.dtype.str, values.shape[1:])
+
+
+@dataclass(frozen=True)
+class StringArray:
+    """N byte strings one behind the other: number i is `data[starts[i]:starts[i + 1]]`."""
+
+    starts: CheckedArray  # int64 (N + 1,)
+    data: CheckedArray  # uint8 (bytes,)
+
+    @classmethod
+    def of(cls, strings: Iterable[bytes]) -> "StringArray":
+        """Return them as an array in memory."""
+        starts, data = [0], bytearray()
+        for string in strings:
+            data += string
+            starts.append(len(data))
+        return cls(CheckedArray(np.array(starts, np.int64)), CheckedArray(np.frombuffer(bytes(data), np.uint8)))
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def take(self, numbers: np.ndarray) -> list[bytes]:
+        """Return the strings of these numbers."""
+        first, last = self.starts.bounds(numbers)
+        data = self.data.rows(first, last).data
+        return [data[a:b].tobytes() for a, b in zip(first.tolist(), last.tolist(), strict=True)]
+
+    def verify(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Compare the strings of these numbers with their checksums; return where they begin and end."""
+        first, last = self.starts.bounds(numbers)
+        self.data.rows(first, last)
+        return first, last
+
+    def pieces(self, size: int = 1 << 14) -> Iterator[list[bytes]]:
+        """Yield all of them, in lists of at most `size`."""
+        for start in range(0, len(self), size):
+            yield self.take(np.arange(start, min(start + size, len(self))))
+
+    def write(self, writer: ArrayWriter, name: str) -> None:
+        """Add it to a file, to be read by `ArrayFile.strings`."""
+        self.starts.write(writer, f"{name}.starts")
+        self.data.write(writer, f"{name}.data")

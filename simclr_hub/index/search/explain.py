@@ -1,4 +1,4 @@
-"""Why a search with conditions finds nothing, in sentences: what no photo meets, and what there is instead."""
+"""Explain in sentences why a search finds nothing: the conditions that no photo meets, and what there is instead."""
 
 import difflib
 import os
@@ -10,26 +10,26 @@ from pathlib import PurePath
 import numpy as np
 
 from ...images import describe
-from .columns import Column
 from .filters import Condition, Range
+from .photo_table import Column
 from .snapshot import Snapshot
 
-#: Values, and keys, that are told.
-_TOLD = 8
+#: Values that a sentence lists.
+_LISTED = 8
 _DATE = re.compile(r"(\d{4})(?:-(\d\d)(?:-(\d\d)(?:T[\d:.]*)?)?)?")
 _MOMENT = re.compile(rb"\d{4}-\d\d-\d\dT")
 
 
 def explain_empty(snapshot: Snapshot, condition: Condition | None, missing: int = 0) -> list[str]:
-    """The reasons, at least one.
+    """Return the reasons, at least one.
 
     Args:
-        snapshot: that was searched.
+        snapshot: the snapshot that was searched.
         condition: of the search.
         missing: how many photos are not there now.
     """
     live = [
-        np.ones(segment.catalog.photos, bool) if allowed is None else allowed[segment.catalog.row_of_photo()]
+        np.ones(segment.photos.photo_count, bool) if allowed is None else allowed[segment.photos.row_of_photo()]
         for segment, allowed in zip(snapshot.segments, snapshot.allowed, strict=True)
     ]
     if not any(some.any() for some in live):
@@ -44,14 +44,14 @@ def explain_empty(snapshot: Snapshot, condition: Condition | None, missing: int 
     if reasons:
         return reasons
     if condition and not _count(snapshot, condition, live):
-        each = ", ".join(f"{count:,} have {_tell(part)}" for part, count in zip(parts, counts, strict=True))
+        each = ", ".join(f"{count:,} have {_as_option(part)}" for part, count in zip(parts, counts, strict=True))
         return [f"no photo meets all of the conditions: {each}"]
     return ["only the query's own file is left; --with-self, or with_self=True, finds that too"]
 
 
 def _count(snapshot: Snapshot, condition: Condition, live: list[np.ndarray]) -> int:
     return sum(
-        int(np.count_nonzero(condition.passes(segment.catalog, segment.columns, snapshot.roots) & some))
+        int(np.count_nonzero(condition.passes(segment.photos, segment.columns, snapshot.roots) & some))
         for segment, some in zip(snapshot.segments, live, strict=True)
     )
 
@@ -69,7 +69,7 @@ def _explain(snapshot: Snapshot, condition: Condition, live: list[np.ndarray]) -
             numbers = np.concatenate([numbers, _numbers(column, some)])
     if not words and not len(numbers):
         return _explain_key(snapshot, one.key, live)
-    told = f"no photo has {_tell(condition)}"
+    told = f"no photo has {_as_option(condition)}"
     if words and all(_MOMENT.match(word.encode(errors="surrogatepass")) for word in words):
         return f"{told}: {_explain_date(one, words)}"
     for bound in (one.low, one.high):
@@ -78,8 +78,8 @@ def _explain(snapshot: Snapshot, condition: Condition, live: list[np.ndarray]) -
             return f"{told}; there is {_quote(other[0])}: upper and lower case count"
     there = []
     if words:
-        common = [f"{_quote(word)} ({count:,})" for word, count in words.most_common(_TOLD)]
-        more = f" and {len(words) - _TOLD:,} others" if len(words) > _TOLD else ""
+        common = [f"{_quote(word)} ({count:,})" for word, count in words.most_common(_LISTED)]
+        more = f" and {len(words) - _LISTED:,} others" if len(words) > _LISTED else ""
         there.append(f"its values are {', '.join(common)}{more}")
     if len(numbers):
         there.append(f"its numbers go from {numbers.min():.12g} to {numbers.max():.12g}")
@@ -118,27 +118,26 @@ def _is_date(text: str) -> bool:
 
 
 def _explain_path(snapshot: Snapshot, pattern: str, live: list[np.ndarray]) -> str:
-    for segment, some in zip(snapshot.segments, live, strict=True):
-        if some.any():
-            photos = np.flatnonzero(some)[:1]
-            (whole,), (below,) = snapshot.paths(segment, photos), segment.catalog.paths.some(photos)
-            break
+    number = next(number for number, some in enumerate(live) if some.any())
+    photo = np.flatnonzero(live[number])[:1]
+    (whole,) = snapshot.paths(photo + snapshot.photo_starts[number])
+    (below,) = snapshot.segments[number].photos.paths.take(photo)
     hint = ""
     anywhere = f"**/{pattern.lstrip('/')}"
-    if number := _count(snapshot, Condition(anywhere, ()), live):
-        hint = f"; {_quote(anywhere)}, in any folder, matches {number:,}"
+    if count := _count(snapshot, Condition(anywhere, ()), live):
+        hint = f"; {_quote(anywhere)}, in any folder, matches {count:,}"
     example = f"{_quote(whole)}, or {_quote(PurePath(os.fsdecode(below)).as_posix())} below its folder"
     return f"no path matches {_quote(pattern)}{hint}; paths look like {example}"
 
 
 def _words(column: Column, live: np.ndarray) -> Counter[str]:
-    """How often each word is there."""
+    """Count each word."""
     codes = column.codes.all()
     if not len(codes):
         return Counter()
     counts = np.bincount(codes[live & (codes >= 0)], minlength=len(column.words))
     there = np.flatnonzero(counts)
-    words = (word.decode(errors="surrogatepass") for word in column.words.some(there))
+    words = (word.decode(errors="surrogatepass") for word in column.words.take(there))
     return Counter(dict(zip(words, counts[there].tolist(), strict=True)))
 
 
@@ -148,8 +147,8 @@ def _numbers(column: Column, live: np.ndarray) -> np.ndarray:
     return found
 
 
-def _tell(condition: Condition) -> str:
-    """A condition of one part as the command line takes it."""
+def _as_option(condition: Condition) -> str:
+    """Return a condition of one part as the command line takes it."""
     if condition.path is not None:
         return f"path {_quote(condition.path)}"
     (one,) = condition.ranges

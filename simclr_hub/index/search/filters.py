@@ -1,9 +1,6 @@
-"""Which photos a search may find: a pattern for their paths, and values or ranges for what is known of them.
+"""Conditions on the photos that a search may find: a pattern for the path, values or ranges for the metadata."""
 
-Unusual: a path is matched both as it is and relative to the folder that was synchronised; a text as upper end of a
-range includes what begins with it, so that ("2019", "2020-06") ends with June; and what is not known never matches.
-"""
-
+import bisect
 import math
 import os
 import re
@@ -14,16 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from ...patterns import translate
-from .catalog import Catalog, Texts
-from .columns import Column
+from ...scan import translate_pattern
+from .arrays import StringArray
+from .photo_table import Column, PhotoTable
 
 
 @dataclass(frozen=True)
 class Range:
-    """What a value of `key` must be: from `low` to `high`, both included; None: no bound on that side.
+    """The bounds of a value of `key`: from `low` to `high`, both included; None: no bound on that side.
 
-    Numbers are compared with numbers and text with text; text that is a number with both. `exact` is for one value.
+    Numbers are compared with numbers and text with text; text that is a number with both. A text as upper end includes
+    what begins with it, so that ("2019", "2020-06") ends with June, unless the range is one `exact` value. A photo
+    without the key never passes.
     """
 
     key: str
@@ -32,12 +31,9 @@ class Range:
     exact: bool = False
 
     def passes(self, column: Column) -> np.ndarray:
-        """Of each photo, bool (P,), or (0,) if none."""
-        parts = [self._numbers(column.numbers.all()), self._words(column)]
-        passing: np.ndarray = max(parts, key=len)
-        for part in parts:
-            if len(part) and part is not passing:
-                passing = passing | part
+        """Return which photos pass, bool (P,), or (0,) if none."""
+        parts = [part for part in (self._numbers(column.numbers.all()), self._words(column)) if len(part)]
+        passing: np.ndarray = np.logical_or.reduce(parts) if parts else np.empty(0, bool)
         return passing
 
     def _numbers(self, numbers: np.ndarray) -> np.ndarray:
@@ -70,29 +66,29 @@ class Condition:
     path: str | None
     ranges: tuple[Range, ...]
 
-    def passes(self, catalog: Catalog, columns: Mapping[str, Column], roots: Mapping[int, bytes]) -> np.ndarray:
-        """Which photos of a catalog meet it: bool (P,).
+    def passes(self, table: PhotoTable, columns: Mapping[str, Column], roots: Mapping[int, bytes]) -> np.ndarray:
+        """Return which photos of a table meet it: bool (P,).
 
         Args:
-            catalog: the photos.
+            table: the photos.
             columns: their metadata by key.
             roots: the folders by id, each with a separator at its end.
         """
-        passing = np.ones(catalog.photos, bool)
+        passing = np.ones(table.photo_count, bool)
         for one in self.ranges:
             column = columns.get(one.key)
             part = one.passes(column) if column else np.empty(0, bool)
             passing &= part if len(part) else False
         if self.path is not None:
             numbers = np.flatnonzero(passing)
-            passing[numbers] = _match_paths(self.path, catalog, numbers, roots)
+            passing[numbers] = _match_paths(self.path, table, numbers, roots)
         return passing
 
 
 def make_condition(
     path: str | os.PathLike[str] | None = None, where: Mapping[str, Any] | None = None
 ) -> Condition | None:
-    """The condition that a search's arguments tell; None if there is none.
+    """Make the condition of a search's arguments; None if there is none.
 
     Raises:
         ValueError: a value that cannot be compared.
@@ -104,7 +100,7 @@ def make_condition(
         if not isinstance(pattern, str) or not pattern:
             raise ValueError(f"path={path!r}: give a pattern as text, for example 'holiday/**/*.jpg'")
         try:
-            re.compile(translate(pattern))
+            re.compile(translate_pattern(pattern))
         except re.error as e:
             raise ValueError(f"path={pattern!r}: no pattern: {e}") from None
     return Condition(pattern, tuple(_range(key, value) for key, value in (where or {}).items()))
@@ -137,36 +133,36 @@ def _reversed(low: str | float, high: str | float) -> bool:
 
 
 def _number(bound: str | float | None) -> float:
-    """0 for none, NaN for text that is no number."""
+    """Return a bound as a number, 0 for none, NaN for text that is no number."""
     try:
         return 0.0 if bound is None else float(bound)
     except ValueError:
         return math.nan
 
 
-def _place(words: Texts, text: str, *, behind: bool = False, prefix: bool = False) -> int:
-    """How many of the sorted words come before `text`; or up to it, or up to those that begin with it."""
+def _place(words: StringArray, text: str, *, behind: bool = False, prefix: bool = False) -> int:
+    """Count the sorted words before `text`; with `behind` those up to it, with `prefix` up to those it begins."""
     word = text.encode(errors="surrogatepass")
-    low, high = 0, len(words)
-    while low < high:
-        middle = (low + high) // 2
-        (other,) = words.some(np.array([middle]))
-        before = other < word or (behind and (other == word or (prefix and other.startswith(word))))
-        low, high = (middle + 1, high) if before else (low, middle)
-    return low
+
+    def reached(number: int) -> bool:
+        (other,) = words.take(np.array([number]))
+        return not (other < word or (behind and (other == word or (prefix and other.startswith(word)))))
+
+    return bisect.bisect_left(range(len(words)), True, key=reached)
 
 
-def _match_paths(pattern: str, catalog: Catalog, numbers: np.ndarray, roots: Mapping[int, bytes]) -> list[bool]:
-    match = re.compile(translate(_normal(pattern.replace(os.sep, "/"))), re.DOTALL).match
-    # Below its root a path does not begin with a separator, as a whole it does, on Windows with a drive.
+def _match_paths(pattern: str, table: PhotoTable, numbers: np.ndarray, roots: Mapping[int, bytes]) -> list[bool]:
+    match = re.compile(translate_pattern(_normal(pattern.replace(os.sep, "/"))), re.DOTALL).match
+    # Both the path below the folder that was synchronised and the whole path are matched. The former does not begin
+    # with a separator, the latter does, on Windows with a drive.
     relative = not os.path.isabs(pattern)
     absolute = not relative or pattern[0] in "*?["
     starts = {root: _normal(os.fsdecode(path).replace(os.sep, "/")) for root, path in roots.items()}
     passing: list[bool] = []
-    ids = catalog.roots.all()
+    ids = table.roots.all()
     for at in range(0, len(numbers), 1 << 14):
         some = numbers[at : at + (1 << 14)]
-        for root, raw in zip(ids[some].tolist(), catalog.paths.some(some), strict=True):
+        for root, raw in zip(ids[some].tolist(), table.paths.take(some), strict=True):
             path = _normal(os.fsdecode(raw).replace(os.sep, "/"))
             passing.append(
                 bool((relative and match(path)) or (absolute and root in starts and match(starts[root] + path)))
@@ -175,5 +171,5 @@ def _match_paths(pattern: str, catalog: Catalog, numbers: np.ndarray, roots: Map
 
 
 def _normal(text: str) -> str:
-    """One of the two ways in which Unicode writes letters with accents; file systems differ."""
+    """Return text in one of the two ways in which Unicode writes letters with accents; file systems differ."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)

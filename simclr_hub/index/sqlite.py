@@ -1,9 +1,4 @@
-"""An SQLite file that keeps what it acknowledged: open, lock, transact, and every error named.
-
-Unusual: a rollback journal with synchronous=EXTRA, because a commit that was reported must outlive a power loss; one
-writer behind a lock file of its own, and the file is never opened outside SQLite, because closing it would drop
-SQLite's locks; the file's identity is checked again before each commit; a fork may not use its parent's connection.
-"""
+"""An SQLite file that keeps what it acknowledged: opened, locked and written, every error named."""
 
 import os
 import sqlite3
@@ -12,7 +7,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import filelock
 
@@ -25,16 +20,12 @@ BUSY_SECONDS = 30.0
 
 
 class Database:
-    """An open file of a known layout.
+    """An open file; a subclass tells its layout.
 
     All methods may be called from any thread; those that write, only inside `writing` and `transaction`.
 
     Args:
-        file: the SQLite file, made by `create_file`.
-        schema: the statements that made its tables.
-        application_id: says whose file it is.
-        version: of the layout.
-        migrations: for each older layout, the statements that make it the next; a copy of the old file is kept.
+        file: made by `create_file`.
         read_only: open without write access, for media that allow none.
 
     Attributes:
@@ -45,23 +36,19 @@ class Database:
         IndexMismatchError: its layout is newer, or older and the file cannot be written.
     """
 
-    def __init__(
-        self,
-        file: Path,
-        schema: Sequence[str],
-        *,
-        application_id: int,
-        version: int,
-        migrations: Mapping[int, Sequence[str]] | None = None,
-        read_only: bool = False,
-    ):
+    application_id: ClassVar[int]  # tells whose file it is
+    layout: ClassVar[int]  # the version of its tables
+    schema: ClassVar[Sequence[str]]  # the statements that make them
+    migrations: ClassVar[Mapping[int, Sequence[str]]]  # by older layout: statements to the next; a copy is kept
+
+    def __init__(self, file: Path, *, read_only: bool = False):
         self.file, self.read_only = file, read_only
         self.lock = threading.RLock()
-        self._writer = writer_lock(file)
         self._writing = threading.Lock()
         self._pid = os.getpid()
         with self._errors():
             refuse_foreign_journal(file)
+            # From here on the file is never opened outside SQLite: closing it would drop SQLite's locks.
             self._db: sqlite3.Connection | None = sqlite3.connect(
                 f"{file.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}",
                 uri=True,
@@ -71,15 +58,31 @@ class Database:
             )
             try:
                 self._identity = self._file_identity()
-                self._check_owner(self._db, application_id)
-                for old, statements in sorted((migrations or {}).items()):
-                    self._migrate(self._db, old, statements)
-                self._check_layout(self._db, schema, version)
+                self._check_owner(self._db)
+                for old in sorted(self.migrations):
+                    self._migrate(self._db, old)
+                self._check_layout(self._db)
                 self._check_identity()
             except BaseException:
                 self.close()
                 raise
         _open_databases.add(self)
+
+    @classmethod
+    def create_file(cls, file: Path) -> sqlite3.Connection:
+        """Make an empty file; its one transaction is open for first rows, to be committed and closed."""
+        db = sqlite3.connect(file, isolation_level=None)
+        try:
+            for pragma in ("page_size = 16384", "journal_mode = DELETE", "synchronous = EXTRA"):
+                db.execute(f"PRAGMA {pragma}")
+            db.execute("BEGIN")
+            identity = (f"PRAGMA application_id = {cls.application_id}", f"PRAGMA user_version = {cls.layout}")
+            for statement in (*cls.schema, *identity):
+                db.execute(statement)
+        except BaseException:
+            db.close()
+            raise
+        return db
 
     def close(self) -> None:
         """Close the file; harmless twice, and in a forked child, where the connection is left to the parent."""
@@ -104,14 +107,14 @@ class Database:
         if not self._writing.acquire(blocking=False):
             raise IndexLockedError(f"{directory}: another thread of this process ({os.getpid()}) writes to it; wait")
         try:
-            with hold_writer_lock(self._writer):
+            with writer_lock(self.file):
                 yield
         finally:
             self._writing.release()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All of the block's writes, or none.
+        """Commit all of the block's writes, or none.
 
         Raises:
             IndexWriteError: it could not be written; the file is as before.
@@ -122,22 +125,17 @@ class Database:
         with self.lock, self._errors():
             db = self._connection()
             self._check_identity()
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._before_commit()
-                self._check_identity()
-                db.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    db.execute("ROLLBACK")
-                raise
-            finally:
-                self._after_transaction()
+            with _committed(db):
+                try:
+                    yield
+                    self._before_commit()
+                    self._check_identity()  # what is committed to a file that was replaced would be lost
+                finally:
+                    self._after_transaction()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """One state of the file over several reads, whatever other processes do."""
+        """Read one state of the file several times, whatever other processes write."""
         with self.lock, self._errors():
             db = self._connection()
             if db.in_transaction:
@@ -151,23 +149,23 @@ class Database:
                     db.execute("ROLLBACK")
 
     def damaged(self, why: str) -> IndexDamagedError:
-        """The error that says so."""
+        """Return the error that says so."""
         return IndexDamagedError(
             f"{self.file}: damaged: {why}; restore the index from a copy, or create it anew from the photos"
         )
 
     def _before_commit(self) -> None:
-        """A subclass's part of each transaction."""
+        """Add a subclass's part of a transaction."""
 
     def _after_transaction(self) -> None:
-        """A subclass's end of each transaction, committed or not."""
+        """End a subclass's part of a transaction, committed or not."""
 
     def _rows(self, sql: str, *values: object) -> list[Any]:
         with self.lock, self._errors():
             return self._connection().execute(sql, values).fetchall()
 
     def _execute(self, sql: str, *values: object) -> int:
-        """Run one statement; how many rows it touched."""
+        """Run one statement; return how many rows it touched."""
         with self.lock, self._errors():
             return self._connection().execute(sql, values).rowcount
 
@@ -181,14 +179,15 @@ class Database:
             raise IndexError_(f"{self.file.parent}: this index was closed; open it again")
         return self._db
 
-    def _check_owner(self, db: sqlite3.Connection, application_id: int) -> None:
+    def _check_owner(self, db: sqlite3.Connection) -> None:
+        # EXTRA, with a rollback journal: a commit that was reported must outlive a power loss.
         for pragma in ("synchronous = EXTRA", "foreign_keys = ON", "cell_size_check = ON", "trusted_schema = OFF"):
             db.execute(f"PRAGMA {pragma}")
-        if db.execute("PRAGMA application_id").fetchone() != (application_id,):
+        if db.execute("PRAGMA application_id").fetchone() != (self.application_id,):
             raise self.damaged("not a store of simclr_hub")
 
-    def _migrate(self, db: sqlite3.Connection, old: int, statements: Sequence[str]) -> None:
-        """From layout `old` to the next, if that is what this is; a kill leaves the one or the other."""
+    def _migrate(self, db: sqlite3.Connection, old: int) -> None:
+        """Bring layout `old` to the next, if that is what this is; a kill leaves the one or the other."""
         if db.execute("PRAGMA user_version").fetchone() != (old,):
             return
         if self.read_only:
@@ -199,25 +198,19 @@ class Database:
             copy = self.file.with_name(f"{self.file.name}.layout{old}")
             copy.unlink(missing_ok=True)  # of an attempt that was killed
             db.execute("VACUUM INTO ?", (os.fspath(copy),))
-            db.execute("BEGIN IMMEDIATE")
-            try:
+            with _committed(db):
                 if db.execute("PRAGMA user_version").fetchone() == (old,):  # not migrated by another meanwhile
-                    for statement in (*statements, f"PRAGMA user_version = {old + 1}"):
+                    for statement in (*self.migrations[old], f"PRAGMA user_version = {old + 1}"):
                         db.execute(statement)
-                db.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    db.execute("ROLLBACK")
-                raise
 
-    def _check_layout(self, db: sqlite3.Connection, schema: Sequence[str], version: int) -> None:
+    def _check_layout(self, db: sqlite3.Connection) -> None:
         (found,) = db.execute("PRAGMA user_version").fetchone()
-        if found > version:
+        if found > self.layout:
             raise IndexMismatchError(
-                f"{self.file}: layout {found}, made by a newer simclr_hub; this one reads up to {version}: upgrade"
+                f"{self.file}: layout {found}, made by a newer simclr_hub; this one reads up to {self.layout}: upgrade"
             )
         statements = {sql for (sql,) in db.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")}
-        if found != version or statements != set(schema):
+        if found != self.layout or statements != set(self.schema):
             raise self.damaged("its tables are not those of a store")
         if db.execute("PRAGMA journal_mode").fetchone() != ("delete",):
             raise self.damaged("its journal mode was changed by another program")
@@ -238,7 +231,7 @@ class Database:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """SQLite's errors as ours."""
+        """Raise SQLite's errors as ours."""
         try:
             yield
         except UnicodeDecodeError as e:  # from sqlite3: a message that quotes damaged text
@@ -257,6 +250,19 @@ class Database:
                     f"{self.file}: {e}; what was committed before is safe. Check the disk's space and permissions"
                 ) from e
             raise self.damaged(str(e)) from e
+
+
+@contextmanager
+def _committed(db: sqlite3.Connection) -> Iterator[None]:
+    """Write in one transaction, undone if the block raises."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):
+            db.execute("ROLLBACK")
+        raise
 
 
 def refuse_foreign_journal(file: Path) -> None:
@@ -278,20 +284,16 @@ def refuse_foreign_journal(file: Path) -> None:
         raise IndexDamagedError(f"{file}-journal: names another file to be deleted, so this package did not write it")
 
 
-def writer_lock(file: Path) -> filelock.BaseFileLock:
-    """The lock that a database's one writer holds; each call gives another contender."""
-    return filelock.FileLock(file.with_name(LOCK_NAME), timeout=0, thread_local=False)
-
-
 @contextmanager
-def hold_writer_lock(lock: filelock.BaseFileLock) -> Iterator[None]:
-    """Hold it, with the process's id in it for others to name.
+def writer_lock(file: Path) -> Iterator[None]:
+    """Hold the lock of a database's one writer, with the process's id in its file for others to name.
 
     Raises:
         IndexLockedError: another holds it; names the process.
         IndexWriteError: its file cannot be written.
     """
-    lock_file = Path(lock.lock_file)
+    lock_file = file.with_name(LOCK_NAME)
+    lock = filelock.FileLock(lock_file, timeout=0, thread_local=False)
     try:
         lock.acquire()
     except filelock.Timeout as e:
@@ -307,25 +309,6 @@ def hold_writer_lock(lock: filelock.BaseFileLock) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def create_file(file: Path, schema: Sequence[str], *, application_id: int, version: int) -> sqlite3.Connection:
-    """Make a file of this layout; its one transaction is open for first rows, to be committed and closed."""
-    db = sqlite3.connect(file, isolation_level=None)
-    try:
-        for pragma in ("page_size = 16384", "journal_mode = DELETE", "synchronous = EXTRA"):
-            db.execute(f"PRAGMA {pragma}")
-        db.execute("BEGIN")
-        for statement in (
-            *schema,
-            f"PRAGMA application_id = {application_id}",
-            f"PRAGMA user_version = {version}",
-        ):
-            db.execute(statement)
-    except BaseException:
-        db.close()
-        raise
-    return db
 
 
 # A fork in the middle of a transaction would let the child's exit roll it back under the parent: wait for its end.

@@ -7,9 +7,8 @@ from importlib.resources import files
 import pytest
 from PIL import Image
 
-from simclr_hub.gallery import THUMBNAIL, Row, write_gallery
 from simclr_hub.index import Match
-from simclr_hub.review import write_review
+from simclr_hub.pages import THUMBNAIL, Row, write_gallery, write_review
 
 HOSTILE = [
     "<script>alert(1)</script>.png",

@@ -13,7 +13,7 @@ from index_fakes import FakeEmbedder, make_photo
 
 from simclr_hub.embedder import Embedding, Failure
 from simclr_hub.images import FileBytes
-from simclr_hub.index import SimilarityIndex, isolated
+from simclr_hub.index import SimilarityIndex, sandboxed_decode
 
 PYTHON = sys.executable
 STUB = """
@@ -66,12 +66,12 @@ def test_children_go_on_behind_the_guilty(stubs: list[bytes], tmp_path: Path, mo
     monkeypatch.setattr(sys, "executable", str(child))
     hang, _, segv, good, nope = stubs
     why = "decoding it ends the process"
-    assert isolated.find_guilty([good, segv, good, nope, hang, good, good]) == {
+    assert sandboxed_decode.decode_sandboxed([good, segv, good, nope, hang, good, good]) == {
         segv: f"{segv.decode()}: {why}: SIGSEGV",
         nope: "no image",
         hang: f"{hang.decode()}: {why}: no end within 60 s",
     }
-    assert isolated.find_guilty([good, good]) == {}
+    assert sandboxed_decode.decode_sandboxed([good, good]) == {}
 
 
 def test_a_read_that_does_not_end_is_no_verdict_on_the_content(
@@ -82,22 +82,24 @@ def test_a_read_that_does_not_end_is_no_verdict_on_the_content(
     child.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(child))
     hang, _, slow, good, _ = stubs
-    guilty = isolated.find_guilty([good, slow, hang])
+    guilty = sandboxed_decode.decode_sandboxed([good, slow, hang])
     assert guilty[slow] == f"{slow.decode()}: reading it does not end within 60 s" and list(guilty) == [slow, hang]
-    assert isolated.is_guilty(guilty[slow]) and isolated.is_guilty(guilty[hang])
-    assert not isolated.is_guilty("x.jpg: no image") and not isolated.is_guilty(None)
+    assert sandboxed_decode.ends_process(guilty[slow]) and sandboxed_decode.ends_process(guilty[hang])
+    assert not sandboxed_decode.ends_process("x.jpg: no image") and not sandboxed_decode.ends_process(None)
 
 
 def test_reading_and_decoding_have_limits_of_their_own(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[object] = []
-    monkeypatch.setattr(isolated.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(isolated.signal, "alarm", calls.append)
-    monkeypatch.setattr(isolated.faulthandler, "dump_traceback_later", lambda seconds, exit: calls.append("decoding"))
-    monkeypatch.setattr(isolated.faulthandler, "cancel_dump_traceback_later", lambda: calls.append("over"))
-    assert isolated._decode(bytes(photos / "a.png"), 7, 1 << 30) is None
+    monkeypatch.setattr(sandboxed_decode.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sandboxed_decode.signal, "alarm", calls.append)
+    monkeypatch.setattr(
+        sandboxed_decode.faulthandler, "dump_traceback_later", lambda seconds, exit: calls.append("decoding")
+    )
+    monkeypatch.setattr(sandboxed_decode.faulthandler, "cancel_dump_traceback_later", lambda: calls.append("over"))
+    assert sandboxed_decode._decode(bytes(photos / "a.png"), 7, 1 << 30) is None
     assert calls == [7, 0, "decoding", "over"]
     calls.clear()
-    assert isolated._decode(b"/nowhere.png", 7, 1 << 30) is None
+    assert sandboxed_decode._decode(b"/nowhere.png", 7, 1 << 30) is None
     assert calls == [7, 0, "over"]
 
 
@@ -119,7 +121,7 @@ def test_an_interrupt_ends_the_child(stubs: list[bytes], tmp_path: Path, monkeyp
     thread = threading.Thread(target=press)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        isolated.find_guilty(stubs)
+        sandboxed_decode.decode_sandboxed(stubs)
     assert time.monotonic() - pressed[0] < 2
     thread.join()
     assert os.waitpid(int(pid.read_text()), 0)[1] == signal.SIGKILL
@@ -128,7 +130,7 @@ def test_an_interrupt_ends_the_child(stubs: list[bytes], tmp_path: Path, monkeyp
 @pytest.mark.slow
 def test_a_crash_costs_only_the_photo(stubs: list[bytes]) -> None:
     good, broken, segv = stubs[3], stubs[4], stubs[2]
-    guilty = isolated.find_guilty([good, broken, segv])
+    guilty = sandboxed_decode.decode_sandboxed([good, broken, segv])
     assert list(guilty) == [broken, segv]
     assert "not an image of a supported format" in guilty[broken]
     assert guilty[segv].endswith("SEGV.jpg: decoding it ends the process: SIGSEGV")
@@ -136,8 +138,8 @@ def test_a_crash_costs_only_the_photo(stubs: list[bytes]) -> None:
 
 @pytest.mark.slow
 def test_all_kinds_in_one_run(stubs: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isolated, "SECONDS", 3)
-    guilty = isolated.find_guilty([*stubs, b"/nowhere.png"])
+    monkeypatch.setattr(sandboxed_decode, "SECONDS", 3)
+    guilty = sandboxed_decode.decode_sandboxed([*stubs, b"/nowhere.png"])
     reasons = {path.rpartition(b"/")[2]: why.rpartition(": ")[2] for path, why in guilty.items()}
     assert reasons.pop(b"nope.jpg").startswith("not an image")
     del reasons[b"HUGE.jpg"]  # a MemoryError, said by the loader
@@ -146,23 +148,23 @@ def test_all_kinds_in_one_run(stubs: list[bytes], monkeypatch: pytest.MonkeyPatc
 
 def test_no_child_no_verdict(stubs: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    assert isolated.find_guilty(stubs) == {}
+    assert sandboxed_decode.decode_sandboxed(stubs) == {}
 
 
 def test_nothing_to_try_starts_no_child(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isolated.subprocess, "run", lambda *_, **__: pytest.fail("started"))
-    assert isolated.find_guilty([]) == {}
+    monkeypatch.setattr(sandboxed_decode.subprocess, "run", lambda *_, **__: pytest.fail("started"))
+    assert sandboxed_decode.decode_sandboxed([]) == {}
 
 
 def test_reasons_are_readable() -> None:
-    assert isolated._reason(-signal.SIGKILL) == "SIGKILL"
-    assert isolated._reason(-99) == "signal 99"
+    assert sandboxed_decode._reason(-signal.SIGKILL) == "SIGKILL"
+    assert sandboxed_decode._reason(-99) == "signal 99"
 
 
 def test_what_is_decoded_is_recorded_first(
     index: SimilarityIndex, photos: Path, embedder: FakeEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simclr_hub.index.pipeline.BATCH_PHOTOS", 2)
+    monkeypatch.setattr("simclr_hub.index.sync.BATCH_PHOTOS", 2)
     real, recorded = embedder.stream, []
 
     def stream(sources: Iterable[FileBytes], *, signatures: bool) -> Iterator[Embedding | Failure]:
@@ -190,7 +192,7 @@ def test_the_guilty_become_failures_and_the_rest_is_embedded(
         asked.append(paths)
         return {killer: "it crashed"} if killer in paths else {}
 
-    monkeypatch.setattr("simclr_hub.index.pipeline.find_guilty", find)
+    monkeypatch.setattr("simclr_hub.index.sync.decode_sandboxed", find)
     report = index.sync(photos)
     assert (report.embedded, report.failed, report.found) == (3, 1, 4)
     assert index.failures() == [(str(photos / "a.png"), "it crashed")]

@@ -7,10 +7,10 @@ import pytest
 from index_fakes import DIM, FakeEmbedder, put_vectors
 
 from simclr_hub.index import SimilarityIndex
-from simclr_hub.index.search import pairs
+from simclr_hub.index.search import ann
+from simclr_hub.index.search.ann import CosineSample, sample_cosines
 from simclr_hub.index.search.arrays import CheckedArray
-from simclr_hub.index.search.match import tell_share
-from simclr_hub.index.search.pairs import Pairs, sample_pairs
+from simclr_hub.index.search.find import tell_share
 
 
 def unit(number: int, dim: int = DIM) -> np.ndarray:
@@ -40,28 +40,28 @@ def test_too_few_pairs_tell_nothing(index: SimilarityIndex) -> None:
 
 def test_never_closer_than_all() -> None:
     vectors = unit(200)
-    for sample in (sample_pairs(CheckedArray(vectors)), sample_pairs(CheckedArray(unit(3000)))):
+    for sample in (sample_cosines(CheckedArray(vectors)), sample_cosines(CheckedArray(unit(3000)))):
         (most, least) = sample.closer_than(np.array([1.1, -1.1], np.float32))
         assert least == 0 and most is not None and 0.9999 < most < 1
 
 
 def test_equal_pairs_are_not_less_alike() -> None:
-    known = Pairs(CheckedArray(np.array([0, 0.5, 0.5, 1], np.float32)), CheckedArray(np.arange(4)))
+    known = CosineSample(CheckedArray(np.array([0, 0.5, 0.5, 1], np.float32)), CheckedArray(np.arange(4)))
     assert known.closer_than(np.array([-1, 0, 0.5, 0.7, 1], np.float32)) == [0, 0, 0.25, 0.75, 0.75]
 
 
 def test_a_sample_of_a_large_index_tells_nearly_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = unit(4000, 16)
     scores = np.linspace(-0.5, 0.95, 40).astype(np.float32)
-    sampled = sample_pairs(CheckedArray(vectors))
+    sampled = sample_cosines(CheckedArray(vectors))
     assert len(sampled.cosines) < 5000 and int(sampled.ranks.all()[-1]) + 1 == 1024 * 1023 // 2
     cosines = np.sort((vectors @ vectors.T)[np.triu_indices(4000, 1)])
     truth = np.searchsorted(cosines, scores) / len(cosines)
     np.testing.assert_allclose(np.array(sampled.closer_than(scores), float), truth, atol=0.005)
-    again = sample_pairs(CheckedArray(vectors))
+    again = sample_cosines(CheckedArray(vectors))
     assert (again.cosines.all() == sampled.cosines.all()).all()  # seeded
-    monkeypatch.setattr(pairs, "SAMPLE", 4000)
-    exact = np.array(sample_pairs(CheckedArray(vectors)).closer_than(scores), float)
+    monkeypatch.setattr(ann, "COSINE_SAMPLE", 4000)
+    exact = np.array(sample_cosines(CheckedArray(vectors)).closer_than(scores), float)
     np.testing.assert_allclose(exact, truth, atol=1 / 3000)
 
 

@@ -1,11 +1,7 @@
-"""What can be saved of a damaged store, copied into a new one that takes its place.
-
-Unusual: rows are reached from both ends of a table and then one by one by the keys in its index, since SQLite stops at
-the first damaged page; a vector without a photo is kept, because a sync recognises its photo by the content; and the
-damaged file stays, under another name.
-"""
+"""A damaged store: what its rows must be, and what is sound of it copied into a new one in its place."""
 
 import json
+import math
 import os
 import sqlite3
 import subprocess
@@ -14,23 +10,88 @@ import time
 from base64 import b64decode
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ... import _files
-from ...errors import IndexDamagedError, IndexWriteError
-from ...whitening import Whitening
-from ..records import checksum
-from ..report import RepairReport
-from ..store import STORE_NAME, About, Store
-from .check_store import READ_ERRORS, checked_tables, connect, wrong_row
+import numpy as np
+
+from .. import _files
+from ..errors import IndexDamagedError, IndexWriteError
+from ..whitening import Whitening
+from .sqlite import refuse_foreign_journal
+from .store import LENGTH_TOLERANCE, STORE_NAME, About, Photo, Store, checksum, put_meta
 
 _PARTIAL = f".{STORE_NAME}.repair"
 _PAGE = 16384
+#: What reading a damaged file raises; the last from sqlite3 itself, for a message that quotes damaged text.
+READ_ERRORS = (sqlite3.Error, MemoryError, UnicodeDecodeError)
+
+
+@dataclass
+class RepairReport:
+    """The result of a repair.
+
+    Attributes:
+        saved: rows copied into the new store, by table.
+        lost_photos: photos that were not saved; the next sync of their folders reads them again.
+        kept_as: the damaged file, under its new name.
+    """
+
+    saved: dict[str, int]
+    lost_photos: int
+    kept_as: str
+
+
+def connect(file: Path, *, writable: bool = False) -> sqlite3.Connection:
+    """Connect to a store, to read damaged text as it is; a writable connection plays a journal back first."""
+    mode = "rw" if writable else "ro"
+    refuse_foreign_journal(file)
+    db = sqlite3.connect(f"{file.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=30)
+    db.text_factory = lambda data: data.decode(errors="surrogateescape")
+    return db
+
+
+def checked_tables(db: sqlite3.Connection) -> dict[str, list[str]]:
+    """Return the tables with checksums and their columns, the checksum last; those that others refer to come first."""
+    tables = {}
+    for (table,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY rowid").fetchall():
+        columns = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
+        if "crc" in columns:
+            tables[table] = [column for column in columns if column != "crc"] + ["crc"]
+    return tables
+
+
+def wrong_row(table: str, row: tuple[Any, ...], dim: int) -> str | None:
+    """Return what is wrong with a row beyond what SQLite sees to, None if nothing."""
+    if checksum(*row[:-1]) != row[-1]:
+        return "does not match its checksum"
+    try:
+        if table == "vectors":
+            return _wrong_vector(row[1], dim)
+        if table == "photos":
+            photo = Photo.from_columns(*row[:-1])
+            json.loads(photo.metadata)
+            if photo.state != "failed" and photo.content_hash is None:
+                return f"{photo.state} without content"
+        if table in ("meta", "details"):
+            json.loads(row[1])
+    except (TypeError, ValueError, RecursionError) as e:
+        return f"cannot be read: {e}"
+    return None
+
+
+def _wrong_vector(data: bytes, dim: int) -> str | None:
+    if len(data) != 4 * dim:
+        return f"{len(data)} bytes, not {4 * dim}"
+    length = float(np.linalg.norm(np.frombuffer(data, "<f4").astype(np.float64)))
+    if not math.isfinite(length):
+        return "not finite"
+    return None if abs(length - 1) <= LENGTH_TOLERANCE else f"of length {length:.6g}, not 1"
 
 
 class _Ways(NamedTuple):
-    """The two ways to a table's rows: in the order of its key, and by an index that holds the key."""
+    """Two ways to a table's rows, since SQLite stops at the first damaged page: by its key, and by an index of it."""
 
     key: tuple[str, ...]
     by: str | None = None
@@ -60,7 +121,7 @@ def repair_store(directory: Path) -> RepairReport:
     try:
         with ExitStack() as stack:
             old = _readable(file, stack)
-            about, whitening, generation, photos = _records(old, file)
+            about, whitening, generation, photos = _read_meta(old, file)
             Store.create(partial, about, whitening)
             new = stack.enter_context(closing(sqlite3.connect(partial, isolation_level=None)))
             new.execute("PRAGMA synchronous = EXTRA")
@@ -68,7 +129,7 @@ def repair_store(directory: Path) -> RepairReport:
             saved = _copy(old, new, about)
             _put_state(new, generation + 1)
             new.execute("COMMIT")
-        kept_as = _publish(file, partial)
+        kept_as = _replace_store(file, partial)
     except (OSError, sqlite3.Error, subprocess.CalledProcessError) as e:
         raise IndexWriteError(f"{directory}: {e}; it could not be repaired, the store is as it was") from e
     finally:
@@ -83,7 +144,7 @@ def _clean(directory: Path) -> None:
 
 
 def _readable(file: Path, stack: ExitStack) -> sqlite3.Connection:
-    """The damaged store, or a copy of it with a new first page if SQLite cannot open it."""
+    """Open the damaged store, or a copy of it with a new first page if SQLite cannot open it."""
     db = stack.enter_context(closing(connect(file, writable=True)))  # so that SQLite plays a journal back
     try:
         if {"meta", "photos", "vectors"} <= set(checked_tables(db)):
@@ -105,8 +166,8 @@ def _readable(file: Path, stack: ExitStack) -> sqlite3.Connection:
     return stack.enter_context(closing(connect(copy)))
 
 
-def _records(db: sqlite3.Connection, file: Path) -> tuple[About, Whitening | None, int, int]:
-    """What made the index; its whitening if it is sound; its generation and number of photos, 0 if lost."""
+def _read_meta(db: sqlite3.Connection, file: Path) -> tuple[About, Whitening | None, int, int]:
+    """Return what made the index; its whitening if it is sound; its generation and number of photos, 0 if lost."""
     meta: dict[str, dict[str, Any]] = {}
     for row in _saved(db, "meta", ["key", "value", "crc"]):
         if wrong_row("meta", row, 0) is None:
@@ -127,7 +188,10 @@ def _records(db: sqlite3.Connection, file: Path) -> tuple[About, Whitening | Non
 
 
 def _copy(old: sqlite3.Connection, new: sqlite3.Connection, about: About) -> dict[str, int]:
-    """Copy every sound row whose references are there; how many by table."""
+    """Copy every sound row whose references are there; return how many by table.
+
+    A vector without a photo is kept: a sync recognises its photo by the content.
+    """
     saved = {}
     for table, columns in checked_tables(new).items():
         if table in ("meta", "changes"):  # the latter are for the cache, which is made anew
@@ -142,21 +206,19 @@ def _copy(old: sqlite3.Connection, new: sqlite3.Connection, about: About) -> dic
 
 
 def _has_references(new: sqlite3.Connection, table: str, row: tuple[Any, ...]) -> bool:
-    def there(key: object, column: str, other: str) -> bool:
-        return new.execute(f"SELECT 1 FROM {other} WHERE {column} = ?", (key,)).fetchone() is not None
+    def there(sql: str, key: object) -> bool:
+        return new.execute(sql, (key,)).fetchone() is not None
 
+    vector = "SELECT 1 FROM vectors WHERE content_hash = ?"
     if table == "details":
-        return there(row[0], "content_hash", "vectors")
+        return there(vector, row[0])
     if table == "photos":
-        root_id, content_hash = row[0], row[4]
-        return there(root_id, "id", "roots") and (
-            content_hash is None or there(content_hash, "content_hash", "vectors")
-        )
+        return there("SELECT 1 FROM roots WHERE id = ?", row[0]) and (row[4] is None or there(vector, row[4]))
     return True
 
 
 def _saved(db: sqlite3.Connection, table: str, columns: list[str]) -> Iterator[tuple[Any, ...]]:
-    """Every row that can be reached, some perhaps more than once."""
+    """Yield every row that can be reached, from both ends and one by one by the index; some perhaps more than once."""
     ways = _WAYS[table]
     key = ", ".join(ways.key)
     select = f"SELECT {key}, {', '.join(columns)} FROM {table} NOT INDEXED"
@@ -164,12 +226,13 @@ def _saved(db: sqlite3.Connection, table: str, columns: list[str]) -> Iterator[t
     whole = yield from _until_damage(db, f"{select} ORDER BY {key}", n)
     if whole:
         return
-    yield from _until_damage(db, f"{select} ORDER BY {key.replace(',', ' DESC,')} DESC", n)
+    backwards = f"{key.replace(',', ' DESC,')} DESC"
+    yield from _until_damage(db, f"{select} ORDER BY {backwards}", n)
     if ways.by is None:
         return
     find = f"SELECT coalesce({ways.order}, x''), {key}, {key} FROM {table} INDEXED BY {ways.by}"
     where = " AND ".join(f"{column} = ?" for column in ways.key)
-    for order in (f"{ways.order}, {key}", f"{ways.order} DESC, {key.replace(',', ' DESC,')} DESC"):
+    for order in (f"{ways.order}, {key}", f"{ways.order} DESC, {backwards}"):
         for found in _until_damage(db, f"{find} ORDER BY {order}", n + 1):
             yield from _until_damage(db, f"{select} WHERE {where}", n, found)
 
@@ -177,7 +240,7 @@ def _saved(db: sqlite3.Connection, table: str, columns: list[str]) -> Iterator[t
 def _until_damage(
     db: sqlite3.Connection, sql: str, key: int, values: tuple[Any, ...] = ()
 ) -> Generator[tuple[Any, ...], None, bool]:
-    """The rows of a query in order, without their first `key` columns, the order; returns whether it came to its end.
+    """Yield a query's rows in order, without the first `key` columns, the order; return whether it came to its end.
 
     Damaged pages that refer to each other in a circle would never end, but they cannot be in order.
     """
@@ -196,11 +259,10 @@ def _until_damage(
 def _put_state(new: sqlite3.Connection, generation: int) -> None:
     (text,) = new.execute("SELECT value FROM meta WHERE key = 'state'").fetchone()
     (photos, live) = new.execute("SELECT count(*), count(*) FILTER (WHERE state = 'live') FROM photos").fetchone()
-    text = json.dumps(json.loads(text) | {"generation": generation, "photos": photos, "live": live})
-    new.execute("UPDATE meta SET value = ?, crc = ? WHERE key = 'state'", (text, checksum("state", text)))
+    put_meta(new, "state", json.loads(text) | {"generation": generation, "photos": photos, "live": live})
 
 
-def _publish(file: Path, partial: Path) -> Path:
+def _replace_store(file: Path, partial: Path) -> Path:
     """Put the new store in the place of the damaged one, which keeps another name; there is a store at any moment."""
     kept = file.with_name(f"{STORE_NAME}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
     n = 1

@@ -1,8 +1,8 @@
-"""Decode suspects in a child process, where a crash, a hang or a hunger for memory costs only the child.
+"""Decode photos in a child process, where a crash, a hang or a hunger for memory costs only the child.
 
 After a crash, the photos that were being decoded may hold the one that killed the process, and after an interrupt one
-that does not end. Each is read and decoded here with limits on time and memory, one after another in one child; when
-the child dies, the one it was at is guilty.
+that does not end. Each is read and decoded there with limits on time and memory, one after another in one child; when
+the child dies, it was the photo that it was at.
 """
 
 import faulthandler
@@ -20,15 +20,15 @@ from ..images import decode, describe, read_file
 
 #: For one photo.
 SECONDS = 60
-#: In the reason of a photo that must not be decoded in this process again, and of one that cannot even be read.
+#: In the error, kept in stores, of a photo that must not be decoded in this process, and of one that cannot be read.
 DOES_NOT_END, UNREAD = "decoding it ends the process", "reading it does not end"
 #: On top of what the child needs itself; the largest image allowed takes about 2 GiB.
 MEMORY = 4 << 30
 
 
-def find_guilty(paths: list[bytes]) -> dict[bytes, str]:
-    """Decode each photo (absolute path) alone; those that cannot be read or decoded so, with the reason."""
-    guilty: dict[bytes, str] = {}
+def decode_sandboxed(paths: list[bytes]) -> dict[bytes, str]:
+    """Decode each photo (absolute path) alone; return those that cannot be read or decoded so, with the reason."""
+    failed: dict[bytes, str] = {}
     todo = list(paths)
     while todo:
         # -I: neither the current folder nor what the environment names is looked into for modules.
@@ -47,18 +47,18 @@ def find_guilty(paths: list[bytes]) -> dict[bytes, str]:
         if lines[:1] != [b"ready"]:
             break  # no child can be started here, which says nothing about the photos
         verdicts = [json.loads(line) for line in lines[1:]]
-        guilty.update({path: error for path, error in zip(todo, verdicts, strict=False) if error is not None})
+        failed.update({path: error for path, error in zip(todo, verdicts, strict=False) if error is not None})
         if len(verdicts) < len(todo):
             path, name = todo[len(verdicts)], describe(os.fsdecode(todo[len(verdicts)]))
             if child.returncode == -getattr(signal, "SIGALRM", 0) != 0:
-                guilty[path] = f"{name}: {UNREAD} within {SECONDS} s"
+                failed[path] = f"{name}: {UNREAD} within {SECONDS} s"
             else:
-                guilty[path] = f"{name}: {DOES_NOT_END}: {_reason(child.returncode)}"
+                failed[path] = f"{name}: {DOES_NOT_END}: {_reason(child.returncode)}"
         todo = todo[len(verdicts) + 1 :]
-    return guilty
+    return failed
 
 
-def is_guilty(error: str | None) -> bool:
+def ends_process(error: str | None) -> bool:
     """Return whether a recorded error says that a photo must not be read or decoded in this process."""
     return error is not None and (f": {DOES_NOT_END}: " in error or f": {UNREAD} " in error)
 
@@ -80,7 +80,7 @@ def _reason(returncode: int) -> str:
 
 
 def main(seconds: int, memory: int) -> None:
-    """The child: reads paths, separated by NUL, prints a line for each."""
+    """Be the child: read paths, separated by NUL, print a line for each."""
     paths = sys.stdin.buffer.read().split(b"\0")
     _limit_memory(memory)
     print("ready", flush=True)
@@ -89,7 +89,7 @@ def main(seconds: int, memory: int) -> None:
 
 
 def _decode(path: bytes, seconds: int, memory: int) -> str | None:
-    """What is wrong with it, if anything."""
+    """Return what is wrong with a photo, if anything."""
     name = describe(os.fsdecode(path))
     try:
         with _limited_reading(seconds):

@@ -1,1 +1,0 @@
-"""Keeping an index: check, repair, forget, move, export and import."""

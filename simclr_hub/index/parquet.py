@@ -1,0 +1,433 @@
+"""An index as a Parquet file, for other programs and for another place, and back with every row checked."""
+
+import itertools
+import json
+import ntpath
+import os
+import posixpath
+import zlib
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, get_args
+
+import numpy as np
+
+from .. import _files
+from ..errors import ExportError, IndexExistsError, IndexNotFoundError, IndexWriteError, MissingExtraError, OutputError
+from ..images import describe
+from ..scan import FileStat, Rules
+from ..whitening import Whitening
+from .paths import is_below
+from .store import KNOWN_INFO, LENGTH_TOLERANCE, STORE_NAME, About, ListingState, Photo, Root, Store, file_metadata
+
+#: The kind of file that an export is.
+EXPORT = _files.Kind("an export", (".parquet",))
+#: Bytes of vectors in a row group, which is what a reader holds in memory; photos that are read from a store at once.
+GROUP_BYTES, PAGE = 16 << 20, 256
+#: Rows and bytes of vectors that are imported at once.
+BATCH, BATCH_BYTES = 256, 16 << 20
+#: A row group of more bytes than this is refused: it would be held in memory at once.
+GROUP_LIMIT = 1 << 30
+#: Bytes of a text: paths, and JSON of few keys.
+TEXT_LIMIT = 1 << 16
+WIDEST = 1 << 17  # of a vector
+LAYOUT = 2  # 1 without whitening
+_KEY, _CHECKSUM_KEY = b"simclr_hub", b"simclr_hub.crc32"  # pages have checksums of their own, the schema has none
+#: Details that are columns of their own, with their Arrow types; what else is known is JSON in `other`.
+INFO_COLUMNS = {"format": "string", "width": "int32", "height": "int32", "taken": "string", "camera": "string"}
+#: Columns for other programs: the import knows it from the rest.
+NOT_READ = ("path", "bytes", "modified")
+
+
+@dataclass(frozen=True)
+class Header:
+    """The facts that are told once for all rows."""
+
+    about: About
+    roots: list[tuple[str, str]]  # the photo folders, as (path, state of the last listing); rows have positions in it
+    separator: str  # of the folders in paths
+    distinct: list[tuple[str, str]]  # contents, as hexadecimal hashes, that a person called different pictures
+    photos: int  # how many rows there are
+    whitening: Whitening | None = None  # makes the column `vector` of `features`, the model's; None: there is one only
+
+
+def _pyarrow() -> Any:
+    """Load pyarrow and its Parquet module, not before they are needed."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as e:
+        raise MissingExtraError("pyarrow", "parquet") from e
+    return pyarrow
+
+
+def _schema(header: Header) -> Any:
+    """Return the Arrow schema of an export."""
+    pa = _pyarrow()
+    string, number = pa.string(), pa.float64()
+    columns = [
+        ("path", string),  # absolute; printable, so that any program can read it
+        ("hash", pa.binary(32)),
+        ("vector", pa.list_(pa.float32(), header.whitening.dim if header.whitening else header.about.dim)),
+        *([("features", pa.list_(pa.float32(), header.about.dim))] if header.whitening else []),
+        ("state", string),
+        *((name, getattr(pa, kind)()) for name, kind in INFO_COLUMNS.items()),
+        ("bytes", pa.int64()),
+        ("modified", pa.timestamp("us", tz="UTC")),
+        *((name, number) for name in (("latitude", "longitude") if header.about.gps else ())),
+        # What an import needs to give the same index.
+        ("root", pa.int32()),
+        ("name", pa.binary()),  # below the root: the bytes that the file system knows
+        ("stamp", string),
+        ("settled", pa.bool_()),
+        ("other", string),
+        ("signature", pa.binary()),
+    ]
+    record = {
+        "layout": LAYOUT if header.whitening else 1,
+        "about": vars(header.about),
+        "roots": header.roots,
+        "separator": header.separator,
+        "distinct": header.distinct,
+        "photos": header.photos,
+    }
+    if header.whitening:
+        record["whitening"] = b64encode(header.whitening.to_bytes()).decode()
+    text = json.dumps(record).encode()
+    return pa.schema(columns, metadata={_KEY: text, _CHECKSUM_KEY: b"%d" % zlib.crc32(text)})
+
+
+def _read_header(found: Any, name: str) -> Header:
+    """Return the header in an Arrow schema, whose columns must be those of an export.
+
+    Raises:
+        ExportError: it is no export, or of a newer version.
+    """
+    metadata = found.metadata or {}
+    text = metadata.get(_KEY)
+    if text is None:
+        raise ExportError(f"{name}: not exported by simclr_hub: its schema does not tell what made the vectors")
+    if metadata.get(_CHECKSUM_KEY) != b"%d" % zlib.crc32(text):
+        raise ExportError(f"{name}: damaged: what it tells of the vectors does not match its checksum")
+    try:
+        record = json.loads(text)
+        if record["layout"] > LAYOUT:
+            raise ExportError(f"{name}: layout {record['layout']}, made by a newer simclr_hub: upgrade")
+        about = About(**record["about"])
+        header = Header(
+            about,
+            [(str(path), str(listing)) for path, listing in record["roots"]],
+            str(record["separator"]),
+            [(str(a), str(b)) for a, b in record["distinct"]],
+            int(record["photos"]),
+            Whitening.from_bytes(b64decode(record["whitening"])) if "whitening" in record else None,
+        )
+        valid = type(about.dim) is int and 0 < about.dim < WIDEST and about.metric == "cosine"
+        told = isinstance(about.fingerprint, dict) and all(map(_plain, about.fingerprint.values()))
+        rules = isinstance(about.exclude, list) and all(isinstance(pattern, str) for pattern in about.exclude)
+        if not (valid and told and rules and isinstance(about.gps, bool) and isinstance(about.include_hidden, bool)):
+            raise ValueError(f"made by {_shortened(record['about'])}")
+        Rules(tuple(about.exclude))  # which says what is wrong with a pattern
+        whitening = header.whitening
+        agrees = (whitening and whitening.sha256, len(whitening.mean) if whitening else about.dim)
+        if agrees != (about.fingerprint.get("whitening"), about.dim):
+            raise ValueError("its whitening is not the one that it tells of")
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as e:
+        if isinstance(e, ExportError):
+            raise
+        raise ExportError(f"{name}: what it tells of the vectors cannot be read: {e}") from e
+    expected = _schema(header)
+    for field in expected:
+        at = found.get_field_index(field.name)
+        if at < 0 or found.field(at).type != field.type:
+            there = found.field(at).type if at >= 0 else "missing"
+            raise ExportError(f"{name}: its column {field.name} is {there}, not {field.type}")
+    return header
+
+
+def _plain(value: Any) -> bool:
+    """Return whether a fingerprint may hold a value: text, a number, yes or no."""
+    return value is None or (isinstance(value, (bool, int, float, str)) and len(str(value)) <= 1000)
+
+
+def _shortened(value: Any) -> str:
+    """Return a value as text for a message, however long it is."""
+    return text if len(text := repr(value)) <= 120 else f"{text[:117]}..."
+
+
+def export_index(
+    file: Path, out: str | os.PathLike[str], *, progress: Callable[[int, int], object] | None = None
+) -> int:
+    """Write the photos of the store in `file` as `SimilarityIndex.export` tells, with its errors; return how many."""
+    _pyarrow()
+    out = Path(out)
+    _files.check_output(out, EXPORT)
+    with closing(Store(file, read_only=True)) as store, store.reading():
+        counts = store.counts()
+        header = Header(
+            store.about,
+            [(os.fsdecode(root.path), root.listing) for root in store.roots().values()],
+            os.sep,
+            sorted((a.hex(), b.hex()) for a, b in store.distinct()),
+            counts["live"] + counts["missing"],
+            store.whitening(),
+        )
+        try:
+            _files.write_output(out, lambda target: _write(target, store, header, progress), EXPORT)
+        except (FileExistsError, OutputError):  # something came there meanwhile
+            raise
+        except OSError as e:
+            raise IndexWriteError(f"{describe(out)}: {e.strerror or e}; nothing was written") from e
+    return header.photos
+
+
+def _write(target: IO[bytes], store: Store, header: Header, progress: Callable[[int, int], object] | None) -> None:
+    pa = _pyarrow()
+    columns = _schema(header)
+    text = [field.name for field in columns if field.type == pa.string()]
+    group = max(1, GROUP_BYTES // (4 * header.about.dim))
+    rows = _rows(store, header)
+    done = 0
+
+    with pa.parquet.ParquetWriter(
+        target, columns, compression="zstd", use_dictionary=text, write_page_checksum=True
+    ) as writer:
+        while (some := list(itertools.islice(rows, group))) or not done:  # of an empty index, too, there is a table
+            if header.whitening and some:
+                vectors = header.whitening.apply(np.stack([row["features"] for row in some]), normalize=True)
+                some = [row | {"vector": vector} for row, vector in zip(some, vectors, strict=True)]
+            writer.write_table(pa.Table.from_pylist(some, columns), row_group_size=group)
+            done += len(some)
+            if progress and some:
+                progress(done, header.photos)
+            if len(some) < group:
+                break
+
+
+def _rows(store: Store, header: Header) -> Iterator[dict[str, Any]]:
+    roots = store.roots()
+    positions = {root_id: position for position, root_id in enumerate(roots)}
+    after = (0, b"")
+    while page := store.page(after, PAGE):
+        for photo in page:
+            if photo.state != "failed":
+                yield _row(store, photo, roots[photo.root_id], positions[photo.root_id], gps=header.about.gps)
+        after = (page[-1].root_id, page[-1].path)
+
+
+def _row(store: Store, photo: Photo, root: Root, position: int, *, gps: bool) -> dict[str, Any]:
+    vector = None if photo.content_hash is None else store.vector(photo.content_hash)
+    if photo.content_hash is None or vector is None:
+        raise store.damaged("a photo without a vector")
+    details = store.details_of(photo.content_hash)
+    info = dict(details.info) if details else {}
+    place = info.pop("gps", None) if gps else None
+    return {
+        "path": describe(os.fsdecode(root.join(photo.path))),
+        "hash": photo.content_hash,
+        "vector": vector,
+        "features": vector,
+        "state": photo.state,
+        **{name: info.pop(name, None) for name in INFO_COLUMNS},
+        "bytes": photo.stat.size if photo.stat.size < 1 << 63 else None,
+        # None where 64 bits or the calendar end.
+        "modified": photo.stat.mtime_ns // 1000 if abs(photo.stat.mtime_ns) < 1 << 62 else None,
+        "latitude": place[0] if place else None,
+        "longitude": place[1] if place else None,
+        "root": position,
+        "name": photo.path,
+        "stamp": " ".join(map(str, photo.stat)),
+        "settled": photo.settled,
+        "other": json.dumps(info, sort_keys=True) if details else None,
+        "signature": details.signature if details else None,
+    }
+
+
+def import_index(
+    path: str | os.PathLike[str],
+    directory: str | os.PathLike[str],
+    *,
+    progress: Callable[[int, int], object] | None = None,
+) -> int:
+    """Make what `SimilarityIndex.from_export` tells, with its errors; return how many photos."""
+    pa = _pyarrow()
+    name = describe(path)
+    try:
+        with pa.OSFile(os.fspath(path)) as source, ExitStack() as made:
+            header = _read_header(pa.parquet.read_schema(source), name)
+            roots = _checked_roots(header, name)
+            _files.check_place(Path(directory), [os.fsdecode(root) for root, _ in roots])
+            partial = made.enter_context(_files.new_directory(Path(directory)))
+            columns = [field.name for field in _schema(header) if field.name not in NOT_READ]
+            # As dictionaries: a text that rows share must not be copied for each of them before it is looked at.
+            texts = [field.name for field in _schema(header) if field.type in (pa.string(), pa.binary())]
+            file = pa.parquet.ParquetFile(source, page_checksum_verification=True, read_dictionary=texts)
+            if file.metadata.num_rows != header.photos:
+                raise ExportError(f"{name}: {file.metadata.num_rows:,} rows, but it tells of {header.photos:,}")
+            for group in range(file.num_row_groups):
+                size = file.metadata.row_group(group).total_byte_size
+                if size > GROUP_LIMIT:
+                    raise ExportError(f"{name}: a row group of {size:,} bytes, more than {GROUP_LIMIT:,}")
+            Store.create(partial / STORE_NAME, header.about, header.whitening)
+            with closing(Store(partial / STORE_NAME)) as store, store.writing(), store.transaction():
+                batch = max(1, min(BATCH, BATCH_BYTES // (4 * header.about.dim)))
+                _Import(store, header, roots, name).run(file.iter_batches(batch, columns=columns), progress)
+    except OutputError:
+        raise
+    except FileNotFoundError as e:
+        raise IndexNotFoundError(f"{name}: no such file") from e
+    except FileExistsError as e:
+        raise IndexExistsError(str(e)) from e
+    except (pa.ArrowException, OSError, UnicodeError) as e:
+        raise ExportError(f"{name}: damaged, or not a Parquet file: {e}") from e
+    return header.photos
+
+
+def _checked_roots(header: Header, name: str) -> list[tuple[bytes, ListingState]]:
+    """Return the root folders of a file, absolute, each with how its last listing ended.
+
+    Raises:
+        ExportError: one is no such path, contains another, or was listed in no way that there is.
+    """
+    roots: list[tuple[bytes, ListingState]] = []
+    for path, listing in header.roots:
+        root = os.fsencode(path)
+        absolute = posixpath.isabs(path) or ntpath.isabs(path)  # it may come from another system
+        if not absolute or b"\0" in root or ".." in path.replace("\\", "/").split("/"):
+            raise ExportError(f"{name}: a root folder {describe(path)}: not an absolute path")
+        if any(is_below(root, other) or is_below(other, root) for other, _ in roots):
+            raise ExportError(f"{name}: root folders that contain one another: {describe(path)}")
+        if listing not in get_args(ListingState):
+            raise ExportError(f"{name}: a root folder's listing: {listing!r}")
+        roots.append((root, listing))  # type: ignore[arg-type]
+    return roots
+
+
+class _Import:
+    """Puts the rows of the file `name` into an empty store, whose transaction is open."""
+
+    def __init__(self, store: Store, header: Header, roots: list[tuple[bytes, ListingState]], name: str):
+        self._store, self._header, self._name = store, header, name
+        self._row = 0
+        self._roots = [store.put_root(*root).id for root in roots]
+
+    def run(self, batches: Iterator[Any], progress: Callable[[int, int], object] | None) -> None:
+        for batch in batches:
+            self._refuse_long_texts(batch)
+            vectors = self._vectors(batch)
+            rows = batch.drop_columns(["vector", *(["features"] if self._header.whitening else [])]).to_pylist()
+            for row, vector in zip(rows, vectors, strict=True):
+                self._row += 1
+                try:
+                    self._put(row, vector)
+                except (TypeError, ValueError, OverflowError, RecursionError) as e:
+                    raise self._wrong(str(e)) from e
+            if progress:
+                progress(self._row, self._header.photos)
+        if self._row != self._header.photos:
+            raise ExportError(f"{self._name}: {self._row:,} rows, but it tells of {self._header.photos:,}")
+        for pair in self._header.distinct:
+            try:
+                self._store.put_distinct(*(bytes.fromhex(content_hash) for content_hash in pair))
+            except ValueError as e:
+                raise ExportError(f"{self._name}: a pair of different pictures: {e}") from e
+
+    def _refuse_long_texts(self, batch: Any) -> None:
+        """Look at each text once, before there is one for each row."""
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            if hasattr(column, "dictionary"):
+                for text in column.dictionary:
+                    if text.is_valid and text.as_buffer().size > TEXT_LIMIT:
+                        raise self._wrong(f"or one after it: {name} of {text.as_buffer().size:,} bytes")
+
+    def _wrong(self, why: str) -> ExportError:
+        return ExportError(f"{self._name}: row {self._row:,}: {why}")
+
+    def _vectors(self, batch: Any) -> np.ndarray:
+        """Return the batch's vectors (N, D) as the model gave them, checked."""
+        whitening = self._header.whitening
+        vectors = self._column(batch, "features" if whitening else "vector", self._header.about.dim)
+        with np.errstate(over="ignore", invalid="ignore"):
+            lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+        for row in np.flatnonzero(~(np.abs(lengths - 1) <= LENGTH_TOLERANCE))[:1]:
+            self._row += int(row) + 1
+            raise self._wrong(f"a vector of length {lengths[row]:.6g}, not 1")
+        if whitening:
+            differences = self._column(batch, "vector", whitening.dim) - whitening.apply(vectors, normalize=True)
+            for row in np.flatnonzero(~(np.abs(differences).max(1) <= LENGTH_TOLERANCE))[:1]:
+                self._row += int(row) + 1
+                raise self._wrong("its vector is not its features whitened")
+        return vectors
+
+    def _column(self, batch: Any, name: str, dim: int) -> np.ndarray:
+        """Return a column of vectors: (N, dim)."""
+        column = batch.column(name)
+        if column.null_count or column.flatten().null_count:
+            raise self._wrong(f"or one after it: no {name}")
+        vectors: np.ndarray = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+        return vectors
+
+    def _put(self, row: dict[str, Any], vector: np.ndarray) -> None:
+        content_hash, state, position = row["hash"], row["state"], row["root"]
+        if content_hash is None or state not in ("live", "missing"):
+            raise ValueError(f"hash {content_hash!r}, state {state!r}")
+        if position is None or not 0 <= position < len(self._roots):
+            raise ValueError(f"root {position}, of {len(self._roots)}")
+        root_id, path = self._roots[position], self._checked_path(row["name"])
+        if self._store.photo(root_id, path) is not None:
+            raise ValueError(f"a second row of {describe(os.fsdecode(path))}")
+        known, info = self._store.vector(content_hash), self._info(row)
+        if known is None:
+            self._store.put_vector(content_hash, vector)
+            if row["signature"] is not None:
+                self._store.put_details(content_hash, info, row["signature"])
+        elif not np.array_equal(known, vector):
+            raise ValueError(f"another vector of the content {content_hash.hex()}")
+        numbers = [int(number) for number in row["stamp"].split()]
+        if len(numbers) != len(FileStat._fields) or any(abs(number) >= 1 << 128 for number in numbers):
+            raise ValueError(f"stamp {_shortened(row['stamp'])}")
+        stat = FileStat(*numbers)
+        if not 0 <= stat.size < 1 << 63:
+            raise ValueError(f"a file of {stat.size} bytes")
+        settled = bool(row["settled"])
+        self._store.put(Photo(root_id, path, stat, settled, content_hash, state, metadata=file_metadata(stat)))
+
+    def _checked_path(self, name: bytes | None) -> bytes:
+        """Return a name below a root with this system's separators; a search opens what is there and shows it."""
+        if not name or b"\0" in name:
+            raise ValueError(f"the name {name!r}")
+        separator = os.fsencode(self._header.separator)
+        parts = name.split(separator)
+        here = os.fsencode(os.sep)
+        inside = all(part not in (b"", b".", b"..") and here not in part for part in parts)
+        if not inside or ntpath.splitdrive(os.fsdecode(parts[0]))[0] and os.name == "nt":
+            raise ValueError(f"the name {describe(os.fsdecode(name))} leaves its folder")
+        return here.join(parts)
+
+    def _info(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return the details of a content, each key known and of the type that it must have."""
+        try:
+            other = json.loads(row["other"] or "{}", object_pairs_hook=_once)
+        except RecursionError as e:
+            raise ValueError("other is nested without end") from e
+        if not isinstance(other, dict):
+            raise ValueError(f"other {_shortened(row['other'])}")
+        if unknown := sorted(other.keys() - (KNOWN_INFO.keys() - {*INFO_COLUMNS, "gps"})):  # those have columns
+            raise ValueError(f"other has the key {_shortened(unknown[0])}, which has no place there")
+        info = other | {name: row[name] for name in INFO_COLUMNS if row[name] is not None}
+        if row.get("latitude") is not None or row.get("longitude") is not None:
+            info["gps"] = [row["latitude"], row["longitude"]]
+        for key, value in info.items():
+            if not KNOWN_INFO[key](value):
+                raise ValueError(f"{key} is {_shortened(value)}")
+        return info
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object, refusing a key that comes twice."""
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("other has a key twice")
+    return found
