@@ -59,20 +59,36 @@ def knn_predictions(
     """
     sizes = sizes or [len(bank)]
     classes = int(bank_labels.max()) + 1
-    # Earlier neighbours weigh more by less than a vote together: they decide ties and nothing else.
-    plain = 1 + torch.linspace(1e-3, 0, neighbours)
     chunks = []
     for chunk in similarities(queries, bank):
-        votes = torch.zeros(len(sizes), len(chunk), classes)
-        for of_size, size in zip(votes, sizes, strict=True):
-            k = min(neighbours, size, len(bank))
-            found = chunk[:, :size].topk(k)  # nearest first
-            weights = plain[:k].expand(len(chunk), k)
-            if temperature is not None:  # of the nearest, so that none overflows
-                weights = ((found.values - found.values[:, :1]) / temperature).exp()
-            of_size.scatter_add_(1, bank_labels[found.indices], weights)
-        chunks.append(votes.argmax(2))
+        votes = [_votes(chunk[:, :size], bank_labels, classes, neighbours, temperature) for size in sizes]
+        chunks.append(torch.stack(votes).argmax(2))
     return torch.cat(chunks, 1)
+
+
+def knn_scores(
+    queries: Tensor,
+    bank: Tensor,
+    bank_labels: Tensor,
+    classes: int,
+    neighbours: int = NEIGHBOURS,
+    temperature: float | None = None,
+) -> Tensor:
+    """Return each class's share of the vote that `knn_predictions` takes, (Q, classes)."""
+    chunks = similarities(queries, bank)
+    votes = torch.cat([_votes(chunk, bank_labels, classes, neighbours, temperature) for chunk in chunks])
+    return votes / votes.sum(1, keepdim=True)
+
+
+def _votes(cosines: Tensor, labels: Tensor, classes: int, neighbours: int, temperature: float | None) -> Tensor:
+    """Count the votes (Q, classes) of the nearest of a bank by their cosines (Q, M)."""
+    k = min(neighbours, cosines.shape[1])
+    found = cosines.topk(k)  # nearest first
+    # Earlier neighbours weigh more by less than a vote together: they decide ties and nothing else.
+    weights = (1 + torch.linspace(1e-3, 0, neighbours)[:k]).expand(len(cosines), k)
+    if temperature is not None:  # of the nearest, so that none overflows
+        weights = ((found.values - found.values[:, :1]) / temperature).exp()
+    return torch.zeros(len(cosines), classes).scatter_add_(1, labels[found.indices], weights)
 
 
 def knn_accuracy(
