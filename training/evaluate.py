@@ -336,7 +336,7 @@ def evaluate(models: Sequence[str], given: Sequence[str] = ()) -> dict[str, Any]
         layers = list(layers_of(name, train, evaluation, settings["layers"], cache))
         if layers[0].repeated and name == models[0]:
             notes.append(
-                f"{layers[0].repeated:,} of the images to evaluate on are, byte for byte, among those to learn from"
+                f"images to evaluate on that are, byte for byte, among those to learn from: {layers[0].repeated:,}"
             )
         for protocol in settings["protocols"]:
             if protocol == "linear":
@@ -348,7 +348,7 @@ def evaluate(models: Sequence[str], given: Sequence[str] = ()) -> dict[str, Any]
             found += [(of, one) for of in layers for one in measure(protocol, of, len(classes), settings)]
     unreadable = len(train.unreadable) + len(evaluation.unreadable)
     if unreadable:
-        notes.append(f"{unreadable:,} images could not be read and are left out; results.json lists them")
+        notes.append(f"images that cannot be read and are left out: {unreadable:,}; results.json lists them")
     for note in notes[told:]:
         _say(note)
     names = _short(models)

@@ -49,7 +49,7 @@ class Kept:
     def read(cls, path: Path, width: int) -> "Kept":
         """Read a file; nothing is kept if it is not there, damaged or of something else."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 kept = cls(**{name: file[name] for name in cls.__dataclass_fields__})
             n = len(kept.places)
             shapes = [(n,), (n, width), (n, 32), (n,), (n,)]
@@ -183,6 +183,7 @@ def layers_of(
             raise RecipeError(f"data={train.source}: hardly an image can be read; first: {why}")
         return embedder, ours, theirs, time.monotonic() - started
 
+    projected = {layer: _projection(name, layer) for layer in layers if layer not in ("h", H_STAGE3)}
     for layer in layers:
         embedder, ours, theirs, seconds = computed(layer if layer == H_STAGE3 else "h")
 
@@ -210,8 +211,9 @@ def layers_of(
                 seconds,
             )
 
-        if layer not in ("h", H_STAGE3):  # g is computed of h, which is kept
-            yield made(layer, *_projected(name, layer, embedder.fingerprint))
+        if layer in projected:  # g is computed from h, which is kept
+            weights, projection, compute = projected[layer]
+            yield made(layer, {**embedder.fingerprint, "layer": layer, "weights": weights}, projection, compute)
             continue
         yield made(layer, embedder.fingerprint, 0 if layer == "h" else None, lambda vectors: vectors)
         if (whitening := embedder.checkpoint_whitening()) is not None:
@@ -219,20 +221,21 @@ def layers_of(
             yield made(f"{layer} whitened", fingerprint, None, whitening.apply)
 
 
-def _projected(
-    name: str, layer: str, of_h: Mapping[str, Any]
-) -> tuple[dict[str, Any], int, Callable[[np.ndarray], np.ndarray]]:
-    """Return a layer of g: its fingerprint, which it is, and what computes it from h."""
+def _projection(name: str, layer: str) -> tuple[str, int, Callable[[np.ndarray], np.ndarray]]:
+    """Return a layer of g: the hash of the weights, which it is, and what computes it from h.
+
+    Raises:
+        RecipeError: the model does not have it.
+    """
     model, _ = load(name)
     count = model.config.projection_layers
     there = {**{f"g{j}": j for j in range(1, count + 1)}, **({"z": count} if count else {})}
     if layer not in there:
         raise RecipeError(f"{name}: layer {shown(layer)} is not one of {', '.join(['h', *there, H_STAGE3])}")
-    fingerprint = {**of_h, "layer": layer, "weights": weights_hash(model, with_projection=True)}
 
     @torch.no_grad()
     def compute(h: np.ndarray) -> np.ndarray:
         parts = torch.from_numpy(h).split(1 << 13)
         return torch.cat([model.projection(part)[there[layer] - 1] for part in parts]).numpy()
 
-    return fingerprint, there[layer], compute
+    return weights_hash(model, with_projection=True), there[layer], compute

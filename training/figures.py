@@ -126,7 +126,8 @@ def draw_confusion(counts: Tensor, classes: Sequence[str], path: Path, title: st
     side = min(max(5.0, 0.22 * len(classes) + 2), 12)
     figure = Figure(figsize=(side + 1, side), layout="constrained", dpi=100)
     axes = figure.subplots()
-    image = axes.imshow(counts / counts.sum(1, keepdim=True).clamp_min(1), cmap="Blues", vmin=0, vmax=1)
+    shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
+    image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     if len(classes) <= NAMED_CLASSES:
         names, points = [_plain(name) for name in classes], 8 if len(classes) <= 40 else 6
         axes.set_xticks(range(len(classes)), names, rotation=90, fontsize=points)

@@ -120,7 +120,7 @@ def open_parts(settings: Mapping[str, Any]) -> tuple[Part, Part, list[str], list
         evaluation = train.of(held_out)
         train = train.of(np.setdiff1d(train.chosen, held_out))
         notes.append(
-            f"no labelled split to evaluate on: {len(held_out):,} images are held out, a tenth of each class (seed {seed})"
+            f"no labelled split to evaluate on: {len(held_out):,} images, a tenth of each class, are held out"
         )
     else:
         place = {name: i for i, name in enumerate(classes)}
@@ -177,8 +177,9 @@ def labelled(train: Part, labels: str | None, seed: int) -> tuple[np.ndarray, li
     if labels is None:
         return there, []
     if found := re.fullmatch(r"(\d{1,3}(?:\.\d+)?) ?%", labels):
-        total = round(float(found[1]) / 100 * len(there))
-        if not 1 <= total <= len(there):
+        share = float(found[1]) / 100
+        total = round(share * len(there))
+        if share > 1 or total < 1:
             raise RecipeError(f"labels={labels} of {len(there):,} images are {total:,}")
         chosen = there[class_balanced(of_class, total, seed)]
     elif re.fullmatch(r"[1-9]\d{0,8}", labels):
@@ -206,5 +207,5 @@ def _listed_in(file: str, train: Part) -> tuple[np.ndarray, list[str]]:
     if not named:
         raise RecipeError(f"labels={shown(file)}: none of its {len(wanted):,} names is of a training image")
     missing = len(wanted) - len(named)
-    told = f"labels={file}: {len(named):,} images" + (f"; {missing:,} names are of none" if missing else "")
+    told = f"labels={file}: {len(named):,} images" + (f"; names of no training image: {missing:,}" if missing else "")
     return np.sort(np.array(list(named.values()))), [told]

@@ -77,7 +77,10 @@ def train_linear(
     model.eval()
     views = Views(processor.size["height"], operations=("crop", "flip"))
     widths = [model.config.hidden_size, *model.config.projection_sizes]
-    classifiers = {name: nn.Linear(widths[layer], classes, device=device) for name, layer in layers.items()}
+    classifiers = {
+        name: torch.nn.utils.skip_init(nn.Linear, widths[layer], classes, device=device)
+        for name, layer in layers.items()
+    }
     for classifier in classifiers.values():
         start_from_zeros(classifier)
     optimizer = torch.optim.SGD(

@@ -378,10 +378,7 @@ def map11(scores: Tensor, labels: Tensor) -> float:
     right = labels.gather(0, order).double()
     hits = right.cumsum(0)
     precision = hits / torch.arange(1, len(right) + 1)[:, None]
-    recall = hits / hits[-1].clamp_min(1)
-    points = [
-        torch.where(recall >= t - 1e-9, precision, torch.zeros(())).amax(0) for t in torch.linspace(0, 1, 11).tolist()
-    ]
+    points = [torch.where(10 * hits >= t * hits[-1], precision, 0.0).amax(0) for t in range(11)]  # recall >= t / 10
     return 100 * float(torch.stack(points).mean(0)[hits[-1] > 0].mean())
 
 
