@@ -12,6 +12,7 @@ from simclr_hub.training import protocols
 from simclr_hub.training.data import ImageArray
 from simclr_hub.training.protocols import (
     L2_GRID,
+    Linear,
     choose_l2,
     features,
     few_shot,
@@ -243,24 +244,24 @@ def test_it_goes_on_from_another_solution_to_the_same_optimum() -> None:
     assert one_step.loss == pytest.approx(again.loss, abs=1e-6)
 
 
-def test_certain_predictions_are_no_denormals_and_no_infinities() -> None:
-    # Separable by far: without a floor exp of the scores would underflow, which costs ten times the time.
+def test_certain_predictions_are_no_denormals_and_no_infinities(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = torch.arange(3).repeat(40)
-    x = 1000.0 * torch.eye(3)[labels] + torch.linspace(0, 1, 120)[:, None]
-    smallest = math.inf
-    matmul = Tensor.__matmul__
+    x = torch.eye(3)[labels]
+    for certain in (95.0, 1e5):  # exp(-95) is a denormal, with which everything takes ten times as long
+        errors = []
+        matmul = Tensor.__matmul__
 
-    def watched(a: Tensor, b: Tensor) -> Tensor:
-        nonlocal smallest
-        if b.shape == (120, 3):
-            smallest = min(smallest, float(b[b != 0].abs().min()) if (b != 0).any() else math.inf)
-        return matmul(a, b)
+        def watched(a: Tensor, b: Tensor) -> Tensor:
+            if b.shape == (120, 3):
+                errors.append(b[b != 0].abs().min())  # noqa: B023 (called at once)
+            return matmul(a, b)  # noqa: B023
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Tensor, "__matmul__", watched)
-        found = fit_linear(x, labels, 1e-12)
-    assert torch.isfinite(found.weight).all() and top1(found.scores(x), labels) == 100
-    assert torch.finfo(torch.float32).tiny < smallest < math.inf
+        with monkeypatch.context() as patch:
+            patch.setattr(Tensor, "__matmul__", watched)
+            found = fit_linear(x, labels, 1e-6, start=Linear(certain * torch.eye(3), torch.zeros(3), 0.0, 0.0))
+        assert torch.isfinite(found.weight).all() and top1(found.scores(x), labels) == 100
+        assert errors and min(errors) > torch.finfo(torch.float32).tiny
+    assert math.isfinite(found.loss)
 
 
 def test_features_without_spread_give_the_classes_shares() -> None:
