@@ -78,7 +78,7 @@ def tiny() -> dict[str, Run]:
 def official() -> dict[str, Run]:
     """375 x 500 to 224 pixels."""
     paths = folder_images(str(files("simclr_hub") / "assets" / "sample-photos"))[:32]
-    images = torch.stack([_enlarged(load_image(path).pixels) for path in paths])  # (32, 3, 375, 500)
+    images = torch.stack([_enlarged(torch.from_numpy(load_image(path).pixels)) for path in paths])  # (32, 3, 375, 500)
     views = Views(224)
     rest = [v2.RandomGrayscale(0.2), v2.RandomApply([v2.GaussianBlur(23, (0.1, 2.0))], 0.5)]
     peer = torchvision_pipeline(224, (0.08, 1.0), (0.8, 0.8, 0.8, 0.2), True, rest)

@@ -3,7 +3,7 @@
 Photos: of open-photos the half that the default thresholds were not measured on (by the hash of the file). Each has
 two copies, of different kinds, written as files and decoded again; kinds go round. All are compared with all others:
 
-- ours: signatures and features of the checkpoint, `index/grouping.py`, with the thresholds that the package ships.
+- ours: signatures and features of the checkpoint, `duplicates/grouping.py`, with the thresholds shipped with it.
 - PHash: imagededup's, pairs within its default distance of 10 bits.
 - PDQ: 256 bits, pairs within 31 bits, its authors' threshold; alone, and with each picture's eight orientations.
 
@@ -29,21 +29,30 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageOps
 
+from simclr_hub.duplicates.calibrate import (
+    border,
+    brighten,
+    contrast,
+    crop,
+    embed_all,
+    is_for_calibration,
+    resize,
+    same_class,
+    saturate,
+    watermark,
+)
+from simclr_hub.duplicates.grouping import Grouping
+from simclr_hub.duplicates.neighbours import likeness
+from simclr_hub.duplicates.thresholds import Thresholds, load_thresholds
 from simclr_hub.embedder import Embedder
 from simclr_hub.images import is_image_name
-from simclr_hub.index.duplicates.calibrate import embed_all, same_class
-from simclr_hub.index.duplicates.calibration import Calibration, load_calibration
-from simclr_hub.index.duplicates.default_calibration import is_for_calibration
-from simclr_hub.index.duplicates.edits import border, brighten, contrast, crop, resize, saturate, watermark
-from simclr_hub.index.duplicates.grouping import Contents, Grouping
-from simclr_hub.index.duplicates.likeness import likeness
 from simclr_hub.signature import SIGNATURE_BYTES, as_rows, picture_signature
 
 Edit = Callable[[Image.Image, Random], Image.Image]
 
 
 def unchanged(image: Image.Image, draw: Random) -> Image.Image:
-    """For kinds that are only written in another format."""
+    """Return it as it is, for kinds that are only written in another format."""
     return image
 
 
@@ -53,17 +62,17 @@ def resized(factor: float) -> Edit:
 
 
 def cropped(share: float) -> Edit:
-    """Without `share` of either side, anywhere."""
+    """Cut `share` off either side, anywhere."""
     return lambda image, draw: crop(image, share, draw.random(), draw.random())
 
 
 def framed(share: float) -> Edit:
-    """With a white or black frame."""
+    """Add a white or black frame."""
     return lambda image, draw: border(image, share, draw.choice(["white", "black"]))
 
 
 def written_on(image: Image.Image, draw: Random) -> Image.Image:
-    """A text over it, half transparent."""
+    """Write a half transparent text over it."""
     return watermark(image, "www.example.org", draw.uniform(0.1, 0.2), draw.random(), draw.random())
 
 
@@ -133,9 +142,9 @@ def make_library(photos: Sequence[tuple[str, bytes]]) -> Library:
     return library
 
 
-def our_pairs(vectors: np.ndarray, signatures: np.ndarray, calibration: Calibration) -> np.ndarray:
+def our_pairs(vectors: np.ndarray, signatures: np.ndarray, thresholds: Thresholds) -> np.ndarray:
     """Pairs (kept, other), originals rather kept."""
-    grouping = Grouping(Contents(vectors, signatures, np.arange(len(vectors))), calibration)
+    grouping = Grouping(vectors, signatures, np.arange(len(vectors)), thresholds)
     pairs = [(star.kept, row) for star in grouping.same() for row, _ in star.others]
     return np.array(pairs, np.int64).reshape(-1, 2)
 
@@ -199,20 +208,20 @@ def judge(pairs: np.ndarray, library: Library) -> dict[str, float]:
 
 
 def compare(options: argparse.Namespace) -> None:
-    """The table of kinds."""
+    """Print the table of kinds."""
     library = make_library(read_photos(options.open_photos))
     number, total = len(library.classes), len(library.files)
     embedder = Embedder(options.model, runtime="torch")
     whitening = None if options.raw else embedder.checkpoint_whitening()
     told = {"whitening": whitening.sha256} if whitening else {}
-    calibration = load_calibration(options.calibration, {**embedder.fingerprint, **told})
-    if calibration is None:
+    thresholds = load_thresholds(options.calibration, {**embedder.fingerprint, **told})
+    if thresholds is None:
         raise SystemExit("no thresholds for this model: simclr-hub calibrate, then --calibration INDEX")
     found, vectors, signatures = embed_all(embedder, library.files)
     if len(found) != total:
         raise SystemExit(f"{total - len(found)} copies cannot be read")
     started = time.process_time()
-    columns = {"ours": judge(our_pairs(vectors, signatures, calibration), library)}
+    columns = {"ours": judge(our_pairs(vectors, signatures, thresholds), library)}
     print(f"{number} photos, {total - number} copies; ours: {time.process_time() - started:.1f} CPU s")
     for name, pairs, seconds in peers(library.files) if not options.no_peers else ():
         columns[name] = judge(pairs, library)
@@ -221,7 +230,7 @@ def compare(options: argparse.Namespace) -> None:
         images = distractors(options.distractors, options.distractor_count)
         _, more, marks = embed_all(embedder, images)
         started = time.process_time()
-        pairs = our_pairs(np.concatenate([vectors, more]), np.concatenate([signatures, marks]), calibration)
+        pairs = our_pairs(np.concatenate([vectors, more]), np.concatenate([signatures, marks]), thresholds)
         name, own = f"ours, among {len(more):,} more", (pairs < total).all(1)
         print(f"{name}: {time.process_time() - started:.0f} CPU s; {(~own).sum()} pairs with or of them: ", end="")
         print([(a, b - total) if a < total else (a - total, b - total) for a, b in pairs[~own].tolist()])
@@ -229,7 +238,7 @@ def compare(options: argparse.Namespace) -> None:
     print_table(columns)
     compared_by = whitening.apply(vectors[:number], normalize=True) if whitening else vectors[:number]
     pairs, scores = likeness(compared_by)
-    threshold, labels = calibration.similar(number), np.array(library.classes)
+    threshold, labels = thresholds.similar(number), np.array(library.classes)
     for what, least in (
         ("similar", threshold),
         ("at 90 %", least_at(scores, labels[pairs[:, 0]] == labels[pairs[:, 1]])),
@@ -279,16 +288,15 @@ def many(number: int) -> None:
     for row in range(number):
         low = torch.from_numpy(random.random((1, 3, 6, 6), np.float32))
         picture = torch.nn.functional.interpolate(low, (48, 48), mode="bicubic").clamp(0, 1)[0]
-        signatures[row] = as_rows([picture_signature(picture)])[0]
+        signatures[row] = as_rows([picture_signature(picture.numpy())])[0]
     originals = np.arange(0, number - 1, 10)
     signatures[originals + 1] = signatures[originals]
     noise = random.standard_normal((len(originals), 256), np.float32) * 0.005
     vectors[originals + 1] = vectors[originals] + noise
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    calibration = Calibration({}, 1, 0.97, [(1, 0.6)])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started, cpu = time.perf_counter(), time.process_time()
-    grouping = Grouping(Contents(vectors, signatures, np.arange(number)), calibration)
+    grouping = Grouping(vectors, signatures, np.arange(number), Thresholds({}, 1, 0.97, [(1, 0.6)]))
     same = grouping.same()
     similar = grouping.similar(same)
     found = {(star.kept, row) for star in same for row, _ in star.others}

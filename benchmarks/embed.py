@@ -8,9 +8,8 @@ no collection of large ones is at hand: 12 photos side by side, each enlarged to
 
 All run a ResNet-50 at 224 pixels with random weights, on which the time does not depend, in float32:
 
-- `SimilarityIndex.sync` into a new index, which is what `simclr-hub index` does, with a loaded model, and ONNX
-  Runtime from the first photo on, as by default from the 42nd on; and the command as a whole, in a process of its own,
-  with start, imports and loading;
+- `SimilarityIndex.sync` into a new index, which is what `simclr-hub index` does, with a loaded model; and the command
+  as a whole, in a process of its own, with start, imports and loading;
 - a loop over torchvision: open, resize, crop, ResNet-50; the same in a DataLoader with two workers;
 - transformers' image-feature-extraction pipeline with transformers' ResNet-50;
 - imagededup's CNN encoder, if installed, with torchvision's ResNet-50, and with its own MobileNetV3-small, which does
@@ -42,9 +41,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from simclr_hub import Embedder, SimCLRConfig, SimCLRImageProcessor, SimCLRModel, SimilarityIndex, load
-from simclr_hub.fast import Layer, fast_copy
-from simclr_hub.runtimes import build
 from simclr_hub.sources import folder_images
+from simclr_hub.torch_runtime import facts_of, fast_copy, runner_of
 
 TRANSFORM = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)])
 
@@ -174,8 +172,7 @@ def race(title: str, folder: Path, runs: dict[str, Callable[[Path], Any]], repea
 
 def share_of_peak(model: SimCLRModel) -> None:
     """Print what part of the machine's float32 matrix products the network's arithmetic reaches, on one thread."""
-    cpu, dtype = torch.device("cpu"), torch.float32
-    layer = Layer(fast_copy(model, cpu, dtype), 0)
+    network = fast_copy(model, torch.device("cpu"), torch.float32)
     operations = 0
 
     def count(module: torch.nn.Module, _: Any, out: torch.Tensor) -> None:
@@ -183,9 +180,9 @@ def share_of_peak(model: SimCLRModel) -> None:
         if isinstance(module, torch.nn.Conv2d):
             operations += 2 * module.weight[0].numel() * out[0].numel()
 
-    hooks = [m.register_forward_hook(count) for m in layer.modules()]
+    hooks = [m.register_forward_hook(count) for m in network.modules()]
     x = torch.rand(2, 3, 224, 224)
-    layer(x)
+    network(x)
     for hook in hooks:
         hook.remove()
     a = np.random.default_rng(0).random((2048, 2048), dtype=np.float32)
@@ -194,8 +191,8 @@ def share_of_peak(model: SimCLRModel) -> None:
     peak = 2 * 2048**3 / min(best_time(lambda: t @ t), best_time(lambda: a @ a))
     print(f"\n| model part, one thread, batch 2 ({peak / 1e9:.0f} GFLOP/s sgemm) | photos/s | share |\n|---|---|---|")
     for name in ("torch", "onnxruntime"):
-        run = build(name, layer, 224, 2, cpu, dtype)
-        rate = 2 / best_time(lambda run=run: run(x))  # type: ignore[misc]
+        run = runner_of(model, facts_of(model, "h")[1], name)
+        rate = 2 / best_time(lambda run=run: run(x.numpy()))  # type: ignore[misc]
         print(f"| {name} | {rate:.1f} | {100 * rate * operations / peak:.0f} % |")
     torch.set_num_threads(threads)
 

@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-TESTS = [str(ROOT / "tests" / name) for name in ("index", "faults")]
+TESTS = [str(ROOT / "tests" / name) for name in ("index", "faults", "support")]
 #: Of one child that decodes images.
 MEMORY, SECONDS, BATCH = 3 << 30, 60, 1000
 #: What the chunks of a campaign counted.
@@ -190,7 +190,7 @@ def decode_mutants(count: int, seed: int, extra: list[Path]) -> None:
         started = time.monotonic()
         try:
             pixels = load_image(FileBytes(name, damaged)).pixels
-            assert pixels.shape[0] == 3 and pixels.numel(), pixels.shape
+            assert pixels.shape[0] == 3 and pixels.size, pixels.shape
             counts["decoded"] += 1
         except ImageError as e:
             assert str(e) and str(e).isprintable()

@@ -183,7 +183,7 @@ def pixels(side: int) -> Extract:
     """The central square of each image averaged to side x side, less its mean, (N, 3 side^2)."""
 
     def one(image: Any) -> Tensor:
-        x = load_image(image).pixels.float() / 255  # (3, H, W)
+        x = torch.from_numpy(load_image(image).pixels).float() / 255  # (3, H, W)
         square = min(x.shape[1:])
         top, left = (x.shape[1] - square) // 2, (x.shape[2] - square) // 2
         small = F.adaptive_avg_pool2d(x[:, top : top + square, left : left + square], side).flatten()
@@ -196,7 +196,7 @@ def histogram(images: Iterable[Any], n: int) -> Tensor:
     """Square roots of the shares of 8 x 8 x 8 colours, (N, 512)."""
 
     def one(image: Any) -> Tensor:
-        r, g, b = (load_image(image).pixels // 32).long().flatten(1)
+        r, g, b = torch.from_numpy(load_image(image).pixels // 32).long().flatten(1)
         counts = torch.bincount(r * 64 + g * 8 + b, minlength=512)
         return (counts / counts.sum()).sqrt()
 

@@ -24,7 +24,7 @@ from simclr_hub import Embedder
 from simclr_hub.images import load_image
 from simclr_hub.sources import folder_images
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from photo_formats import encoded, jxl_of_jpeg  # type: ignore[import-not-found]  # noqa: E402
 from raw_writer import dng  # type: ignore[import-not-found]  # noqa: E402
 from test_colour import P3  # type: ignore[import-not-found]  # noqa: E402

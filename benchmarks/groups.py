@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from simclr_hub.index.duplicates.calibration import Calibration
-from simclr_hub.index.duplicates.grouping import Contents, Grouping
+from simclr_hub.duplicates.grouping import Grouping
+from simclr_hub.duplicates.thresholds import Thresholds
 from simclr_hub.signature import SIGNATURE_BYTES, as_rows, picture_signature
 
 _HEAD = 5  # bytes of a signature before its cells
@@ -52,7 +52,7 @@ def near(vectors: np.ndarray, random: np.random.Generator, by: float = 0.01) -> 
 
 
 def reencoded(signatures: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """With every cell off by a little."""
+    """Return signatures with every cell off by a little."""
     noise = random.integers(-1, 2, (len(signatures), SIGNATURE_BYTES - _HEAD))
     result = signatures.copy()
     result[:, _HEAD:] = (signatures[:, _HEAD:] + noise).clip(0, 255)
@@ -61,7 +61,7 @@ def reencoded(signatures: np.ndarray, random: np.random.Generator) -> np.ndarray
 
 def copies(number: int, random: np.random.Generator, pictures: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Vectors and signatures of copies of so many pictures, which come in turn."""
-    signatures = as_rows([picture_signature(scene(random)) for _ in range(pictures)])
+    signatures = as_rows([picture_signature(scene(random).numpy()) for _ in range(pictures)])
     vectors = unit(random.standard_normal((pictures, 256), np.float32))
     which = np.arange(number) % pictures
     return near(vectors[which], random), reencoded(signatures[which], random)
@@ -70,7 +70,7 @@ def copies(number: int, random: np.random.Generator, pictures: int = 1) -> tuple
 def blank(number: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Vectors and signatures of pages of one colour."""
     pages = [
-        picture_signature(torch.full((3, round(400 * 1.1**proportion), 600), 255 - level, dtype=torch.uint8))
+        picture_signature(torch.full((3, round(400 * 1.1**proportion), 600), 255 - level, dtype=torch.uint8).numpy())
         for proportion in range(12)
         for level in range(2)
     ]
@@ -88,7 +88,7 @@ def chain(number: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndar
         if at == 0:  # the next one begins where the last one ends
             fresh = scene(random, 66, width + shown)
             panorama = torch.cat([panorama[..., width:], fresh[..., shown:]], -1) if frame else fresh
-        signatures.append(picture_signature(panorama[..., at : at + shown]))
+        signatures.append(picture_signature(panorama[..., at : at + shown].numpy()))
     steps = np.arange(number, dtype=np.float32) / 20
     phases = unit(random.standard_normal((64, 2), np.float32)) * np.sqrt(np.arange(1, 65, dtype=np.float32))[:, None]
     angles = steps[:, None] * (phases[:, 0] % 1 + 0.1)
@@ -105,7 +105,7 @@ def bursts(number: int, random: np.random.Generator) -> tuple[np.ndarray, np.nda
             shot = picture.clone()
             x, y = random.integers(0, 48, 2)
             shot[:, y : y + 12, x : x + 12] = int(random.integers(0, 256))
-            signatures += [picture_signature(shot)] * 2
+            signatures += [picture_signature(shot.numpy())] * 2
             vectors += [vector] * 2
     rows = as_rows(signatures[:number]).copy()
     rows[1::2] = reencoded(rows[1::2], random)
@@ -135,11 +135,11 @@ def measure(name: str, number: int) -> None:
     if name == "different":
         pairs = np.sort(random.choice(number, (200, 2), replace=False), 1)
         apart = {(int(a), int(b)) for a, b in pairs}
-    contents = Contents(vectors, signatures, random.permutation(number), apart)
+    rank = random.permutation(number)
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = memory()
     started = time.process_time()
-    grouping = Grouping(contents, Calibration({}, 1, 0.97, [(1, 0.6)]))
+    grouping = Grouping(vectors, signatures, rank, Thresholds({}, 1, 0.97, [(1, 0.6)]), apart)
     same = grouping.same()
     similar = grouping.similar(same)
     seconds = time.process_time() - started

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/official_speed.py [--seconds 5] [--only NAME ...] [--out FILE]
 
-The network alone, from pixels (1, 3, 224, 224) to h, as `embed` runs it: `simclr_hub.fast.fast_copy`, float32,
+The network alone, from pixels (1, 3, 224, 224) to h, with PyTorch: `simclr_hub.torch_runtime.fast_copy`, float32,
 inference mode. Weights are random: the time does not depend on them. What is measured is the CPU time of one
 thread, not the clock on the wall, so that other work on the machine does not count (it still competes for caches).
 """
@@ -21,7 +21,7 @@ import torch
 
 from simclr_hub import SimCLRModel
 from simclr_hub.checkpoints.catalog import CatalogEntry, config_of, entries
-from simclr_hub.fast import fast_copy
+from simclr_hub.torch_runtime import fast_copy
 
 SIZE = 224
 FEWEST, MOST = 3, 15  # timed forward passes
@@ -78,8 +78,8 @@ def main() -> None:
     result = {
         "command": "OMP_NUM_THREADS=1 python benchmarks/official_speed.py",
         "method": f"median CPU time of at least {FEWEST} single forward passes after one warm-up, {SIZE} px, batch 1, "
-        "float32, from pixels in memory to h, through simclr_hub.fast.fast_copy, random weights; without reading "
-        "photos; other work was running on the machine",
+        "float32, from pixels in memory to h, through simclr_hub.torch_runtime.fast_copy, random weights; without "
+        "reading photos; other work was running on the machine",
         "machine": machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__.partition("+")[0],

@@ -22,11 +22,15 @@ from typing import IO
 import numpy as np
 
 from simclr_hub._files import write_file
+from simclr_hub.duplicates.calibrate import calibrate, embed_all, is_for_calibration
+from simclr_hub.duplicates.thresholds import DEFAULT, DEFAULT_WHITENED
 from simclr_hub.embedder import Embedder, embed
 from simclr_hub.image_processing_simclr import SimCLRImageProcessor
-from simclr_hub.index.duplicates.calibration import DEFAULT, DEFAULT_WHITENED
-from simclr_hub.index.duplicates.default_calibration import calibrate_default
 from simclr_hub.modeling_simclr import SimCLRModel
+from simclr_hub.progress import counting_bar
+from simclr_hub.runtimes import SHIPPED, Export, shipped_export, write_export
+from simclr_hub.sources import folder_images
+from simclr_hub.torch_runtime import export_layer, facts_of
 from simclr_hub.training.data import open_rows
 from simclr_hub.whitening import IMAGES, WHITENING_NAMES, Whitening
 
@@ -73,12 +77,44 @@ def write_whitenings(data: str, target: Path = _TARGET) -> None:
         whitening.save(target / WHITENING_NAMES[layer])
 
 
+def exports() -> dict[str, Export]:
+    """Make the ONNX graphs with which the default checkpoint runs without torch, by their layers."""
+    return {layer: export_layer(*facts_of((_TARGET, "default"), layer))[0] for layer in SHIPPED}
+
+
 def write_known_vectors() -> None:
     """Write what `simclr-hub doctor` compares: a photo's h, and the same whitened."""
     h = embed(_ASSETS / "sample-photos" / "cat_1.jpg")
     for name, vector in (("vector", h[0]), ("whitened", Whitening.load(_TARGET / WHITENING_NAMES["h"]).apply(h)[0])):
         data = json.dumps([round(float(v), 6) for v in vector]).encode()
         write_file(_TARGET / f"known_{name}.json", partial(_write, data))
+
+
+def write_thresholds(folder: Path, output: Path, *, whiten: bool = False, copies: int = 300) -> None:
+    """Write the thresholds of duplicates, measured on one half of the photos, by their hash.
+
+    Args:
+        folder: class folders of photos.
+        output: the file.
+        whiten: measure whitened vectors.
+        copies: number of photos of which each kind of copy is made.
+    """
+    photos = [path for path in folder_images(folder) if is_for_calibration(path.read_bytes())]
+    embedder = Embedder(runtime="torch")
+    found, vectors, signatures = embed_all(embedder, photos)
+    photos = [photos[position] for position in found]
+    with counting_bar("calibrating") as progress:
+        thresholds = calibrate(
+            embedder,
+            photos,
+            vectors,
+            signatures,
+            whitening=embedder.own_whitening() if whiten else None,
+            copies=copies,
+            classes=[path.parent.name for path in photos],
+            progress=progress,
+        )
+    thresholds.save(output)
 
 
 def _write(data: bytes, file: IO[bytes]) -> None:
@@ -96,7 +132,9 @@ if __name__ == "__main__":
         if options.size is None:
             parser.error("give SIZE, the side of the images in pixels")
         write_weights(options.source, options.size)
+    for layer, export in exports().items():
+        write_export(shipped_export(layer), export)
     write_whitenings(options.data)
     write_known_vectors()
     for output, whiten in ((DEFAULT, False), (DEFAULT_WHITENED, True)):
-        calibrate_default(options.photos, output, whiten=whiten)
+        write_thresholds(options.photos, output, whiten=whiten)

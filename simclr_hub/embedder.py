@@ -1,13 +1,13 @@
 """Embedder and embed(): decode ahead on threads, batch, run the model; one stream of results in input order.
 
-Unusual: a failed image is a value in the stream, not an exception, and every result carries its position, so that
-rows and names cannot fall out of step. Memory is bounded however long the input is. On a CPU the same threads decode
-and run the model, one core each: no thread waits for another, and never do more threads run than there are cores.
+Memory is bounded however long the input is. torch is imported only where it runs the model, or for a model that has
+not been exported yet (see `runtimes`).
 """
 
+import importlib
 import math
 import os
-import threading
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -16,28 +16,26 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
-from typing import Any, Literal, NamedTuple, overload
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ._threads import Pool, result_of
-from .configuration_simclr import SimCLRConfig
 from .errors import CheckpointError, CorruptImageError, ImageError, UnsupportedImageError
-from .fast import Layer, fast_copy
-from .image_processing_simclr import SimCLRImageProcessor, normalize_pixels, transform
 from .images import FileBytes, describe, load_image
-from .loading import load, load_whitening, weights_hash
-from .modeling_simclr import SimCLRModel
+from .loading import load_whitening, locate
+from .pixels import normalize_pixels, transform
 from .progress import progress_bar
-from .runtimes import Runner, build, check_runtime, is_installed, torch_runner
+from .runtimes import H_STAGE3, OnnxRunner, Runner, check_runtime, cores, find_export, may_have_gpu
 from .signature import picture_signature
 from .sources import as_sources
 from .whitening import Whitening, unit_rows
 
-#: h, and stage 3's map averaged, beside each other, each scaled to length 1.
-H_STAGE3 = "h+stage3"
+if TYPE_CHECKING:
+    import torch
+
+    from .modeling_simclr import SimCLRModel
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class Failure:
 class _Ready(NamedTuple):
     """One image before the model: pixel values (3, size, size), and what goes into its `Embedding`."""
 
-    pixels: Tensor
+    pixels: np.ndarray
     content_hash: bytes
     info: dict[str, Any]
     signature: bytes
@@ -83,10 +81,10 @@ class _Ready(NamedTuple):
 _Batch = list[tuple[int, Any, "Future[_Ready]"]]
 
 
+#: Side of inputs up to which photos are mostly decoded so small that numpy resizes them, see `pixels.FEW_PIXELS`.
+_SMALL = 128
 #: Images that could not be used of which a warning names the reason.
 _NAMED = 3
-#: Attributes of an `Embedder` that no other process can have.
-_OF_A_PROCESS = ("_torch", "_built", "_building", "_decoding")
 
 
 class Embedder:
@@ -102,14 +100,14 @@ class Embedder:
         normalize: scale each vector to length 1.
         batch_size: images a forward pass; None chooses by device and image size.
         device: a torch device; None takes the GPU if there is one.
-        dtype: a torch dtype; None is float32, which is exact.
+        dtype: a torch dtype, or its name; None is float32, which is exact.
         exact: the official transform alone, of every pixel: without the antialiasing of large photos, and without
             decoding large JPEGs at a reduced size, with PyTorch; None is the processor's choice.
         workers: threads that read, decode and transform ahead of the model, and on a CPU run it, too; None is as many
             as PyTorch would use (`OMP_NUM_THREADS`), on a GPU as there are cores.
-        runtime: what runs the model: "torch"; "onnxruntime" (float32 on the CPU; the extra "fast"); "compile", which
-            takes a minute before the first image; None starts with PyTorch and goes on with ONNX Runtime when it is
-            installed and enough images come to be worth its start. One that drifts is not used, with a warning.
+        runtime: what runs the model: "torch"; "onnxruntime" (float32 on the CPU); "compile", which takes a minute
+            before the first image; None is ONNX Runtime on a CPU in float32, but PyTorch with `exact` and for a model
+            in memory, which would have to be exported each time. One that drifts is not used, with a warning.
         whiten: True whitens with what comes with the checkpoint, a `Whitening` with that; None and False do not. For
             comparing by cosine; a linear classifier wants h as it is, standardised.
 
@@ -125,79 +123,88 @@ class Embedder:
         ValueError: a layer that the model does not have, a whitening of another model or layer, a batch size or worker
             count below 1, or a processor with an impossible mean or std, or a runtime that is not for this device and
             precision.
-        MissingExtraError: the runtime is not installed.
     """
 
     def __init__(
         self,
-        model: "str | os.PathLike[str] | SimCLRModel | None" = None,
+        model: "Model" = None,
         *,
         layer: str = "h",
         normalize: bool = False,
         batch_size: int | None = None,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        device: "str | torch.device | None" = None,
+        dtype: "torch.dtype | str | None" = None,
         exact: bool | None = None,
         workers: int | None = None,
         runtime: str | None = None,
         whiten: Whitening | bool | None = None,
     ):
-        in_memory = isinstance(model, SimCLRModel)
-        if isinstance(model, SimCLRModel):
-            processor = SimCLRImageProcessor(size=model.config.image_size)
-        else:
-            model, processor = load(model)
         self.layer, self.normalize = layer, normalize
-        self._projection = _projection_index(layer, model.config)
-        self._size: int = processor.size["height"]
-        self._exact = processor.exact if exact is None else exact
-        self._crop = processor.crop_proportion
-        self._mean_std = (processor.image_mean, processor.image_std) if processor.do_normalize else None
+        place, precision = _device(device), str(dtype or "float32").removeprefix("torch.")
+        check_runtime(runtime, place, precision)
+        cpu = place == "cpu"
+        self._workers = workers if workers is not None else cores() if cpu else min(32, os.cpu_count() or 1)
+        on_cpu = cpu and precision == "float32"
+        folder: Path | None = None
+        exported = None
+        if model is None or isinstance(model, (str, os.PathLike)):
+            folder, name = locate(model)
+            if on_cpu and (runtime == "onnxruntime" or (runtime is None and not exact)):
+                exported = find_export(folder, layer)
+        else:
+            name = model.config.name_or_path or ""
+        self._in_memory = folder is None
+        drifts = exported is not None and not exported[0].is_right
+        if exported and not drifts and (runtime or not exported[0].facts.exact or exact is False):
+            facts = exported[0].facts
+            if facts.size > _SMALL:
+                importlib.import_module("torch")  # which resizes most photos for such an input: not first in a stream
+        else:  # with torch
+            from .torch_runtime import facts_of, runner_of
+
+            given: Any = model if folder is None else (folder, name)
+            exported, loaded, facts = None, *facts_of(given, layer)
+        self._exact = facts.exact if exact is None else exact
+        self._size, self._crop, self._mean_std = facts.size, facts.crop, facts.mean_std
         mean_std = ""
         if self._mean_std:
-            normalize_pixels(torch.zeros(1, 3, 1, 1), *self._mean_std)  # impossible ones are refused here
+            normalize_pixels(np.zeros((1, 3, 1, 1), np.float32), *self._mean_std)  # impossible ones are refused here
             mean_std = "mean {}, std {}, ".format(*(np.array(value).tolist() for value in self._mean_std))
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if str(self._device) == "cuda":  # the current one, which is another in each thread
-            self._device = torch.device("cuda", torch.cuda.current_device())
-        self._dtype = dtype or torch.float32
-        check_runtime(runtime, self._device, self._dtype)
-        cpu = self._device.type == "cpu"
         # On a CPU large batches of large images fall out of the cache; only small images need them, and 8 do.
         fitting = max(1, min(32, 8 * 64**2 // self._size**2)) if cpu else 64
         self._batch_size = fitting if batch_size is None else batch_size
-        if workers is None:
-            self._workers = torch.get_num_threads() if cpu else min(32, os.cpu_count() or 1)
-        else:
-            self._workers = workers
         if self._batch_size < 1 or self._workers < 1:
             raise ValueError(f"batch_size={batch_size} and workers={workers} must be at least 1")
-        config = model.config
-        self.width_of_h = config.hidden_size
-        self.dim = [config.hidden_size, *config.projection_sizes][self._projection]
-        if layer == H_STAGE3:
-            self.dim += config.hidden_sizes[2]
+        self.width_of_h, self.dim = facts.width_of_h, facts.dim
         self.fingerprint: dict[str, Any] = {
-            "model": config.name_or_path,
-            "weights": weights_hash(model, with_projection=self._projection > 0),
+            "model": name,
+            "weights": facts.weights,
             "layer": layer,
             # The index reads "exact" off its end.
             "preprocessing": f"size {self._size}, crop {self._crop}, {mean_std}"
             + ("exact" if self._exact else "antialiased"),
-            "precision": str(self._dtype).removeprefix("torch."),
+            "precision": precision,
             "normalized": "yes" if normalize else "no",
             "decoder": "pillow, sRGB" if self._exact else "pillow, sRGB, JPEG reduced",
         }
         # An image whose crop has twice the input's size loses nothing that the antialiasing would keep.
         self._reduce_to = None if self._exact else math.ceil((2 * self._size + 1) / self._crop)
-        fast = fast_copy(model, self._device, self._dtype)
-        self._model = Layer(fast, self._projection, stage3=layer == H_STAGE3)
-        self._start()
-        faster = cpu and self._dtype == torch.float32 and not self._exact and is_installed()
-        self._runtime = runtime or ("onnxruntime" if faster else "torch")
-        # Images of a stream before the faster runtime is built, which costs about as much as it saves on so many.
-        self._patience = max(16, 512 * 64**2 // self._size**2) if runtime in (None, "torch") else 0
-        self._in_memory = in_memory
+        if exported:
+            self._run: Runner = OnnxRunner(*exported, threads=self._workers)
+        else:
+            # With `exact` PyTorch, which is within 1e-5 of the official graph.
+            onnx = on_cpu and folder is not None and not self._exact and not drifts
+            self._run = runner_of(
+                loaded,
+                facts,
+                runtime or ("onnxruntime" if onnx else "torch"),
+                device=place,
+                precision=precision,
+                batch_size=self._batch_size,
+                threads=self._workers,
+                folder=folder,
+            )
+        self._decoding: dict[object, Any] = {}
         self.whitening: Whitening | None = None
         if whiten:
             self.whitening = self.own_whitening() if whiten is True else whiten
@@ -206,19 +213,7 @@ class Embedder:
             self.fingerprint["whitening"] = self.whitening.sha256
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what belongs to this process: threads and their locks, and what was built to run the model."""
-        return {key: value for key, value in vars(self).items() if key not in _OF_A_PROCESS}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._start()
-
-    def _start(self) -> None:
-        """Make what `__getstate__` leaves out."""
-        self._torch = torch_runner(self._model, self._device, self._dtype)
-        self._built: Runner | None = None
-        self._building = threading.Lock()
-        self._decoding: dict[object, Any] = {}
+        return vars(self) | {"_decoding": {}}
 
     @overload
     def __call__(
@@ -250,7 +245,7 @@ class Embedder:
         return _rows(self, images, progress, on_error)
 
     def checkpoint_whitening(self) -> Whitening | None:
-        """The whitening that comes with the checkpoint for this layer; None if none does.
+        """Load the whitening that comes with the checkpoint for this layer; None if none does.
 
         Raises:
             CheckpointError: it is damaged, or was learnt with other weights than those beside it.
@@ -274,7 +269,7 @@ class Embedder:
         )
 
     def unwhitened(self) -> "Embedder":
-        """The same without whitening; what is loaded is shared."""
+        """Return the same embedder without whitening; what is loaded is shared."""
         if self.whitening is None:
             return self
         plain = object.__new__(type(self))
@@ -284,7 +279,7 @@ class Embedder:
         return plain
 
     def own_whitening(self) -> Whitening:
-        """The same, which must be there.
+        """Load the same, which must be there.
 
         Raises:
             CheckpointError: none comes with the checkpoint for this layer, or it cannot be used.
@@ -327,32 +322,27 @@ class Embedder:
         Yields:
             `Embedding` or `Failure`.
         """
-        pool = Pool(self._workers, "simclr-embed", partial(torch.set_num_threads, 1))
-        # A GPU and compiled code, which may hang, have a thread of their own: this one stays free to be interrupted.
-        single = Pool(1, "simclr-run", partial(torch.set_num_threads, torch.get_num_threads()))
+        pool = Pool(self._workers, "simclr-embed", partial(_set_torch_threads, 1))
+        # What may hang, or has its own threads, has a thread of its own: this one stays free to be interrupted.
+        single = Pool(1, "simclr-run", partial(_set_torch_threads, cores())) if self._run.has_own_thread else pool
         waiting: deque[Future[list[Embedding | Failure]]] = deque()
         try:
             batches = self._batches(enumerate(sources), lambda x: pool.submit(partial(self._prepare, x, signatures)))
             first = list(islice(batches, 2))
-            # One batch alone gets all cores, with PyTorch; of many, each gets one. Compiled code has its own threads.
-            alone = len(first) < 2 and self._patience > 0
-            together = self._device.type != "cpu" or self._runtime == "compile"
-            if alone and not together:
+            if len(first) < 2 and single is pool:  # one batch alone gets all cores; of many, each gets one
                 for batch in first:
-                    yield from self._run(batch, self._torch)  # here: a new thread would cost as much as a small image
+                    yield from self._results(batch, alone=True)  # here: a thread would cost as much as a small image
                 return
             for batch in chain(first, batches):
-                run = partial(self._run, batch, self._torch if alone else self._runner(batch[0][0]))
-                waiting.append((single if together else pool).submit(run))
-                if len(waiting) > (2 if together else self._workers + 1):
+                waiting.append(single.submit(partial(self._results, batch)))
+                if len(waiting) > (self._workers + 1 if single is pool else 2):
                     yield from result_of(waiting.popleft())
             while waiting:
                 yield from result_of(waiting.popleft())
         finally:
             pool.close()
             single.close()
-            # PyTorch gives every new thread the number that was set last, which was the pool's.
-            torch.set_num_threads(torch.get_num_threads())
+            _set_torch_threads()
 
     def _batches(
         self, items: Iterator[tuple[int, Any]], submit: Callable[[Any], "Future[_Ready]"]
@@ -360,17 +350,8 @@ class Embedder:
         while batch := [(position, source, submit(source)) for position, source in islice(items, self._batch_size)]:
             yield batch
 
-    def _runner(self, position: int) -> Runner:
-        """What runs the model at this place of a stream."""
-        with self._building:
-            if self._built is None and position >= self._patience:
-                self._built = build(
-                    self._runtime, self._model, self._size, self._batch_size, self._device, self._dtype
-                )
-            return self._built or self._torch
-
     def _prepare(self, source: Any, signatures: bool) -> "_Ready":
-        """What one image comes to before the model; runs on the threads."""
+        """Prepare one image for the model; runs on the threads."""
         task = object()
         self._decoding[task] = source
         try:
@@ -395,7 +376,7 @@ class Embedder:
         signature = picture_signature(image.pixels) if signatures else b""
         return _Ready(pixels[0], image.content_hash, image.info, signature)
 
-    def _run(self, batch: _Batch, run: Runner) -> list[Embedding | Failure]:
+    def _results(self, batch: _Batch, *, alone: bool = False) -> list[Embedding | Failure]:
         good: list[_Ready] = []
         errors: dict[int, ImageError] = {}
         for position, _, future in batch:
@@ -404,7 +385,7 @@ class Embedder:
             except ImageError as e:
                 errors[position] = e
         vectors: Iterable[np.ndarray] = (
-            self._forward(torch.stack([ready.pixels for ready in good]), run) if good else ()
+            self._forward(np.stack([ready.pixels for ready in good]), alone) if good else ()
         )
         pairs = zip(vectors, good, strict=True)
         results: list[Embedding | Failure] = []
@@ -423,89 +404,79 @@ class Embedder:
     def _told(self) -> str:
         return f"model {self.fingerprint['model'] or 'in memory'}, {self.fingerprint['precision']}"
 
-    def _forward(self, pixels: Tensor, run: Runner) -> np.ndarray:
+    def _forward(self, pixels: np.ndarray, alone: bool) -> np.ndarray:
         """Turn pixels (B, 3, size, size) into vectors (B, D), which need not be finite."""
-        vectors = run(pixels)
+        vectors = self._run(pixels, alone=alone)
         with np.errstate(all="ignore"):
-            return self._finished(vectors)
-
-    def _finished(self, vectors: np.ndarray) -> np.ndarray:
-        if self.layer == H_STAGE3:
-            parts = np.split(vectors, [self.width_of_h], 1)
-            vectors = np.concatenate([unit_rows(part)[0] for part in parts], 1, dtype=np.float32)
-        if self.whitening:
-            vectors = self.whitening.apply(vectors)
-        if self.normalize:
-            vectors = torch.nn.functional.normalize(torch.from_numpy(vectors)).numpy()
+            if self.layer == H_STAGE3:
+                parts = np.split(vectors, [self.width_of_h], 1)
+                vectors = np.concatenate([unit_rows(part)[0] for part in parts], 1, dtype=np.float32)
+            if self.whitening:
+                vectors = self.whitening.apply(vectors)
+            if self.normalize:
+                lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))[:, None]
+                vectors = vectors / np.maximum(lengths, np.float32(1e-12))
         return vectors
+
+
+class Settings(TypedDict, total=False):
+    """What `embed` and `Embedder` take alike, see `Embedder`."""
+
+    layer: str
+    normalize: bool
+    batch_size: int | None
+    device: "str | torch.device | None"
+    dtype: "torch.dtype | str | None"
+    exact: bool | None
+    runtime: str | None
+
+
+Model: TypeAlias = "str | os.PathLike[str] | SimCLRModel | None"
 
 
 @overload
 def embed(
     images: Any,
-    model: "str | os.PathLike[str] | SimCLRModel | None" = None,
+    model: Model = None,
     *,
-    layer: str = "h",
-    normalize: bool = False,
-    batch_size: int | None = None,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-    exact: bool | None = None,
-    runtime: str | None = None,
     progress: bool | None = None,
     on_error: Literal["raise"] = "raise",
+    **settings: Unpack[Settings],
 ) -> np.ndarray: ...
 
 
 @overload
 def embed(
     images: Any,
-    model: "str | os.PathLike[str] | SimCLRModel | None" = None,
+    model: Model = None,
     *,
-    layer: str = "h",
-    normalize: bool = False,
-    batch_size: int | None = None,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-    exact: bool | None = None,
-    runtime: str | None = None,
     progress: bool | None = None,
     on_error: Literal["skip"],
+    **settings: Unpack[Settings],
 ) -> tuple[np.ndarray, list[Any]]: ...
 
 
 def embed(
     images: Any,
-    model: "str | os.PathLike[str] | SimCLRModel | None" = None,
+    model: Model = None,
     *,
-    layer: str = "h",
-    normalize: bool = False,
-    batch_size: int | None = None,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-    exact: bool | None = None,
-    runtime: str | None = None,
     progress: bool | None = None,
     on_error: Literal["raise", "skip"] = "raise",
+    **settings: Unpack[Settings],
 ) -> np.ndarray | tuple[np.ndarray, list[Any]]:
-    """SimCLR features of images: h, never the projection g(h) unless `layer` asks for it.
+    """Turn images into SimCLR features: h, never the projection g(h) unless `layer` asks for it.
 
     Args:
         images: one image, or an iterable of images: paths, URLs, bytes, binary files, PIL images, arrays, tensors; a
             folder (all images below it, sorted by path: `sources.folder_images` lists them); a zip or tar file (its
             images in its order: `archives.archive_images`); a data set of the datasets library; an array
             (N, H, W, C) or a tensor (N, C, H, W).
-        model: see `Embedder`, as are the other arguments.
-        layer: "h", "h+stage3", "g1", ..., "z".
-        normalize: scale each vector to length 1.
-        batch_size: images a forward pass.
-        device: a torch device.
-        dtype: a torch dtype.
-        exact: the official transform alone, of every pixel.
-        runtime: "torch", "onnxruntime" or "compile".
+        model: see `Embedder`.
         progress: show a bar; None shows one on a terminal when it takes over two seconds.
         on_error: "raise" ends at the first image that cannot be used; "skip" leaves those out, and one warning says
             how many and which.
+        **settings: as `Embedder` takes them: `layer`, `normalize`, `batch_size`, `device`, `dtype`, `exact` and
+            `runtime`.
 
     Returns:
         float32 (N, D), finite; row i is image i. With `on_error="skip"`: the rows (M, D) of the images that can be
@@ -522,16 +493,9 @@ def embed(
         >>> vectors, paths = embed("photos/", on_error="skip")  # doctest: +SKIP
     """
     _check_on_error(on_error)
-    embedder = Embedder(
-        model,
-        layer=layer,
-        normalize=normalize,
-        batch_size=batch_size,
-        device=device,
-        dtype=dtype,
-        exact=exact,
-        runtime=runtime,
-    )
+    if unknown := sorted(settings.keys() - Settings.__annotations__.keys()):
+        raise TypeError(f"embed() got an unexpected keyword argument {unknown[0]!r}")
+    embedder = Embedder(model, **settings)
     return _rows(embedder, images, progress, on_error)
 
 
@@ -576,10 +540,24 @@ def _check_on_error(on_error: str) -> None:
         raise ValueError(f"on_error={on_error!r} is neither 'raise' nor 'skip'")
 
 
-def _projection_index(layer: str, config: SimCLRConfig) -> int:
-    """0 for h, j for g's layer j."""
-    layers, stage3 = config.projection_layers, [H_STAGE3] if len(config.depths) > 3 else []
-    allowed = ["h", *(f"g{j}" for j in range(1, layers + 1)), *(["z"] if layers else []), *stage3]
-    if layer not in allowed:
-        raise ValueError(f"layer={layer!r} is not one of {', '.join(allowed)}: the layers of this model")
-    return 0 if layer in ("h", H_STAGE3) else layers if layer == "z" else int(layer[1:])
+def _device(device: Any) -> str:
+    """Return a torch device's name, with its number if it has one, importing torch only where it is not the CPU."""
+    if str(device) == "cpu" or (device is None and not may_have_gpu()):
+        return "cpu"
+    import torch
+
+    found = torch.device(device or "cuda")
+    if found.type == "cpu":
+        return "cpu"
+    if str(found) == "cuda":  # the current one, which is another in each thread
+        found = torch.device("cuda", torch.cuda.current_device())
+    return str(found)
+
+
+def _set_torch_threads(number: int | None = None) -> None:
+    """Give this thread so many of torch's threads, if torch is there.
+
+    PyTorch gives every new thread the number that was set last: None sets this thread's own again.
+    """
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(number or torch.get_num_threads())

@@ -1,9 +1,4 @@
-"""Which picture formats are read, and by what: an image file's bytes -> a PIL image, not decoded yet where possible.
-
-Unusual: the content decides, never the name, with one exception: camera RAW files are TIFF files with a thumbnail in
-front, so that a RAW name keeps an unknown kind of them from being taken for that thumbnail. Readers beyond Pillow are
-an extra; without it the photo is an error that says what to install, not a photo that was never seen.
-"""
+"""The formats beyond Pillow's: HEIC, JPEG XL and camera RAW files, opened as PIL images; the suffixes of photos."""
 
 import io
 import os
@@ -15,11 +10,12 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .errors import CorruptImageError, ImageTooLargeError, UnsupportedImageError
-from .headers import is_raw
-from .raw import open_raw
+from .headers import is_raw, refuse_endless_jpeg
+from .metadata import exif_info
 
 #: Formats of the extra "formats": what reads them, as one imports it and as pip calls it.
 READERS = {
@@ -38,8 +34,12 @@ SUFFIXES = RAW_SUFFIXES | frozenset(
     " .heic .heif .hif .jxl".split()
 )
 
+#: A RAW file's preview is used from this short side on: twice what the networks look at.
+PREVIEW_SIDE = 512
+
 _HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"))
 _JXL_BOXES = b"\0\0\0\x0cJXL \r\n\x87\n"
+_ORIENTATIONS = (1, 2, 4, 3, 5, 8, 6, 7)  # EXIF's numbers for LibRaw's flips
 
 
 def open_image(data: bytes, name: str) -> tuple[Image.Image, dict[str, Any]] | None:
@@ -60,6 +60,7 @@ def open_image(data: bytes, name: str) -> tuple[Image.Image, dict[str, Any]] | N
     """
     if data.startswith((b"\xff\x0a", _JXL_BOXES)):
         return _open_jxl(data, name), {}
+    # RAW files are TIFF files with a thumbnail in front: the name keeps an unknown kind from being taken for that.
     if is_raw(data) or (data[:4] in (b"II*\0", b"MM\0*") and os.path.splitext(name)[1].lower() in RAW_SUFFIXES):
         return open_raw(_reader("camera RAW", name), data, name, max_pixels())
     if _is_heif(data):
@@ -69,12 +70,12 @@ def open_image(data: bytes, name: str) -> tuple[Image.Image, dict[str, Any]] | N
 
 
 def max_pixels() -> int:
-    """What Pillow refuses to exceed, here for its extensions too."""
+    """Return what Pillow refuses to exceed, here for its extensions too."""
     return 2 * (Image.MAX_IMAGE_PIXELS or 1 << 62)
 
 
 def reader_has_come(error: str) -> bool:
-    """Whether a photo's recorded error is that of a missing reader, which is installed by now."""
+    """Tell whether a photo's recorded error is that of a missing reader that is installed by now."""
     found = re.search(r"needs (\S+) \(pip install", error)
     return found is not None and any(pip == found[1] and find_spec(module) for module, pip in READERS.values())
 
@@ -88,7 +89,7 @@ def _reader(format: str, name: str) -> ModuleType:
 
 
 def _is_heif(data: bytes) -> bool:
-    """HEVC-coded HEIF; "mif1" says no more than HEIF, and AVIF is Pillow's."""
+    """Tell whether this is HEVC-coded HEIF; "mif1" says no more than HEIF, and AVIF is Pillow's."""
     if data[4:8] != b"ftyp":
         return False
     size = min(int.from_bytes(data[:4], "big"), 4096)
@@ -123,8 +124,88 @@ def _open_jxl(data: bytes, name: str) -> Image.Image:
     return image
 
 
+def open_raw(rawpy: ModuleType, data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, dict[str, Any]]:
+    """Open the picture in a RAW file, its orientation still to be applied, and read what the file says about itself.
+
+    Args:
+        rawpy: the module, which is an extra.
+        data: the file.
+        name: for errors.
+        max_pixels: more are refused.
+
+    Returns:
+        The preview, not decoded yet, or the developed photo; and as of `metadata.read_info`, of the photo itself.
+
+    Raises:
+        UnsupportedImageError: a camera or a compression that LibRaw does not know.
+        CorruptImageError: damaged.
+        ImageTooLargeError: more than `max_pixels`.
+    """
+    # The preview is the JPEG that the camera would have saved: it looks as the photo was meant to, as its JPEG twin
+    # does, and decoding it is much faster than developing the sensor's values.
+    try:
+        with rawpy.RawPy() as raw:
+            raw.open_buffer(io.BytesIO(data))
+            sizes = raw.sizes
+            if sizes.raw_width * sizes.raw_height > max_pixels:
+                raise ImageTooLargeError(
+                    f"{name}: {sizes.raw_width:,} x {sizes.raw_height:,} pixels, more than {max_pixels:,}"
+                )
+            orientation = _ORIENTATIONS[sizes.flip & 7]
+            preview = _preview(rawpy, raw)
+            info = _info(data, preview, sizes, orientation)
+            if preview is not None and min(preview.size) >= PREVIEW_SIDE:
+                preview.getexif().setdefault(ExifTags.Base.Orientation, orientation)
+                return preview, info
+            raw.unpack()
+            developed = raw.postprocess(half_size=True, use_camera_wb=True, output_bps=8)
+            return Image.fromarray(np.ascontiguousarray(developed)), info
+    except rawpy.LibRawFileUnsupportedError as e:
+        raise UnsupportedImageError(f"{name}: a RAW file of a kind that LibRaw cannot read") from e
+    except (rawpy.LibRawTooBigError, rawpy.LibRawUnsufficientMemoryError) as e:
+        raise ImageTooLargeError(f"{name}: too many pixels for the memory") from e
+    except rawpy.LibRawError as e:
+        reason = e.args[0] if e.args else type(e).__name__
+        text = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
+        raise CorruptImageError(f"{name}: damaged image: {text}") from e
+
+
+def _preview(rawpy: ModuleType, raw: Any) -> Image.Image | None:
+    """Open the largest JPEG in the file."""
+    try:
+        thumbnail = raw.extract_thumb()
+        if thumbnail.format != rawpy.ThumbFormat.JPEG:
+            return None  # a small bitmap
+        image = Image.open(io.BytesIO(thumbnail.data), formats=("JPEG",))
+        refuse_endless_jpeg(thumbnail.data, image)
+        return image
+    except Exception:  # none, of an unsupported kind, or damaged: there are still the sensor's values
+        return None
+
+
+def _info(data: bytes, preview: Image.Image | None, sizes: Any, orientation: int) -> dict[str, Any]:
+    width, height = sizes.width, sizes.height
+    if orientation >= 5:
+        width, height = height, width
+    info: dict[str, Any] = {"format": "RAW", "width": int(width), "height": int(height), "orientation": orientation}
+    for exif in (preview.getexif() if preview else None, _own_exif(data)):  # the file's own word comes last
+        if exif is not None:
+            info.update(exif_info(exif, changed_is_taken=True))
+    return info
+
+
+def _own_exif(data: bytes) -> Image.Exif | None:
+    """Read the directories of a RAW file that is a TIFF."""
+    if data[:4] not in (b"II*\0", b"MM\0*"):
+        return None
+    exif = Image.Exif()
+    with suppress(Exception):
+        exif.load(data)
+    return exif
+
+
 def jxl_size(data: bytes) -> tuple[int, int]:
-    """Width and height in a JPEG XL's header: its reader decodes first and tells the size afterwards.
+    """Read width and height in a JPEG XL's header: its reader decodes first and tells the size afterwards.
 
     Raises:
         IndexError, struct.error: the header is not all there.
@@ -147,7 +228,7 @@ def jxl_size(data: bytes) -> tuple[int, int]:
 
 
 def _codestream(data: bytes) -> bytes:
-    """The beginning of the codestream, bare or in boxes."""
+    """Return the beginning of the codestream, bare or in boxes."""
     if data.startswith(b"\xff\x0a"):
         return data[:32]
     at = 0

@@ -2,7 +2,7 @@
 
 Travels to the Hub as remote code, so it imports only numpy and Pillow.
 
-Unusual: the mode that Pillow gives does not say all that a file says (which value is white, in how many planes,
+The mode that Pillow gives does not say all that a file says (which value is white, in how many planes,
 whether a fourth sample is alpha), and some files it misreads without an error. So TIFF, BMP, PNG and PNM are judged by
 their own headers: what is in the tables below is read, mostly by Pillow, and the rest raises `NotReadError`. Metadata
 never costs the picture: what fails because of it is read again without it.
@@ -269,7 +269,7 @@ _BMP_MASKS = {
 
 
 class _Bmp:
-    """What the header of a BMP says.
+    """Read what the header of a BMP says.
 
     Raises:
         NotReadError: it is not in the tables.
@@ -387,14 +387,14 @@ _MAX_IFDS, _MAX_ENTRIES = 32, 1000
 
 
 def is_raw(data: bytes) -> bool:
-    """Whether these bytes are a camera's RAW file; not every camera's can be told by content."""
+    """Tell whether these bytes are a camera's RAW file; not every camera's can be told by content."""
     if data.startswith(_RAW_MAGIC) or data[4:12] == b"ftypcrx ":
         return True
     return data[:4] in (b"II*\0", b"MM\0*") and (data[8:10] == b"CR" or _holds_sensor_values(data))
 
 
 def _holds_sensor_values(tiff: bytes) -> bool:
-    """Whether one of a TIFF's directories, or of those below them, is of RAW values."""
+    """Tell whether one of a TIFF's directories, or of those below them, is of RAW values."""
     order = "<" if tiff[:2] == b"II" else ">"
     todo, seen = [struct.unpack_from(order + "I", tiff, 4)[0]] if len(tiff) >= 8 else [], set[int]()
     while todo and len(seen) < _MAX_IFDS:

@@ -1,17 +1,9 @@
-"""SimCLRImageProcessor: the official evaluation transform, batched on tensors.
+"""SimCLRImageProcessor: the official evaluation transform (`pixels.transform`) as transformers' image processor.
 
 Travels to the Hub as remote code, so it imports only numpy, Pillow, torch, transformers and what travels beside it.
-
-Unusual: TensorFlow 1's bicubic kernel (no half-pixel centres, Keys a = -0.75, offsets rounded to 1/1024) is not
-PyTorch's; the difference is up to 0.12 a pixel. It does not antialias either, so by default a photo of more than twice
-the input's size is first resized to twice that size with antialiasing; `exact=True` never does that.
-
-Source: google-research/simclr, `data_util.py` (`center_crop`, `preprocess_for_eval`), TensorFlow's
-`resize_bicubic_op.cc`.
 """
 
 import base64
-import functools
 import importlib
 import math
 import os
@@ -22,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from transformers import BatchFeature
@@ -32,7 +23,7 @@ from transformers.processing_utils import ImagesKwargs
 
 from .headers import is_raw, read_picture
 from .model_folder import read_json
-from .pixels import loaded_rgb, rgb_of, rgb_of_tensor, tensor_of, to_tensor
+from .pixels import loaded_rgb, normalize_pixels, rgb_of, rgb_of_array, to_pixels, transform
 
 #: transformers' options that the official transform leaves no room for: the values that ask for nothing else.
 _ONLY: dict[str, tuple[Any, ...]] = {
@@ -113,7 +104,7 @@ class SimCLRImageProcessor(TorchvisionBackend):
     def get_image_processor_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As in transformers, but of a folder only small JSON files that lie in it are opened."""
+        """Load as transformers does, but of a folder open only small JSON files that lie in it."""
         folder = Path(pretrained_model_name_or_path)
         for name in ("preprocessor_config.json", "processor_config.json"):
             if os.path.lexists(path := folder / (kwargs.get("subfolder") or "") / name):
@@ -136,18 +127,21 @@ class SimCLRImageProcessor(TorchvisionBackend):
     def process_image(self, image: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Convert one image to (3, H, W), uint8 or float32 in [0, 1]."""
         layout, device = kwargs.get("input_data_format"), kwargs.get("device")
-        if isinstance(image, np.ndarray):
-            image = tensor_of(image)
         if isinstance(image, Tensor):
+            device = device or image.device
+            image = image.detach().cpu()
+            image = (image.float() if image.is_floating_point() else image).numpy()
+        if isinstance(image, np.ndarray):
             if image.ndim == 2:
                 image = image[None]
             elif image.ndim == 3:
                 if layout is None and not {1, 3, 4}.isdisjoint((image.shape[0], image.shape[2])):
-                    layout = infer_channel_dimension_format(image, num_channels=(1, 3, 4))  # type: ignore[arg-type]
-                image = image.permute(2, 0, 1) if layout == "channels_last" else image
-            pixels = rgb_of_tensor(image)
+                    layout = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+                image = image.transpose(2, 0, 1) if layout == "channels_last" else image
+            image = rgb_of_array(image)
         else:
-            pixels = _decoded(image)
+            image = _decoded(image)
+        pixels = torch.from_numpy(image)
         if kwargs.get("do_rescale") is False and not pixels.is_floating_point():
             raise ValueError(
                 "do_rescale=False: the network takes [0, 1]; give floats in [0, 1], which are not rescaled"
@@ -234,7 +228,7 @@ def _flat(images: Any) -> Iterator[Any]:
         yield images
 
 
-def _decoded(source: Any) -> Tensor:
+def _decoded(source: Any) -> np.ndarray:
     """Decode a PIL image, a file's path or bytes, or a URL to (3, H, W) uint8.
 
     Raises:
@@ -248,7 +242,7 @@ def _decoded(source: Any) -> Tensor:
         name = os.fspath(source)
     try:
         if isinstance(source, Image.Image):
-            return to_tensor(rgb_of(source))
+            return to_pixels(rgb_of(source))
         if isinstance(source, str):
             scheme = re.match(r"data:image/[\w.+-]+;base64,", source)
             if scheme or len(source) > 4096:  # longer than any path
@@ -257,10 +251,10 @@ def _decoded(source: Any) -> Tensor:
         try:  # by its name as text, since this file also travels without the package
             load_image = importlib.import_module("simclr_hub.images").load_image
         except ImportError:
-            return to_tensor(_from_file(source))
+            return to_pixels(_from_file(source))
     except Exception as e:
         raise ValueError(f"{name}: {str(e) or type(e).__name__}") from e
-    pixels: Tensor = load_image({"bytes": source, "path": name} if isinstance(source, bytes) else source).pixels
+    pixels: np.ndarray = load_image({"bytes": source, "path": name} if isinstance(source, bytes) else source).pixels
     return pixels
 
 
@@ -276,77 +270,6 @@ def _from_file(source: str | os.PathLike[str] | bytes) -> Image.Image:
         return read_picture(data, loaded_rgb)
     except UnidentifiedImageError as e:
         raise ValueError(f"not an image of a format that Pillow reads; HEIC and JPEG XL {wanted}") from e
-
-
-def transform(x: Tensor, size: int, *, exact: bool = False, crop_proportion: float = 0.875) -> Tensor:
-    """Central crop and bicubic resize, (B, 3, H, W) uint8 or float in [0, 1] to float32 (B, 3, size, size).
-
-    Raises:
-        ValueError: `exact`, a size of at most 32, and an image of another size.
-    """
-    height, width = x.shape[-2:]
-    if size <= 32:  # the official code takes CIFAR images as they are
-        if (height, width) == (size, size):
-            return _to_float(x)
-        if exact:
-            raise ValueError(
-                f"image of {height} x {width}: at size {size} the official transform takes only that size"
-            )
-        crop_proportion = 1.0
-    side = round(crop_proportion * min(height, width)) or 1  # Python rounds half to even, as TensorFlow does
-    top, left = (height - side + 1) // 2, (width - side + 1) // 2
-    x = x[..., top : top + side, left : left + side]
-    if not exact and side > 2 * size:
-        # To one size, so that it hardly matters at which size a photo was decoded. Only the CPU resizes bytes.
-        x = x if x.dtype == torch.uint8 and x.device.type == "cpu" else _to_float(x)
-        x = F.interpolate(x, size=(2 * size, 2 * size), mode="bicubic", antialias=True)
-        x = x if x.dtype == torch.uint8 else x.clamp(0, 1)  # as for bytes
-    y_index, y_weight = _bicubic_taps(x.shape[-2], size, x.device)
-    x_index, x_weight = _bicubic_taps(x.shape[-1], size, x.device)
-    rows = sum(_to_float(x.index_select(-2, y_index[k])) * y_weight[k][:, None] for k in range(4))
-    assert isinstance(rows, Tensor)  # (B, 3, size, W)
-    out = sum(rows.index_select(-1, x_index[k]) * x_weight[k] for k in range(4))
-    assert isinstance(out, Tensor)
-    return out.clamp(0, 1)
-
-
-def normalize_pixels(x: Tensor, mean: float | Sequence[float] | None, std: float | Sequence[float] | None) -> Tensor:
-    """(x - mean) / std for float x (B, 3, H, W); mean and std are one number, or one a channel.
-
-    Raises:
-        ValueError: neither 1 nor 3 numbers, one that is not finite, or an std that is not above 0.
-    """
-    means, stds = (
-        torch.tensor([] if value is None else value, dtype=torch.float32, device=x.device).reshape(-1, 1, 1)
-        for value in (mean, std)
-    )
-    if not {len(means), len(stds)} <= {1, 3} or not (means.isfinite() & stds.isfinite() & (stds > 0)).all():
-        raise ValueError(f"image_mean={mean}, image_std={std}: give 1 or 3 finite numbers, the std above 0")
-    return (x - means) / stds
-
-
-def _to_float(x: Tensor) -> Tensor:
-    return x.float() if x.is_floating_point() else x.float() / 255
-
-
-@functools.lru_cache(maxsize=256)
-def _bicubic_taps(n_in: int, n_out: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Indices and weights, each (4, n_out), of the source pixels of every output pixel."""
-    a = -0.75
-    position = torch.arange(n_out, dtype=torch.float32) * torch.tensor(n_in / n_out, dtype=torch.float32)
-    base = position.floor()
-    # The kernel is read from a table of 1024 offsets; without the rounding the error is up to 1.5e-4.
-    near = ((position - base) * 1024).round() / 1024
-
-    def inner(t: Tensor) -> Tensor:  # |t| <= 1
-        return ((a + 2) * t - (a + 3)) * t * t + 1
-
-    def outer(t: Tensor) -> Tensor:  # 1 <= |t| <= 2
-        return ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
-
-    weights = torch.stack([outer(near + 1), inner(near), inner(1 - near), outer(2 - near)])
-    index = (base.long() + torch.arange(-1, 3)[:, None]).clamp(0, n_in - 1)
-    return index.to(device), weights.to(device)
 
 
 __all__ = ["SimCLRImageProcessor"]

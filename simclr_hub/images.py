@@ -1,17 +1,17 @@
 """Anything a user calls an image, to its bytes (read once), their hash, and upright RGB.
 
-Unusual: formats are decided by content from an allowlist (an EPS or SVG named .jpg starts no decoder). What becomes of
-the pixels is in `headers` and `pixels`, which the image processor shares.
+What becomes of the pixels is in `headers` and `pixels`, which the image processor shares.
 """
 
 import hashlib
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -21,11 +21,8 @@ from .errors import CorruptImageError, ImageError, ImageTooLargeError, Unreadabl
 from .formats import READERS, SUFFIXES, open_image
 from .headers import FORMATS, NotReadError, read_picture
 from .metadata import read_info
-from .pixels import loaded_rgb, rgb_of, rgb_of_tensor, tensor_of, to_tensor
+from .pixels import loaded_rgb, rgb_of, rgb_of_array, to_pixels
 from .web import fetch, is_url
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 #: Larger files are refused unread. Pixels are bounded by Pillow: twice `PIL.Image.MAX_IMAGE_PIXELS`, 179 million.
 MAX_BYTES = 1 << 29
@@ -36,12 +33,12 @@ class LoadedImage:
     """An image ready for the processor.
 
     Attributes:
-        pixels: (3, H, W), uint8 or float32 in [0, 1].
+        pixels: array (3, H, W), uint8 or float32 in [0, 1].
         content_hash: of what it came from.
         info: what the file says about itself, see `metadata.read_info`; {} for arrays and tensors.
     """
 
-    pixels: "Tensor"
+    pixels: np.ndarray
     content_hash: bytes
     info: dict[str, Any] = field(default_factory=dict)
 
@@ -96,13 +93,11 @@ def load_image(source: Any, *, reduce_to: int | None = None) -> LoadedImage:
     if isinstance(source, Image.Image):
         info = read_info(source) if source.format != "PNG" else None
         with _named_errors("<PIL image>"):
-            pixels = to_tensor(rgb_of(source))
+            pixels = to_pixels(rgb_of(source))
         return _hashed(pixels, read_info(source) if info is None else info)
     if isinstance(source, np.ndarray):
         return _hashed(_from_array(source, channels_last=True))
-    from torch import Tensor  # by now one is needed in any case
-
-    if isinstance(source, Tensor):
+    if is_tensor(source):
         return _hashed(_from_array(source.detach().cpu().numpy(), channels_last=False))
     if hasattr(source, "read"):
         name = describe(getattr(source, "name", "<file object>"))
@@ -117,7 +112,7 @@ def load_image(source: Any, *, reduce_to: int | None = None) -> LoadedImage:
 
 
 def read_source(source: str | os.PathLike[str]) -> FileBytes:
-    """The bytes of a file or behind a URL.
+    """Read the bytes of a file or behind a URL.
 
     Raises:
         ImageError: see `read_file` and `web.fetch`.
@@ -128,7 +123,7 @@ def read_source(source: str | os.PathLike[str]) -> FileBytes:
 
 
 def load_bytes(data: bytes, name: str, reduce_to: int | None = None, content_hash: bytes | None = None) -> LoadedImage:
-    """The bytes of an image file as an image; `name` is for errors; see `decode_with_info`.
+    """Load an image file's bytes; `name` is for errors; see `decode_with_info`.
 
     Their SHA-256 is computed unless `content_hash` is it: 3 % of a large JPEG's time.
 
@@ -136,7 +131,7 @@ def load_bytes(data: bytes, name: str, reduce_to: int | None = None, content_has
         ImageError: see `decode_with_info`.
     """
     image, info = decode_with_info(data, name, reduce_to)
-    return LoadedImage(to_tensor(image), content_hash or hashlib.sha256(data).digest(), info)
+    return LoadedImage(to_pixels(image), content_hash or hashlib.sha256(data).digest(), info)
 
 
 def describe(source: Any) -> str:
@@ -150,7 +145,7 @@ def describe(source: Any) -> str:
 
 
 def read_file(path: str | os.PathLike[str] | bytes, *, follow_symlinks: bool = True) -> tuple[bytes, os.stat_result]:
-    """The whole of a regular file and the stat that belongs to these bytes.
+    """Read the whole of a regular file, and the stat that belongs to these bytes.
 
     Opened once: size and time are compared before and after, and a file that changed meanwhile is read again.
 
@@ -189,7 +184,7 @@ def read_file(path: str | os.PathLike[str] | bytes, *, follow_symlinks: bool = T
 
 
 def decode(data: bytes, name: str) -> Image.Image:
-    """The first frame of an image file's bytes, upright RGB.
+    """Decode the first frame of an image file's bytes to upright RGB.
 
     Raises:
         ImageError: see `decode_with_info`.
@@ -198,7 +193,7 @@ def decode(data: bytes, name: str) -> Image.Image:
 
 
 def decode_with_info(data: bytes, name: str, reduce_to: int | None = None) -> tuple[Image.Image, dict[str, Any]]:
-    """The first frame of an image file's bytes, upright RGB, and what the file says about itself (`read_info`).
+    """Decode the first frame of an image file's bytes to upright RGB, and read its information (`read_info`).
 
     Args:
         data: the file.
@@ -222,14 +217,14 @@ def decode_with_info(data: bytes, name: str, reduce_to: int | None = None) -> tu
                 image.draft(None, (reduce_to, reduce_to))
             return loaded_rgb(image), info or read_info(image)
 
-    with _named_errors(name):
+    with _named_errors(name):  # the content decides: an EPS or SVG named .jpg starts no decoder
         opened = open_image(data, name)
         return use(*opened) if opened else read_picture(data, use)
 
 
 @contextmanager
 def _named_errors(name: str) -> Iterator[None]:
-    """Whatever the readers raise as an `ImageError` that names the image."""
+    """Raise whatever the readers raise as an `ImageError` that names the image."""
     try:
         yield
     except ImageError:
@@ -245,7 +240,7 @@ def _named_errors(name: str) -> Iterator[None]:
         raise CorruptImageError(f"{name}: damaged image: {str(e) or type(e).__name__}") from e
 
 
-def _from_array(array: np.ndarray, *, channels_last: bool) -> "Tensor":
+def _from_array(array: np.ndarray, *, channels_last: bool) -> np.ndarray:
     name = f"<array of shape {array.shape}, {array.dtype}>"
     if array.ndim == 2:
         array = array[None]
@@ -255,15 +250,20 @@ def _from_array(array: np.ndarray, *, channels_last: bool) -> "Tensor":
         order = "(H, W), (H, W, C)" if channels_last else "(H, W), (C, H, W)"
         raise UnsupportedImageError(f"{name}: an image is {order} with C of 1, 3 or 4")
     with _named_errors(name):
-        return rgb_of_tensor(tensor_of(array))
+        return rgb_of_array(array)
 
 
-def _hashed(pixels: "Tensor", info: dict[str, Any] | None = None) -> LoadedImage:
-    digest = hashlib.sha256(f"{pixels.dtype} {tuple(pixels.shape)}".encode())
-    digest.update(pixels.numpy().tobytes())
+def is_tensor(source: Any) -> bool:
+    """Tell whether this is a torch tensor, without importing torch."""
+    return "torch" in sys.modules and isinstance(source, sys.modules["torch"].Tensor)
+
+
+def _hashed(pixels: np.ndarray, info: dict[str, Any] | None = None) -> LoadedImage:
+    digest = hashlib.sha256(f"torch.{pixels.dtype} {pixels.shape}".encode())
+    digest.update(pixels.tobytes())
     return LoadedImage(pixels, digest.digest(), info or {})
 
 
 def is_image_name(path: str | bytes | Path) -> bool:
-    """Whether a folder scan takes this file for an image, by its suffix."""
+    """Tell whether a folder scan takes this file for an image, by its suffix."""
     return os.path.splitext(os.fsdecode(path))[1].lower() in SUFFIXES

@@ -1,34 +1,30 @@
 """A name, a directory or a Hub id@revision, to a model, its processor, and what identifies the weights."""
 
-import hashlib
-import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from huggingface_hub.errors import StrictDataclassError
-from transformers.utils import logging
-
-from .checkpoints.download import snapshot
-from .checkpoints.official import lasting_name, official
-from .configuration_simclr import SimCLRConfig
 from .errors import CheckpointError
-from .image_processing_simclr import SimCLRImageProcessor
 from .model_folder import inside
-from .modeling_simclr import SimCLRModel
+from .progress import quiet_transformers
+from .runtimes import DEFAULT_FOLDER, hash_weights
 from .whitening import WHITENING_NAMES, Whitening
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .configuration_simclr import SimCLRConfig
+    from .image_processing_simclr import SimCLRImageProcessor
+    from .modeling_simclr import SimCLRModel
 
 DEFAULT = "default"
 #: What of a Hub repository is downloaded: never code, never a pickle.
 _PATTERNS = ["config.json", "preprocessor_config.json", "*.safetensors", "model.safetensors.index.json"]
 
 
-def load(name: str | os.PathLike[str] | None = None) -> tuple[SimCLRModel, SimCLRImageProcessor]:
-    """A SimCLR encoder in eval mode and the processor that belongs to it.
+def load(name: str | os.PathLike[str] | None = None) -> "tuple[SimCLRModel, SimCLRImageProcessor]":
+    """Load a SimCLR encoder, in eval mode, and the processor that belongs to it.
 
     Args:
         name: None or "default" (the checkpoint inside this package); a directory that `from_pretrained` or
@@ -40,7 +36,21 @@ def load(name: str | os.PathLike[str] | None = None) -> tuple[SimCLRModel, SimCL
         CheckpointError: there is no such model; its weights are damaged, incomplete, of another model, no safetensors
             or outside its folder; or a setting of it is out of bounds.
     """
-    directory, source = _locate(name)
+    return load_folder(*locate(name))
+
+
+def load_folder(directory: Path, source: str) -> "tuple[SimCLRModel, SimCLRImageProcessor]":
+    """Load what `locate` found.
+
+    Raises:
+        CheckpointError: see `load`.
+    """
+    import torch
+    from huggingface_hub.errors import StrictDataclassError
+
+    from .image_processing_simclr import SimCLRImageProcessor
+    from .modeling_simclr import SimCLRModel
+
     try:
         with quiet_transformers():
             model = SimCLRModel.from_pretrained(directory, local_files_only=True, dtype=torch.float32)
@@ -61,7 +71,7 @@ def load(name: str | os.PathLike[str] | None = None) -> tuple[SimCLRModel, SimCL
 
 
 def load_whitening(name: str | os.PathLike[str] | None = None, layer: str = "h") -> Whitening | None:
-    """The whitening that comes with a checkpoint; None if none does.
+    """Load the whitening that comes with a checkpoint; None if none does.
 
     Args:
         name: as for `load`.
@@ -72,7 +82,7 @@ def load_whitening(name: str | os.PathLike[str] | None = None, layer: str = "h")
     """
     if layer not in WHITENING_NAMES:
         return None
-    path = _locate(name)[0] / WHITENING_NAMES[layer]
+    path = locate(name)[0] / WHITENING_NAMES[layer]
     return own_whitening(path) if os.path.lexists(path) else None
 
 
@@ -88,30 +98,27 @@ def own_whitening(path: Path) -> Whitening:
         raise e if isinstance(e, CheckpointError) else CheckpointError(str(e)) from e
 
 
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without transformers' own progress bars, for loading and saving, which take a moment."""
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if bars:
-            logging.enable_progress_bar()
+def weights_hash(model: "SimCLRModel", *, with_projection: bool = False) -> str:
+    """Return the SHA-256 over the architecture and every weight of the encoder (and of g), wherever they lie."""
+    return hash_weights(architecture_of(model.config), hashed_weights(model, with_projection=with_projection))
 
 
-def weights_hash(model: SimCLRModel, *, with_projection: bool = False) -> str:
-    """SHA-256 over the architecture and every weight of the encoder (and of g), independent of where they lie."""
-    config: SimCLRConfig = model.config
-    architecture = {k: getattr(config, k) for k in sorted(SimCLRConfig.__annotations__) if k not in _NOT_IDENTITY}
+def architecture_of(config: "SimCLRConfig") -> dict[str, Any]:
+    """Return what of a config identifies the encoder."""
+    from .configuration_simclr import SimCLRConfig
+
+    names = sorted(set(SimCLRConfig.__annotations__) - _NOT_IDENTITY)
     # 1 and 1.0 are the same width.
-    architecture = {k: float(v) if isinstance(v, int) else v for k, v in architecture.items()}
-    digest = hashlib.sha256(json.dumps(architecture).encode())
-    for key, value in sorted(model.state_dict().items()):
-        if not key.endswith("num_batches_tracked") and (with_projection or key.startswith("encoder.")):
-            digest.update(f"{key} {tuple(value.shape)}".encode())
-            digest.update(value.detach().float().cpu().contiguous().numpy().data)
-    return digest.hexdigest()
+    return {name: float(v) if isinstance(v := getattr(config, name), int) else v for name in names}
+
+
+def hashed_weights(model: "SimCLRModel", *, with_projection: bool = False) -> "dict[str, np.ndarray]":
+    """Return the weights of the encoder (and of g) by their names, float32, not copied where they are."""
+    return {
+        key: value.detach().float().cpu().contiguous().numpy()
+        for key, value in model.state_dict().items()
+        if not key.endswith("num_batches_tracked") and (with_projection or key.startswith("encoder."))
+    }
 
 
 _NOT_IDENTITY = {
@@ -125,10 +132,17 @@ _NOT_IDENTITY = {
 }
 
 
-def _locate(name: str | os.PathLike[str] | None) -> tuple[Path, str]:
-    """The directory that holds the model, and its lasting name."""
+def locate(name: str | os.PathLike[str] | None) -> tuple[Path, str]:
+    """Find the directory that holds a model, and its lasting name.
+
+    Args:
+        name: as for `load`.
+
+    Raises:
+        CheckpointError: there is no such model.
+    """
     if name is None or name == DEFAULT:
-        return Path(str(files(__package__) / "assets" / "default")), DEFAULT
+        return DEFAULT_FOLDER, DEFAULT
     path = Path(name)
     if path.is_dir():
         return path, str(path.resolve())
@@ -139,9 +153,12 @@ def _locate(name: str | os.PathLike[str] | None) -> tuple[Path, str]:
             "org/name@revision"
         )
     if "/" not in name.partition("@")[0]:
-        with quiet_transformers():
-            directory = official(name)
+        from .checkpoints.official import lasting_name, official
+
+        directory = official(name)
         return directory, lasting_name(directory)
+    from .checkpoints.download import snapshot
+
     repo, _, revision = name.partition("@")
     # The snapshot's folder is the commit: the name is resolved once, and offline works from the cache.
     folder = snapshot(repo, revision or None, _PATTERNS)

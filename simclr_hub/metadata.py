@@ -1,6 +1,6 @@
 """What an image file says about itself: format, size, when, where and with what it was taken.
 
-Unusual: nothing here raises. A damaged or lying EXIF block gives fewer keys; what remains is JSON-able, printable and
+Nothing here raises. A damaged or lying EXIF block gives fewer keys; what remains is JSON-able, printable and
 short, so that it can go into a store, a table or a page as it is.
 """
 
@@ -22,7 +22,7 @@ _OFFSET = re.compile(r"[+-](?:0[0-9]|1[0-4]):[0-5][0-9]")
 
 
 def read_info(image: Image.Image) -> dict[str, Any]:
-    """Format and upright size in pixels, and what the EXIF holds of the time, the camera and the place.
+    """Read format and upright size in pixels, and what the EXIF holds of the time, the camera and the place.
 
     Call it before the pixels are loaded, except for a PNG: a reduced JPEG no longer knows its full size, a TIFF loses
     its orientation, and a PNG's EXIF may stand behind its pixels.
@@ -55,7 +55,7 @@ def read_info(image: Image.Image) -> dict[str, Any]:
 
 
 def exif_info(exif: Image.Exif, *, changed_is_taken: bool = False) -> dict[str, Any]:
-    """Of "taken", "camera" and "gps" what the EXIF holds and what makes sense.
+    """Read of "taken", "camera" and "gps" what the EXIF holds and what makes sense.
 
     Args:
         exif: the directory that has the others below it.
@@ -77,7 +77,7 @@ def exif_info(exif: Image.Exif, *, changed_is_taken: bool = False) -> dict[str, 
 
 
 def _is_upright(image: Image.Image) -> bool:
-    """Whether `size` is that of the turned image: these readers apply the orientation themselves."""
+    """Tell whether `size` is that of the turned image: these readers apply the orientation themselves."""
     return image.format in ("TIFF", "HEIF")
 
 
@@ -88,7 +88,7 @@ def _block(exif: Image.Exif, tag: int) -> Tags:
 
 
 def _taken(details: Tags) -> str | None:
-    """When the shutter opened, or a film was scanned; not when a program changed the file."""
+    """Return when the shutter opened, or a film was scanned; not when a program changed the file."""
     return _time(details, ExifTags.Base.DateTimeOriginal, ExifTags.Base.OffsetTimeOriginal) or _time(
         details, ExifTags.Base.DateTimeDigitized, ExifTags.Base.OffsetTimeDigitized
     )
@@ -121,7 +121,7 @@ def _gps(place: Tags) -> list[float] | None:
 
 
 def _degrees(place: Tags, tag: int, reference_tag: int, references: str, most: int) -> float | None:
-    """Degrees, minutes and seconds as degrees, to a centimetre; south and west are negative."""
+    """Convert degrees, minutes and seconds to degrees, to a centimetre; south and west are negative."""
     values, reference = place.get(tag), _text(place.get(reference_tag)).upper()
     if not isinstance(values, tuple) or not 1 <= len(values) <= 3 or reference not in tuple(references):
         return None
@@ -133,7 +133,7 @@ def _degrees(place: Tags, tag: int, reference_tag: int, references: str, most: i
 
 
 def _text(value: Any) -> str:
-    """One short, printable line of what a text tag holds; "" for anything else."""
+    """Return one short, printable line of what a text tag holds; "" for anything else."""
     if isinstance(value, bytes):
         value = value[: 4 * MAX_TEXT].decode("utf-8", "replace")
     if not isinstance(value, str):

@@ -5,7 +5,6 @@ Thumbnails are inside; there are no scripts, and nothing else is loaded.
 
 import base64
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,9 @@ import jinja2
 from PIL import Image
 
 from ._files import Kind, check_output, write_output
+from .duplicates.find import DuplicateGroup, Member, day
 from .errors import ImageError
-from .images import FileBytes, decode, describe, load_image, read_source
-from .index.duplicates.find import DuplicateGroup, Member
-from .index.duplicates.keep import day
+from .images import describe, load_image
 from .index.search.find import Match, tell_share
 
 #: The templates' first lines, by which a page of this package is recognised.
@@ -169,12 +167,7 @@ def _picture(source: Any) -> dict[str, str]:
     full = describe(source)
     name = Path(full).name or full
     try:
-        if isinstance(source, (str, os.PathLike)):
-            source = read_source(source)
-        if isinstance(source, FileBytes):
-            image = decode(source.data, source.name)  # without torch
-        else:
-            image = Image.fromarray(load_image(source).pixels.permute(1, 2, 0).contiguous().numpy())
+        image = Image.fromarray(load_image(source).pixels.transpose(1, 2, 0))
     except ImageError as e:
         return {"name": name, "full": str(e), "data": ""}
     image.thumbnail((THUMBNAIL, THUMBNAIL))

@@ -83,3 +83,17 @@ def counting_bar(what: str) -> Iterator[Callable[[int, int], None]]:
             done = now
 
         yield progress
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Leave out transformers' own progress bars, for loading and saving, which take a moment."""
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()

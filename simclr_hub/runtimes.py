@@ -1,165 +1,296 @@
-"""What runs a model: PyTorch, ONNX Runtime or compiled PyTorch; each compared with plain PyTorch before it is used.
+"""What runs a model without torch: ONNX Runtime, and a checkpoint's graph, exported once and kept in a file.
 
-Unusual: a runtime that drifts is not used, with a warning, instead of being trusted. The comparison is made on photos
-of this package and flat pictures, when the runtime is built.
+The file holds what an `Embedder` needs of a checkpoint beside its weights, a few kB of JSON. The default checkpoint's
+lie beside its weights; those of others in
+
+    HF_HOME/assets/simclr_hub/onnx/KEY-WEIGHTS.json
+
+which HF_ASSETS_CACHE moves. A file is used only for weights whose hash it names, and none from a model's own folder.
 """
 
+import base64
+import hashlib
+import json
+import os
+import sys
 import threading
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from .errors import MissingExtraError
-from .fast import Layer
-from .image_processing_simclr import transform
-from .images import load_image
-from .onnx_export import to_onnx
+from ._files import write_file
+from .model_folder import read_json, weight_files
 
-#: Pixel values (B, 3, size, size), float32 on the CPU, to vectors (B, D) float32.
-Runner = Callable[[Tensor], np.ndarray]
 RUNTIMES = ("torch", "onnxruntime", "compile")
 #: Largest difference from plain PyTorch's vectors at the same precision, relative to their largest value.
 #: A deep network of random weights, where rounding grows from block to block, reaches 2e-5 in float32.
-LIMITS = {torch.float32: 5e-5, torch.float64: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+LIMITS = {"float32": 5e-5, "float64": 1e-5, "float16": 5e-3, "bfloat16": 3e-2}
+#: h, and stage 3's map averaged, beside each other, each scaled to length 1.
+H_STAGE3 = "h+stage3"
+#: Layers of the default checkpoint whose exports are shipped.
+SHIPPED = ("h", H_STAGE3)
+DEFAULT_FOLDER = Path(str(files(__package__) / "assets" / "default"))
+
+_FORMAT = 1
 
 
-def check_runtime(runtime: str | None, device: torch.device, dtype: torch.dtype) -> None:
+class Runner(Protocol):
+    """Runs one layer of a model.
+
+    Attributes:
+        has_own_thread: it is called on one thread alone, which is not the main one.
+    """
+
+    has_own_thread: bool
+
+    def __call__(self, pixels: np.ndarray, *, alone: bool = False) -> np.ndarray:
+        """Turn pixels (B, 3, size, size) into vectors (B, D), both float32; `alone`: on all cores, else on one."""
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """What an `Embedder` must know of a model and its processor to embed with one layer.
+
+    Attributes:
+        layer: "h", "h+stage3", "g1", ..., "z".
+        architecture: what identifies it, see `hash_weights`.
+        weights: their hash.
+        width_of_h: of h alone.
+        dim: width of the layer.
+        size: side of the images in pixels.
+        crop: share of the shorter side that is kept.
+        exact: the processor's choice.
+        mean_std: means and standard deviations that the processor applies last, if it does.
+    """
+
+    layer: str
+    architecture: dict[str, Any]
+    weights: str
+    width_of_h: int
+    dim: int
+    size: int
+    crop: float
+    exact: bool
+    mean_std: tuple[Any, Any] | None
+
+
+@dataclass(frozen=True)
+class Export:
+    """A layer as an ONNX graph.
+
+    Attributes:
+        facts: of the layer.
+        shapes: of the weights that the hash covers, by their names in the state_dict.
+        used: names of the weights that the graph refers to.
+        drift: its largest difference from PyTorch's vectors on known pictures, relative to their largest value.
+        graph: see `onnx_export.to_onnx`.
+    """
+
+    facts: LayerFacts
+    shapes: dict[str, tuple[int, ...]]
+    used: tuple[str, ...]
+    drift: float
+    graph: bytes
+
+    @property
+    def is_right(self) -> bool:
+        """Tell whether it gives PyTorch's vectors."""
+        return self.drift <= LIMITS["float32"]  # NaN is not
+
+
+class OnnxRunner:
+    """ONNX Runtime, in float32 on the CPU. It can be pickled, with the weights.
+
+    Args:
+        export: the graph.
+        weights: float32 arrays by their names.
+        threads: that run one batch which is alone.
+    """
+
+    has_own_thread = False
+
+    def __init__(self, export: Export, weights: Mapping[str, np.ndarray], threads: int = 1):
+        self._graph = export.graph
+        self._weights = {name: weights[name] for name in export.used}
+        self._threads = threads
+        self._sessions: dict[tuple[int, int], Any] = {}
+        self._making = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key not in ("_sessions", "_making")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _sessions={}, _making=threading.Lock())
+
+    def __call__(self, pixels: np.ndarray, *, alone: bool = False) -> np.ndarray:
+        """Turn pixels (B, 3, size, size) into vectors (B, D), both float32; `alone`: on all cores, else on one."""
+        session = self._session(self._threads if alone else 1)
+        vectors: np.ndarray = session.run(None, {"pixels": np.ascontiguousarray(pixels)})[0]
+        return vectors
+
+    def _session(self, threads: int) -> Any:
+        key = os.getpid(), threads  # a session's threads are not there in a forked process
+        with self._making:
+            if key not in self._sessions:
+                import onnxruntime
+
+                options = onnxruntime.SessionOptions()
+                options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+                options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+                options.log_severity_level = 3
+                values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in self._weights.values()]
+                options.add_external_initializers(list(self._weights), values)
+                self._sessions[key] = onnxruntime.InferenceSession(
+                    self._graph, options, providers=["CPUExecutionProvider"]
+                )
+            return self._sessions[key]
+
+
+def check_runtime(runtime: str | None, device: str, precision: str) -> None:
     """Refuse what cannot run.
 
     Raises:
-        ValueError: no such runtime, or not one for this device and precision.
-        MissingExtraError: it is not installed.
+        ValueError: no such precision or runtime, or not one for this device and precision.
     """
+    if precision not in LIMITS:
+        raise ValueError(f"dtype={precision} is not one of {', '.join(LIMITS)}")
     if runtime is not None and runtime not in RUNTIMES:
         raise ValueError(f"runtime={runtime!r} is not one of {', '.join(RUNTIMES)}")
-    if runtime == "onnxruntime":
-        if device.type != "cpu" or dtype != torch.float32:
-            raise ValueError(f"runtime='onnxruntime' is for float32 on the CPU, not {dtype} on {device}")
-        if not is_installed():
-            raise MissingExtraError("onnxruntime", "fast")
+    if runtime == "onnxruntime" and (device != "cpu" or precision != "float32"):
+        raise ValueError(f"runtime='onnxruntime' is for float32 on the CPU, not {precision} on {device}")
 
 
-def is_installed() -> bool:
-    """Whether ONNX Runtime is there."""
-    return find_spec("onnxruntime") is not None
+def may_have_gpu() -> bool:
+    """Tell whether a GPU would be taken, asking torch only where it is imported or there is a sign of a GPU."""
+    signs = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg", r"C:\Windows\System32\nvcuda.dll")
+    if "torch" not in sys.modules and not any(map(os.path.exists, signs)):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
-def torch_runner(layer: Layer, device: torch.device, dtype: torch.dtype) -> Runner:
-    """Plain PyTorch."""
-
-    @torch.inference_mode()
-    def run(pixels: Tensor) -> np.ndarray:
-        pixels = pixels.to(device, dtype).contiguous(memory_format=torch.channels_last)
-        with _gate.running():
-            array: np.ndarray = layer(pixels).float().cpu().numpy()
-        return array
-
-    return run
+def cores() -> int:
+    """Return how many threads to use on a CPU: as many as torch would, or what OMP_NUM_THREADS says."""
+    if "torch" in sys.modules:
+        return int(sys.modules["torch"].get_num_threads())
+    if (wanted := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(wanted):
+        return int(wanted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Gate:
-    """PyTorch's tracer changes every module of the process while it works: networks run together or one is traced."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._running = 0
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Wait for the end of tracing."""
-        with self._changed:
-            self._running += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._running -= 1
-                self._changed.notify_all()
-
-    @contextmanager
-    def tracing(self) -> Iterator[None]:
-        """Wait until nothing runs, and let nothing start."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._running)
-            yield
+def hash_weights(architecture: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> str:
+    """Return the SHA-256 over an architecture and float32 weights, wherever they lie."""
+    digest = hashlib.sha256(json.dumps(architecture).encode())
+    for key, value in sorted(weights.items()):
+        digest.update(f"{key} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).data)
+    return digest.hexdigest()
 
 
-_gate = _Gate()
-
-
-def build(runtime: str, layer: Layer, size: int, batch_size: int, device: torch.device, dtype: torch.dtype) -> Runner:
-    """A runner, compared with plain PyTorch; that itself, with a warning, if the comparison or the building fails.
-
-    Args:
-        runtime: one of `RUNTIMES`.
-        layer: on `device`, of `dtype`.
-        size: side of the images.
-        batch_size: the largest batch that will come.
-        device: the layer's.
-        dtype: the layer's.
-    """
-    plain = torch_runner(layer, device, dtype)
-    if runtime == "torch":
-        return plain
+def find_export(folder: Path, layer: str) -> tuple[Export, dict[str, np.ndarray]] | None:
+    """Return the export of a model's layer with the weights that the model's folder holds, if it is there and fits."""
     try:
-        run = _onnxruntime(layer, size) if runtime == "onnxruntime" else _compiled(layer, batch_size, device, dtype)
-        drift = _drift(run, plain, _probe(size).split(batch_size))
-        why = f"its vectors differ by {drift:.1e}, more than {LIMITS[dtype]:.0e}"
-    except Exception as e:  # of a compiler or a runtime, which raise anything
-        drift, why = np.inf, " ".join(f"{type(e).__name__}: {e}".split())[:200]
-    if drift <= LIMITS[dtype]:  # NaN is not
-        return run
-    warnings.warn(f"{runtime} is not used for this model, but PyTorch: {why}", RuntimeWarning, stacklevel=2)
-    return plain
+        of = weights = found = None
+        for path in _places(folder, layer):
+            with suppress(KeyError, TypeError, ValueError, OSError, zlib.error):  # damaged: as if it were not there
+                export = read_export(path)
+                if (export.facts.architecture, export.shapes) != of:  # hashed once for all trainings of a network
+                    weights = _read_weights(folder, export.shapes)
+                    found = hash_weights(export.facts.architecture, weights)
+                    of = export.facts.architecture, export.shapes
+                if weights and export.facts.weights == found and export.facts.layer == layer:
+                    return export, weights
+    except (ValueError, OSError):  # of the model's folder, about which `load` tells more
+        pass
+    return None
 
 
-def _onnxruntime(layer: Layer, size: int) -> Runner:
-    """One thread a run, for many runs at the same time."""
-    import onnxruntime
-
-    with _gate.tracing():
-        file, weights = to_onnx(layer, torch.zeros(2, 3, size, size))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    arrays = {name: weight.numpy() for name, weight in weights.items()}
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
-    options.add_external_initializers(list(arrays), values)
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-
-    def run(pixels: Tensor) -> np.ndarray:
-        vectors: np.ndarray = session.run(None, {"input.pixels": pixels.contiguous().numpy()})[0]
-        return vectors
-
-    return run
+def keep_export(folder: Path, export: Export) -> None:
+    """Keep an export where `find_export` finds it; what cannot be written is made anew when it is needed."""
+    with suppress(OSError, ValueError):
+        path = _cache() / f"{_key(folder, export.facts.layer)}-{export.facts.weights[:16]}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_export(path, export)
 
 
-def _compiled(layer: Layer, batch_size: int, device: torch.device, dtype: torch.dtype) -> Runner:
-    """One shape, which is compiled once: smaller batches are filled up."""
-    plain = torch_runner(torch.compile(layer, dynamic=False), device, dtype)  # type: ignore[arg-type]
-
-    def run(pixels: Tensor) -> np.ndarray:
-        n = len(pixels)
-        return plain(F.pad(pixels, (0, 0) * 3 + (0, batch_size - n)))[:n]
-
-    return run
+def write_export(path: Path, export: Export) -> None:
+    """Write an export."""
+    about = asdict(export) | {"graph": base64.b64encode(zlib.compress(export.graph, 9)).decode(), "format": _FORMAT}
+    text = json.dumps({"sha256": _checksum(about), "export": about}) + "\n"
+    write_file(path, lambda file: file.write(text.encode()))
 
 
-def _probe(size: int) -> Tensor:
-    """A known photo, the same mirrored, white and black: (4, 3, size, size)."""
-    photo = load_image(Path(str(files(__package__) / "assets" / "sample-photos" / "cat_1.jpg"))).pixels
-    pixels = transform(photo[None], size)
-    return torch.cat([pixels, pixels.flip(3), torch.ones_like(pixels), torch.zeros_like(pixels)])
+def shipped_export(layer: str) -> Path:
+    """Return where the default checkpoint's export of a layer lies."""
+    return DEFAULT_FOLDER / f"onnx-{layer.replace('+', '-')}.json"
 
 
-def _drift(run: Runner, plain: Runner, batches: Sequence[Tensor]) -> float:
-    expected = np.concatenate([plain(pixels) for pixels in batches])
-    return float(np.abs(np.concatenate([run(pixels) for pixels in batches]) - expected).max() / np.abs(expected).max())
+def _places(folder: Path, layer: str) -> Iterator[Path]:
+    """List the files that may be the export of a model's layer."""
+    if folder == DEFAULT_FOLDER and layer in SHIPPED:
+        yield shipped_export(layer)
+    yield from sorted(_cache().glob(f"{_key(folder, layer)}-*.json"))
+
+
+def _cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_ASSETS_CACHE) / "simclr_hub" / "onnx"
+
+
+def _key(folder: Path, layer: str) -> str:
+    """Identify a layer by all that a folder says of it beside the weights."""
+    digest = hashlib.sha256(f"{_FORMAT} {layer}".encode())
+    for name in ("config.json", "preprocessor_config.json"):
+        settings = read_json(folder / name) if os.path.lexists(folder / name) else {}
+        digest.update(json.dumps(settings, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def _checksum(about: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def read_export(path: Path) -> Export:
+    """Read what `write_export` wrote.
+
+    Raises:
+        KeyError, TypeError, ValueError, OSError, zlib.error: it did not.
+    """
+    found = read_json(path)
+    about = found["export"]
+    if _checksum(about) != found["sha256"] or about.pop("format") != _FORMAT:
+        raise ValueError("damaged, or of another version")
+    facts = LayerFacts(**about.pop("facts"))
+    shapes = {name: tuple(shape) for name, shape in about.pop("shapes").items()}
+    graph = zlib.decompress(base64.b64decode(about.pop("graph")))
+    return Export(facts, shapes, tuple(about.pop("used")), graph=graph, **about)
+
+
+def _read_weights(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Read the weights of these names and shapes as float32, also out of a classifier's.
+
+    Raises:
+        ValueError: one is missing or of another shape, or numpy cannot read them.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, np.ndarray] = {}
+    try:
+        for path in weight_files(folder):
+            with safe_open(path, "numpy") as file:
+                for key in file.keys():
+                    if (name := key.removeprefix("simclr.")) in shapes:
+                        found[name] = np.asarray(file.get_tensor(key), np.float32)
+    except (SafetensorError, TypeError) as e:  # bfloat16
+        raise ValueError(str(e)) from e
+    if {name: array.shape for name, array in found.items()} != shapes:
+        raise ValueError("weights of other names or shapes")
+    return found

@@ -1,18 +1,16 @@
 """A picture's signature: a thumbnail of 455 bytes by which the same picture is known again after an edit.
 
-Unusual: it is a picture, not a hash. Two hashes can only be compared as they are; two small pictures can be aligned,
-so that a cropped, mirrored, turned or framed copy is found, and a brighter one correlates as before. Grey levels are
-kept on 20 x 20 cells, colour on 5 x 5. The shape is stretched to a square, so that the size does not matter.
+Two hashes could only be compared as they are; two small pictures can be aligned, so that a cropped, mirrored, turned
+or framed copy is found, and a brighter one correlates as before. Grey levels are kept on 20 x 20 cells, colour on
+5 x 5. The shape is stretched to a square, so that the size does not matter.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from .pixels import resize_bytes
 
 #: First byte of every signature; signatures of two versions cannot be compared.
 SIGNATURE_VERSION = 1
@@ -46,11 +44,8 @@ class Thumbnails:
         return Thumbnails(self.grey[rows], self.colour[rows], self.shape[rows])
 
 
-def picture_signature(pixels: "Tensor") -> bytes:
-    """The signature of a picture.
-
-    It hardly depends on the size at which the picture was decoded. A tensor whose channels lie together in memory, as
-    decoders give them, is several times as fast.
+def picture_signature(pixels: np.ndarray) -> bytes:
+    """Make the signature of a picture; it hardly depends on the size at which the picture was decoded.
 
     Args:
         pixels: (3, H, W), uint8 or float in [0, 1].
@@ -58,17 +53,14 @@ def picture_signature(pixels: "Tensor") -> bytes:
     Raises:
         ValueError: another shape, or no pixels.
     """
-    import torch
-    import torch.nn.functional as F
-
-    if pixels.ndim != 3 or pixels.shape[0] != 3 or not pixels.numel():
-        raise ValueError(f"pixels of shape {tuple(pixels.shape)}: a picture is (3, H, W) with at least one pixel")
+    if pixels.ndim != 3 or pixels.shape[0] != 3 or not pixels.size:
+        raise ValueError(f"pixels of shape {pixels.shape}: a picture is (3, H, W) with at least one pixel")
     height, width = pixels.shape[1:]
-    if pixels.is_floating_point():
-        pixels = (pixels * 255).round().clamp(0, 255).to(torch.uint8)
+    if pixels.dtype != np.uint8:
+        pixels = np.rint(pixels * 255).clip(0, 255).astype(np.uint8)
     # Twice the cells first: this step rounds to whole levels, the mean of four makes up for it.
-    fine = F.interpolate(pixels[None].cpu(), (2 * GREY_CELLS,) * 2, mode="bilinear", antialias=True)
-    red, green, blue = F.avg_pool2d(fine.float(), 2)[0].numpy().astype(np.float64)
+    fine = resize_bytes(pixels[None], 2 * GREY_CELLS, kernel="bilinear")
+    red, green, blue = fine.reshape(3, GREY_CELLS, 2, GREY_CELLS, 2).mean((2, 4))
     grey = 0.299 * red + 0.587 * green + 0.114 * blue  # (20, 20)
     lowest = int(min(np.floor(grey.min()), 254))
     highest = int(max(np.ceil(grey.max()), lowest + 1))
@@ -84,19 +76,19 @@ def picture_signature(pixels: "Tensor") -> bytes:
 
 
 def is_signature(data: bytes) -> bool:
-    """Whether these bytes are a signature of this version."""
+    """Tell whether these bytes are a signature of this version."""
     return len(data) == SIGNATURE_BYTES and data[0] == SIGNATURE_VERSION
 
 
 def as_rows(signatures: Sequence[bytes]) -> np.ndarray:
-    """Signatures as uint8 (N, 455), in their order; zeros for what is none, or is of another version."""
+    """Stack signatures to uint8 (N, 455), in their order; zeros for what is none, or is of another version."""
     none = bytes(SIGNATURE_BYTES)
     rows = b"".join(signature if is_signature(signature) else none for signature in signatures)
     return np.frombuffer(rows, np.uint8).reshape(-1, SIGNATURE_BYTES)
 
 
 def unpack(rows: np.ndarray) -> Thumbnails:
-    """Signatures (N, 455), as `as_rows` gives them, as pictures; black where there is none."""
+    """Read signatures (N, 455), as `as_rows` gives them, as pictures; black where there is none."""
     split = _HEAD + GREY_CELLS**2
     lowest, highest = rows[:, 3:4].astype(np.float32), rows[:, 4:5].astype(np.float32)
     grey = lowest + rows[:, _HEAD:split] * ((highest - lowest) / 255)
@@ -110,7 +102,7 @@ def unpack(rows: np.ndarray) -> Thumbnails:
 
 
 def low_frequencies(signatures: np.ndarray) -> np.ndarray:
-    """What large shapes a signature shows, (N, 63) float32 of length 1; zero if it shows nothing.
+    """Return what large shapes signatures show, (N, 63) float32 of length 1; zero for one that shows nothing.
 
     Args:
         signatures: uint8 (N, 455), see `as_rows`.
@@ -127,13 +119,13 @@ def low_frequencies(signatures: np.ndarray) -> np.ndarray:
 
 
 def in_colour(rows: np.ndarray) -> np.ndarray:
-    """Which signatures (N, 455) are of pictures in colour: bool (N,)."""
+    """Tell which signatures (N, 455) are of pictures in colour: bool (N,)."""
     colour = rows[:, _HEAD + GREY_CELLS**2 :].astype(np.int16)
     return np.asarray((np.abs(colour - 128) > 1).any(1))
 
 
 def _pooled(levels: np.ndarray) -> np.ndarray:
-    """(20, 20) to (5, 5) means."""
+    """Average (20, 20) to (5, 5)."""
     side = GREY_CELLS // COLOUR_CELLS
     means: np.ndarray = levels.reshape(COLOUR_CELLS, side, COLOUR_CELLS, side).mean((1, 3))
     return means

@@ -11,13 +11,13 @@ from PIL import Image
 
 from .archives import archive_images, is_archive
 from .errors import RootUnavailableError, UnreadableImageError
-from .images import FileBytes, UnusableImage, describe
+from .images import FileBytes, UnusableImage, describe, is_tensor
 from .scan import Rules, scan_whole
 from .web import is_url
 
 
 def as_sources(images: Any, chosen: Iterator[bool] | None = None) -> Any:
-    """One image, a folder, an archive, a data set, a batch or an iterable of images, as an iterable of images.
+    """Turn one image, a folder, an archive, a data set, a batch or an iterable of images into an iterable of images.
 
     Of an archive those that are `chosen`, see `archive_images`; of anything else all.
     """
@@ -27,9 +27,7 @@ def as_sources(images: Any, chosen: Iterator[bool] | None = None) -> Any:
         if os.path.isdir(images):
             return folder_images(images)
         return archive_images(images, chosen) if is_archive(images) and not is_url(images) else [images]
-    from torch import Tensor
-
-    if isinstance(images, (np.ndarray, Tensor)):
+    if isinstance(images, np.ndarray) or is_tensor(images):
         return images if images.ndim == 4 else [images]
     one = (bytes, bytearray, memoryview, FileBytes, UnusableImage, Image.Image, dict)
     if isinstance(images, one) or hasattr(images, "read"):
@@ -40,7 +38,7 @@ def as_sources(images: Any, chosen: Iterator[bool] | None = None) -> Any:
 
 
 def every_nth(given: Sequence[str], part: int, parts: int) -> tuple[Iterator[Any], int | None]:
-    """Every `parts`-th source of all that is given, from the `part`-th (of 1, 2, ...) on, the others unread.
+    """Take every `parts`-th source of all that is given, from the `part`-th (of 1, 2, ...) on, the others unread.
 
     Returns:
         The sources, and how many they are; None if there are archives, whose members nobody has counted.
@@ -72,7 +70,7 @@ def folder_images(folder: str | os.PathLike[str], rules: Rules | None = None) ->
 
 
 def dataset_images(dataset: Any) -> Iterable[Any]:
-    """The image column of a `datasets.Dataset` or `IterableDataset` as stored; its files are decoded later, here.
+    """Return the image column of a `datasets.Dataset` or `IterableDataset` as stored; its files are decoded later.
 
     Raises:
         ValueError: none of its columns, or more than one, holds images.

@@ -1,8 +1,4 @@
-"""An image's URL to its bytes, from public addresses only, within limits of size and time.
-
-Unusual: the host's name is resolved once, every address found is checked, and the connection goes to one of these very
-addresses, so that no second look-up can lead elsewhere; each redirect begins anew. Proxies and cookies are not used.
-"""
+"""An image's URL to its bytes, from public addresses only, within limits of size and time; no proxies, no cookies."""
 
 import http.client
 import io
@@ -32,12 +28,12 @@ _ISATAP = 0x5EFE
 
 
 def is_url(source: Any) -> bool:
-    """Whether this is the text of an http or https URL."""
+    """Tell whether this is the text of an http or https URL."""
     return isinstance(source, str) and source[:8].lower().startswith(("http://", "https://"))
 
 
 def fetch(url: str, *, allow_private: bool = False, max_bytes: int = MAX_BYTES, seconds: float = SECONDS) -> bytes:
-    """The bytes behind a URL.
+    """Fetch the bytes behind a URL.
 
     Args:
         url: http or https.
@@ -90,7 +86,7 @@ def _fetch(url: str, name: str, allow_private: bool, max_bytes: int, deadline: f
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet, also where it holds an IPv4 address inside."""
+    """Tell whether an IP address is one of the public internet, also where it holds an IPv4 address inside."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         if ip in _NAT64:  # how a network without IPv4 reaches the rest
@@ -120,7 +116,7 @@ def _split(url: str) -> SplitResult:
 
 
 def _target(parts: SplitResult) -> str:
-    """What is asked for of the host; what a URL may not hold is escaped, what is escaped already is kept."""
+    """Return what is asked of the host; what a URL may not hold is escaped, what is escaped already is kept."""
     safe = "/%:@!$&'()*+,;=~-._"
     path, query = quote(parts.path, safe=safe) or "/", quote(parts.query, safe=safe + "?[]|")
     return f"{path}?{query}" if query else path
@@ -129,7 +125,9 @@ def _target(parts: SplitResult) -> str:
 def _connect(
     parts: SplitResult, allow_private: bool, deadline: float
 ) -> tuple[http.client.HTTPConnection, socket.socket]:
-    """A connection to an address that was checked, and its socket, to be closed at the end."""
+    """Connect to an address that was checked; also return the socket, to be closed at the end."""
+    # The name is looked up once, every address found is checked, and the connection goes to one of these, so that no
+    # second look-up can lead elsewhere; each redirect begins anew.
     host = cast(str, parts.hostname)
     if not host.isascii():
         host = host.encode("idna").decode()
@@ -170,7 +168,7 @@ def _open(found: list[Any], scheme: str, host: str, deadline: float) -> socket.s
 
 
 def _body(response: http.client.HTTPResponse, max_bytes: int, name: str) -> bytes:
-    """The whole body, decompressed, never holding more than `max_bytes` and a chunk."""
+    """Read the whole body, decompressed, never holding more than `max_bytes` and a chunk."""
     too_large = ImageTooLargeError(f"{name}: more than {max_bytes:,} bytes")
     announced = response.length
     if announced is not None and announced > max_bytes:
@@ -208,7 +206,7 @@ class _Timed:
         return io.BufferedReader(_TimedReader(self._sock, self._deadline))
 
     def close(self) -> None:
-        """Nothing: `http.client` says this when it has the headers of a connection that ends with the body."""
+        """Do nothing: `http.client` calls this when it has the headers of a connection that ends with the body."""
 
 
 class _TimedReader(io.RawIOBase):

@@ -2,9 +2,8 @@
 
 h fills few of its dimensions: a few directions that all photos share in some measure rule every cosine. Less the mean
 of many photos, turned to the directions in which these vary (PCA) and divided by how much, cosines tell photos apart.
-
-Unusual: directions that hardly vary are given less weight instead of being blown up (shrinkage), and the weakest are
-left out, so that a whitened vector is always shorter than the features and the two cannot be taken for each other.
+Directions that hardly vary are given less weight instead of being blown up (shrinkage), and the weakest are left out,
+so that a whitened vector is always shorter than the features and the two cannot be taken for each other.
 """
 
 import hashlib
@@ -97,12 +96,12 @@ class Whitening:
 
     @property
     def dim(self) -> int:
-        """Width D' of whitened vectors."""
+        """Return the width D' of whitened vectors."""
         return int(self.matrix.shape[1])
 
     @cached_property
     def sha256(self) -> str:
-        """Identifies what it does to features, whatever is told of it."""
+        """Return what identifies what it does to features, whatever is told of it."""
         digest = hashlib.sha256(f"{self.layer} {self.matrix.shape}".encode())
         digest.update(np.ascontiguousarray(self.mean, "<f4").tobytes())
         digest.update(np.ascontiguousarray(self.matrix, "<f4").tobytes())
@@ -162,7 +161,7 @@ class Whitening:
         return cls(spread.mean.astype(np.float32), matrix, layer, learnt_from, len(units), shrinkage, weights)
 
     def to_bytes(self) -> bytes:
-        """As a safetensors file; equal whitenings give equal bytes."""
+        """Encode as a safetensors file; equal whitenings give equal bytes."""
         told = {key: getattr(self, key) for key in _TOLD}
         tensors = {"mean": self.mean, "matrix": np.ascontiguousarray(self.matrix)}
         return save(tensors, {_KEY: json.dumps(told, sort_keys=True)})
@@ -194,7 +193,7 @@ class Whitening:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Whitening":
-        """The reverse of `to_bytes`; everything is checked.
+        """Decode what `to_bytes` gives; everything is checked.
 
         Raises:
             ValueError: damaged, or no whitening.
@@ -226,7 +225,7 @@ WHITENING = Kind("a whitening", (".safetensors",), _is_whitening)
 
 
 def unit_rows(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (N, D) scaled to length 1, zeros as they are, and their lengths (N,): float64."""
+    """Scale rows (N, D) to length 1, zeros as they are; also return their lengths (N,): float64."""
     wide = features.astype(np.float64)
     lengths: np.ndarray = np.sqrt(np.einsum("nd,nd->n", wide, wide))
     wide /= np.where(lengths > 0, lengths, 1)[:, None]
@@ -274,7 +273,7 @@ class _Spread:
 
 
 def _choose_shrinkage(units: np.ndarray) -> float:
-    """The least strength that few photos bear: which others are nearest must not depend on which photos taught it.
+    """Choose the least strength that few photos bear: the nearest must not depend on which photos taught it.
 
     Two halves of the photos each learn a whitening; of a photo's nearest neighbours by the one, `AGREEMENT` must be so
     by the other.
@@ -301,7 +300,7 @@ def _choose_shrinkage(units: np.ndarray) -> float:
 
 
 def _nearest(units: np.ndarray) -> np.ndarray:
-    """The five others of the largest cosine for each of (N, D): rows (N, 5)."""
+    """Return the five others of the largest cosine for each of (N, D): rows (N, 5)."""
     cosines = units @ units.T
     np.fill_diagonal(cosines, -2)
     found: np.ndarray = np.argpartition(-cosines, 5, axis=1)[:, :5]

@@ -1,8 +1,11 @@
 """Shared fixtures: no network, tiny models, a small folder of photos."""
 
 import os
+import tempfile
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+_cache = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # deleted when this process ends
+os.environ["HF_ASSETS_CACHE"] = _cache.name  # what follows is read when huggingface_hub is imported
+os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core has one process already; read when torch is imported

@@ -93,7 +93,7 @@ def test_an_endless_stream_is_read_only_a_little_ahead(tiny_model):
 def test_layers_and_lengths(tiny_model):
     image = np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)
     pixels = torch.from_numpy(image).permute(2, 0, 1)
-    from simclr_hub.image_processing_simclr import transform
+    from simclr_hub.pixels import transform
 
     out = tiny_model(transform(pixels[None], 64), output_projections=True)
     expected = {"h": out.pooler_output, "g1": out.projections[0], "g2": out.projections[1], "z": out.projections[1]}
@@ -193,28 +193,23 @@ def test_slow_images_do_not_change_the_order(tiny_model, monkeypatch):
         np.testing.assert_allclose(item.vector, expected[position], rtol=1e-4, atol=1e-5)
 
 
-def test_the_faster_runtime_is_built_once_it_pays(tiny_model, monkeypatch):
-    built = []
+def test_one_batch_alone_gets_all_cores_and_many_one_each(tiny_model, monkeypatch):
+    embedder = Embedder(tiny_model, batch_size=8, workers=2)
+    run = embedder._run
 
-    def build(runtime, layer, *arguments):
-        built.append(runtime)
-        return lambda pixels: np.full((len(pixels), 256), 7, np.float32)
+    class Watched:
+        has_own_thread = False
 
-    monkeypatch.setattr(embedder_module, "build", build)
-    embedder = Embedder(tiny_model, batch_size=8)
-    assert embedder._patience == 512  # at 64 pixels
-    embedder._patience = patience = 40
+        def __call__(self, pixels, *, alone: bool = False):
+            asked.append((alone, threading.current_thread() is threading.main_thread()))
+            return run(pixels, alone=alone)
+
+    asked: list = []
+    monkeypatch.setattr(embedder, "_run", Watched())
     image = noise(1)[0]
-    assert len(list(embedder.stream([image] * patience))) == patience and not built
-    items = list(embedder.stream([image] * (patience + 8)))
-    assert built == ["onnxruntime"]
-    by_it = [bool((item.vector == 7).all()) for item in items]
-    assert by_it == [False] * patience + [True] * 8
-    assert all((item.vector == 7).all() for item in embedder.stream([image] * 9)) and len(built) == 1
-    assert not any((item.vector == 7).all() for item in embedder.stream([image] * 8))  # one batch: all cores
-    exact = Embedder(tiny_model, batch_size=8, exact=True)
-    exact._patience = 8
-    assert len(list(exact.stream([image] * 16))) == 16 and built == ["onnxruntime", "torch"]
+    assert len(list(embedder.stream([image] * 8))) == 8 and asked == [(True, True)]
+    asked.clear()
+    assert len(list(embedder.stream([image] * 9))) == 9 and asked == [(False, False)] * 2
 
 
 def test_each_thread_of_many_uses_one_core(tiny_model, monkeypatch):
@@ -229,24 +224,6 @@ def test_each_thread_of_many_uses_one_core(tiny_model, monkeypatch):
     finally:
         torch.set_num_threads(before)
     assert seen == [1, 1, 1]
-
-
-def test_streams_side_by_side_build_one_runtime(tiny_model, monkeypatch):
-    built = []
-
-    def slow_build(runtime, layer, size, batch_size, device, dtype):
-        built.append(runtime)
-        time.sleep(0.2)
-        return embedder_module.torch_runner(layer, device, dtype)
-
-    monkeypatch.setattr(embedder_module, "build", slow_build)
-    embedder = Embedder(tiny_model, runtime="compile")
-    threads = [threading.Thread(target=lambda: list(embedder.stream(noise(3)))) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert built == ["compile"]
 
 
 def test_new_threads_get_their_number_of_threads_back(tiny_model):
@@ -374,14 +351,14 @@ def test_another_way_with_errors_is_refused_before_the_model_is_loaded(tiny_mode
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_features_that_are_not_finite_are_failures_of_their_rows(photos, tiny_model, settings, value, monkeypatch):
     embedder = Embedder(tiny_model, batch_size=3, **settings)
-    run = embedder._torch
+    run = embedder._run
 
-    def spoilt(pixels):
+    def spoilt(self, pixels, *, alone=False):
         vectors = run(pixels)
         vectors[1, 5] = value
         return vectors
 
-    monkeypatch.setattr(embedder, "_torch", spoilt)
+    monkeypatch.setattr(embedder, "_run", type("Spoilt", (), {"has_own_thread": False, "__call__": spoilt})())
     paths = folder_images(photos)
     items = list(embedder.stream(paths))
     assert [type(item) for item in items] == [Embedding, Failure, Embedding] * 2
@@ -393,16 +370,15 @@ def test_features_that_are_not_finite_are_failures_of_their_rows(photos, tiny_mo
 
 
 def in_another_process(embedder, images):
-    return embedder(images), embedder.fingerprint, embedder._runtime
+    return embedder(images), embedder.fingerprint, type(embedder._run).__name__
 
 
-def test_an_embedder_can_be_pickled(photos, tiny_model):
-    embedder = Embedder(tiny_model, layer="h+stage3", batch_size=2, workers=2)
-    embedder._patience = 2
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
+def test_an_embedder_can_be_pickled(photos, tiny_model, runtime):
+    embedder = Embedder(tiny_model, layer="h+stage3", batch_size=2, workers=2, runtime=runtime)
     rows = embedder(photos)
-    assert embedder._built is not None
     again = pickle.loads(pickle.dumps(embedder))
-    assert again._built is None and again.fingerprint == embedder.fingerprint and np.array_equal(again(photos), rows)
+    assert again.fingerprint == embedder.fingerprint and np.array_equal(again(photos), rows)
     assert np.array_equal(copy.deepcopy(embedder)(photos), rows)
 
 
@@ -413,12 +389,12 @@ def test_an_embedder_gives_the_same_in_another_process(photos, tiny_model, tiny_
             embedder = Embedder(model, batch_size=2, workers=2)
             found = pool.submit(in_another_process, embedder, photos).result()
             assert np.array_equal(found[0], embedder(photos))
-            assert found[1:] == (embedder.fingerprint, embedder._runtime)
+            assert found[1:] == (embedder.fingerprint, type(embedder._run).__name__)
 
 
 def test_one_that_whitens_travels_too_and_its_twin_shares_the_model(photos, tiny_model):
     features = np.random.default_rng(0).normal(size=(600, 256)).astype(np.float32)
     embedder = Embedder(tiny_model, whiten=Whitening.learn(features, shrinkage=0.1, learnt_from="numbers"))
     plain = embedder.unwhitened()
-    assert plain._model is embedder._model and plain._building is embedder._building
+    assert plain._run is embedder._run
     assert np.array_equal(pickle.loads(pickle.dumps(embedder))(photos), embedder(photos))

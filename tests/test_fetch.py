@@ -21,6 +21,7 @@ from test_official import relative
 from tiny import tiny_config
 
 from simclr_hub import Embedder, SimCLRForImageClassification, SimilarityIndex, embed, load
+from simclr_hub.checkpoints import convert as converting
 from simclr_hub.checkpoints import download
 from simclr_hub.checkpoints import official as fetch
 from simclr_hub.checkpoints.catalog import entries
@@ -59,7 +60,7 @@ def bucket(source, tmp_path, monkeypatch):
         assets = partial(huggingface_hub.cached_assets_path, assets_dir=tmp_path / "cache")
         monkeypatch.setattr(fetch, "cached_assets_path", assets)
         monkeypatch.setattr(fetch, "config_of", lambda entry: CONFIG)
-        monkeypatch.setattr(fetch, "convert", partial(convert, image_size=CONFIG.image_size))
+        monkeypatch.setattr(converting, "convert", partial(convert, image_size=CONFIG.image_size))
         monkeypatch.setattr(download, "time", SimpleNamespace(sleep=bucket.waits.append))
         yield bucket
 
@@ -314,7 +315,7 @@ def test_a_full_disk_is_one_error_and_what_arrived_is_kept(bucket, source, tmp_p
         with pytest.raises(CheckpointError, match=rf"{NAME}: .*bytes are needed.*HF_HOME"):
             official(NAME)
     with monkeypatch.context() as patch:
-        patch.setattr(fetch, "convert", lambda *args, **kwargs: os.write(-1, b""))
+        patch.setattr(converting, "convert", lambda *args, **kwargs: os.write(-1, b""))
         with pytest.raises(CheckpointError, match=f"{NAME}: .*HF_HOME"):
             official(NAME)
     before = len(bucket.requests)

@@ -19,12 +19,13 @@ CONFIG = {"projection_layers": 0, "num_labels": 5}
 FILES = ("checkpoint", f"{ENTRY.step}.index", "of-00001")
 #: Before a job's code: the small network is what the name stands for.
 PREPARE = f"""
-import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import sys; sys.path.insert(0, {str(Path(__file__).parent / "support")!r})
 from tiny import tiny_config
 from functools import partial
 from simclr_hub.checkpoints import official as fetch
+from simclr_hub.checkpoints import convert as converting
 fetch.config_of = lambda entry: tiny_config(**{CONFIG!r})
-fetch.convert = partial(fetch.convert, image_size=64)
+converting.convert = partial(converting.convert, image_size=64)
 """
 FETCH = "from simclr_hub.checkpoints.official import official; result = str(official(name))"
 

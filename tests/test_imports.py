@@ -1,6 +1,7 @@
 """What is imported when: the light door of every command that needs no model, and SimCLR in the Auto classes."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from index.index_fakes import FakeEmbedder
 from PIL import Image
+from tiny import SAMPLE_PHOTOS
 
 from simclr_hub import SimilarityIndex
 from simclr_hub.checkpoints.catalog import config_of, entries
@@ -15,7 +17,14 @@ from simclr_hub.cli import COMMANDS
 
 #: What costs seconds or hundreds of megabytes, and what of it a command needs for what it does.
 HEAVY = "torch torchvision transformers datasets accelerate onnxruntime matplotlib pyarrow faiss"
-NEEDED = {"search": {"faiss"}, "duplicates": {"faiss"}, "export": {"faiss", "pyarrow"}, "import": {"faiss", "pyarrow"}}
+NEEDED = {
+    "search": {"faiss", "onnxruntime"},
+    "index": {"faiss", "onnxruntime"},
+    "embed": {"faiss", "onnxruntime"},
+    "duplicates": {"faiss"},
+    "export": {"faiss", "pyarrow"},
+    "import": {"faiss", "pyarrow"},
+}
 
 CHILD = """
 import contextlib, json, os, sys
@@ -66,10 +75,26 @@ def test_commands_on_an_index_load_no_model_and_no_torch(tmp_path: Path, photos:
         ["check", "i"],
         ["search", "i", str(photos / "0.jpg"), "--html", "page.html"],
         ["duplicates", "i", "--tier", "same-bytes"],
+        ["duplicates", "i"],
         ["export", "i", "i.parquet"],
         ["import", "i.parquet", "again"],
     ]
     assert_light(commands, tmp_path, photos / "0.jpg")
+
+
+def test_a_new_photo_and_a_folder_need_no_torch_with_the_default_checkpoint(tmp_path: Path, photos: Path) -> None:
+    """Nor do large JPEGs, which are decoded at a reduced size."""
+    Image.open(photos / "0.jpg").resize((4000, 3000)).save(photos / "large.jpg")
+    shutil.copytree(photos, tmp_path / "new")
+    Image.open(photos / "1.jpg").rotate(5).save(tmp_path / "new" / "1.jpg")
+    commands = [
+        ["index", str(photos), "-o", "i"],
+        ["index", str(tmp_path / "new"), "-o", "i"],
+        ["search", "i", str(tmp_path / "new" / "2.jpg"), "--not", str(SAMPLE_PHOTOS / "cat_1.jpg")],
+        ["search", "i", str(SAMPLE_PHOTOS / "cat_2.jpg")],
+        ["embed", str(photos / "0.jpg"), "-o", "e.npz"],
+    ]
+    assert_light(commands, tmp_path)
 
 
 def test_the_catalog_knows_the_width_of_h_without_transformers() -> None:
@@ -103,6 +128,7 @@ assert type(AutoImageProcessor.from_pretrained(sys.argv[1])) is simclr_hub.SimCL
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", FIRST)  # each 5 s of importing transformers
 def test_the_auto_classes_know_simclr_whichever_is_imported_first(first: str, tiny_dir: Path) -> None:
     code = f"import sys\n{FIRST[first]}\n{AFTERWARDS}"

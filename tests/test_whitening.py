@@ -194,7 +194,7 @@ def test_stage_3_beside_h() -> None:
         pixels = args[0]
 
     embedder = Embedder(model)
-    handle = embedder._model.register_forward_hook(keep)
+    handle = embedder._run.layer.register_forward_hook(keep)
     list(embedder.stream([photo]))
     handle.remove()
     with torch.inference_mode():
@@ -205,7 +205,6 @@ def test_stage_3_beside_h() -> None:
 
 
 def test_stage_3_beside_h_on_the_faster_runtime() -> None:
-    pytest.importorskip("onnxruntime")
     model = randomized(SimCLRModel(tiny_config()))
     photos = sorted(SAMPLE_PHOTOS.glob("*.jpg"))[:4]
     runs = [Embedder(model, layer="h+stage3", runtime=runtime).stream(photos) for runtime in ("torch", "onnxruntime")]

@@ -146,7 +146,7 @@ class ImageViews(Dataset[dict[str, Any]]):
     def _readable(self, i: int) -> tuple[int, Tensor]:
         for position in (*range(i, len(self)), *range(i)):
             try:
-                return position, load_image(self.rows[position]).pixels
+                return position, torch.from_numpy(load_image(self.rows[position]).pixels)
             except ImageError as e:
                 with open(self.log, "a", encoding="utf-8") as file:
                     file.write(f"{e}\n")
@@ -364,11 +364,11 @@ def _decode_all(rows: Sequence[Any], side: int, path: Path) -> tuple[list[int], 
     return kept, unreadable
 
 
-def _resized(pixels: Tensor, side: int) -> np.ndarray:
+def _resized(pixels: np.ndarray, side: int) -> np.ndarray:
     """Resize (3, H, W), uint8 or float in [0, 1], to uint8 (3, side, side)."""
-    if pixels.is_floating_point():
-        pixels = (pixels * 255).round().byte()
+    if pixels.dtype != np.uint8:
+        pixels = np.rint(pixels * 255).astype(np.uint8)
     if pixels.shape[1:] == (side, side):
-        return pixels.numpy()
-    image = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((side, side), Image.Resampling.BOX)
+        return pixels
+    image = Image.fromarray(pixels.transpose(1, 2, 0)).resize((side, side), Image.Resampling.BOX)
     return np.asarray(image).transpose(2, 0, 1)

@@ -264,7 +264,7 @@ def _linear(
 
         def decoded(row: Any) -> Tensor | ImageError:
             try:
-                return torch.as_tensor(load_image(row).pixels)
+                return torch.from_numpy(load_image(row).pixels)
             except ImageError as e:
                 return e
 

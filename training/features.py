@@ -17,10 +17,11 @@ from huggingface_hub import cached_assets_path
 from torch import Tensor
 
 from simclr_hub._files import write_file
-from simclr_hub.embedder import H_STAGE3, Embedder, Failure
+from simclr_hub.embedder import Embedder, Failure
 from simclr_hub.errors import RecipeError, SimCLRHubError
 from simclr_hub.loading import load, weights_hash
 from simclr_hub.progress import progress_bar
+from simclr_hub.runtimes import H_STAGE3
 
 from .labelled import Part
 from .pretrain import _listed

@@ -60,7 +60,7 @@ def show_views(name: str, settings: tuple[str, ...], path: Path) -> None:
             pixels = load_image(rows[i]).pixels
         except ImageError:  # training leaves it out too
             continue
-        images.append(pixels if side is None else torch.from_numpy(_resized(pixels, side).copy()))
+        images.append(torch.from_numpy(pixels if side is None else _resized(pixels, side).copy()))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         picture = draw_views(images, views, Path(name).stem)

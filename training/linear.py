@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from simclr_hub.image_processing_simclr import SimCLRImageProcessor, normalize_pixels
+from simclr_hub.image_processing_simclr import SimCLRImageProcessor
 from simclr_hub.modeling_simclr import SimCLRModel
+from simclr_hub.pixels import normalize_pixels
 
 from .augmentations import Views
 from .supervised import start_from_zeros, supervised_loss

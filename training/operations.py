@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simclr_hub.image_processing_simclr import _bicubic_taps
+from simclr_hub.pixels import bicubic_taps
 
 
 def sample_crop_boxes(
@@ -105,6 +105,13 @@ def _weighted_rows(x: Tensor, start: Tensor, taps: list[tuple[Tensor, Tensor]]) 
         rows = flat.index_select(0, (first + index[k][:, None]).flatten()).view(n, channels, -1, width)
         out = rows * weight[k] if k == 0 else out.addcmul_(rows.to(out.dtype), weight[k])
     return out
+
+
+@functools.lru_cache(maxsize=256)
+def _bicubic_taps(n_in: int, n_out: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return indices and weights, each (4, n_out), of the source pixels of every output pixel."""
+    index, weights = (torch.tensor(array, device=device) for array in bicubic_taps(n_in, n_out))
+    return index, weights
 
 
 @functools.lru_cache(maxsize=256)

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simclr_hub.image_processing_simclr import transform
 from simclr_hub.modeling_simclr import SimCLRModel
+from simclr_hub.pixels import transform
 
 #: Neighbours that vote; 20 to 200 are usual, and few suit small banks.
 NEIGHBOURS = 20

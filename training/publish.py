@@ -20,6 +20,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from huggingface_hub.errors import HfHubHTTPError
 
 from simclr_hub.checkpoints.catalog import entries
+from simclr_hub.checkpoints.download import HTTPError
 from simclr_hub.checkpoints.official import find, official
 from simclr_hub.errors import PublishError
 from simclr_hub.loading import DEFAULT
@@ -31,8 +32,6 @@ from .stage import INDEX, WEIGHTS, WHITENINGS, Source, stage, texts, weights_sha
 from .trained_cards import DEFAULT_DIRECTORY, measured, read_record, recipe_text, trained_card
 
 ATTEMPTS = 3
-#: The base of what huggingface_hub and its HTTP client raise: httpx's before version 2, httpx2's since.
-HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ from safetensors import SafetensorError, safe_open
 from simclr_hub.configuration_simclr import SimCLRConfig
 from simclr_hub.errors import CheckpointError, PublishError
 from simclr_hub.image_processing_simclr import SimCLRImageProcessor
-from simclr_hub.loading import own_whitening, quiet_transformers, weights_hash
+from simclr_hub.loading import own_whitening, weights_hash
 from simclr_hub.model_folder import inside, read_json, weight_files
 from simclr_hub.modeling_simclr import SimCLRForImageClassification, SimCLRModel
+from simclr_hub.progress import quiet_transformers
 from simclr_hub.whitening import WHITENING_NAMES, Whitening
 
 CODE = (
@@ -35,7 +36,6 @@ CODE = (
     "model_folder.py",
     "pixels.py",
     "headers.py",
-    "colour.py",
 )
 #: The library's classes by the Auto class that finds them in a repository.
 AUTO_MAP = {

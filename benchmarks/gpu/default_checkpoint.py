@@ -182,7 +182,7 @@ def decoded(folder: Path, name: str, side: int | None = None) -> Images:
 
     def one(file: bytes) -> Tensor:
         pixels = load_image(file).pixels
-        return pixels if side is None else torch.from_numpy(np.array(_resized(pixels, side)))
+        return torch.from_numpy(pixels if side is None else np.array(_resized(pixels, side)))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         pixels = list(pool.map(one, files))

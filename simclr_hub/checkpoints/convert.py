@@ -24,6 +24,7 @@ from ..configuration_simclr import SimCLRConfig
 from ..errors import CheckpointError
 from ..image_processing_simclr import SimCLRImageProcessor
 from ..modeling_simclr import SimCLRForImageClassification, SimCLRModel
+from ..progress import quiet_transformers
 from .fit import Model, Shapes, misfit, processor_for, ratio_of
 from .pytorch import read
 from .tf_bundle import TFBundle
@@ -104,8 +105,9 @@ def _write_model(
     with new_directory(out) as directory:
         state = {key: torch.tensor(0) for key in model.state_dict() if key.endswith("num_batches_tracked")}
         model.load_state_dict(state | dict(weights), assign=True)
-        model.save_pretrained(directory)
-        processor.save_pretrained(directory)
+        with quiet_transformers():
+            model.save_pretrained(directory)
+            processor.save_pretrained(directory)
 
 
 def infer_config(

@@ -25,7 +25,7 @@ ATTEMPTS, LONGEST_WAIT = 5, 300.0
 _CHUNK = 1 << 20
 _log = logging.getLogger(__name__)
 #: The base of what huggingface_hub's HTTP client raises: httpx's before version 2, httpx2's since.
-_HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
+HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
 
 
 class _PassingError(Exception):
@@ -62,7 +62,7 @@ def download(url: str, path: Path) -> None:
             wait = 0.0
             try:
                 return _attempt(url, path, show)
-            except _HTTPError as e:
+            except HTTPError as e:
                 reason = str(e) or type(e).__name__
             except _PassingError as e:
                 reason, wait = str(e), e.wait
@@ -174,7 +174,7 @@ def snapshot(repo_id: str, revision: str | None, patterns: Sequence[str]) -> Pat
         before = {blob.name for blob in blobs.glob("*")}
         try:
             folder = Path(huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=list(patterns)))
-        except (OSError, ValueError, _HTTPError) as e:
+        except (OSError, ValueError, HTTPError) as e:
             raise CheckpointError(
                 f"{name}: no such directory here, and from the Hub: {' '.join(str(e).split())}"
             ) from e

@@ -20,17 +20,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 from huggingface_hub import cached_assets_path
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from .._files import new_directory
-from ..configuration_simclr import SimCLRConfig
 from ..errors import CheckpointError
 from .catalog import CatalogEntry, config_of, entries
-from .convert import convert
 from .download import download
+
+if TYPE_CHECKING:  # what is in the cache is found without torch
+    from ..configuration_simclr import SimCLRConfig
 
 BUCKET = "https://storage.googleapis.com"
 #: Where converted models lie in the cache; another name once `convert` would write them otherwise.
@@ -40,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Source:
+class Origin:
     """Where converted weights are from, `source.json` beside them.
 
     Attributes:
@@ -105,7 +107,7 @@ def convert_official(
     ema: bool = False,
     classifier_layer: int | None = None,
     image_size: int | None = None,
-) -> SimCLRConfig:
+) -> "SimCLRConfig":
     """Write an official checkpoint to `out`, otherwise than the cache has it if an argument says so.
 
     Args:
@@ -123,6 +125,8 @@ def convert_official(
     if not (ema or image_size or classifier_layer not in (None, entry.classifier_layer)):
         with new_directory(Path(out)) as directory:
             shutil.copytree(official(name), directory, dirs_exist_ok=True)
+        from ..configuration_simclr import SimCLRConfig
+
         config: SimCLRConfig = SimCLRConfig.from_pretrained(out)
         return config
     layers = config_of(entry).projection_layers
@@ -134,6 +138,8 @@ def convert_official(
     with _explained(entry):
         home = cached_assets_path("simclr_hub", _NAMESPACE, entry.name)
         with _lock(home), _downloaded(entry, step, home) as (prefix, _):
+            from .convert import convert
+
             return convert(prefix, out, ema=ema, classifier_layer=layer, image_size=image_size)
 
 
@@ -152,6 +158,8 @@ def _fetch(entry: CatalogEntry, step: int | None, home: Path) -> Path:
     with _downloaded(entry, step, home) as (prefix, source):
         path = home / f"step-{source.step}-{source.sha256[:12]}"
         with new_directory(path) as directory:
+            from .convert import convert
+
             _check(entry, convert(prefix, directory, classifier_layer=entry.classifier_layer))
             (directory / "source.json").write_text(json.dumps(asdict(source), indent=2) + "\n", encoding="utf-8")
             shutil.rmtree(prefix.parent)  # before the name is there: a kill in between costs a download, not the room
@@ -159,7 +167,7 @@ def _fetch(entry: CatalogEntry, step: int | None, home: Path) -> Path:
 
 
 @contextmanager
-def _downloaded(entry: CatalogEntry, step: int | None, home: Path) -> Iterator[tuple[Path, Source]]:
+def _downloaded(entry: CatalogEntry, step: int | None, home: Path) -> Iterator[tuple[Path, Origin]]:
     """Download TensorFlow's files, and drop them when they have been used.
 
     They are two or three times as large as what is converted from them, since they hold the optimiser's state and an
@@ -182,7 +190,7 @@ def _downloaded(entry: CatalogEntry, step: int | None, home: Path) -> Iterator[t
     with open(data, "rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     try:
-        yield prefix, Source(entry.name, f"{base}/{data.name}", found, digest.hexdigest(), data.stat().st_size)
+        yield prefix, Origin(entry.name, f"{base}/{data.name}", found, digest.hexdigest(), data.stat().st_size)
     except CheckpointError:
         shutil.rmtree(folder)
         raise
@@ -207,12 +215,14 @@ def _remote_step(url: str, path: Path) -> int:
     return int(found[1])
 
 
-def _check(entry: CatalogEntry, config: SimCLRConfig) -> None:
+def _check(entry: CatalogEntry, config: "SimCLRConfig") -> None:
     """Refuse weights of another architecture than the catalog says.
 
     Whether g was kept, and whether a pretrained one's classifier was, is the files' affair: no source says it of every
     set, and h is the same. `convert` refuses a classifier on g's first layer without that layer.
     """
+    from ..configuration_simclr import SimCLRConfig
+
     expected = config_of(entry)
     wanted = {key: getattr(expected, key) for key in (*sorted(SimCLRConfig.__annotations__), "num_labels")}
     if not config.projection_layers:

@@ -46,7 +46,7 @@ def convert_command(
     """
     from ..checkpoints.convert import convert
     from ..checkpoints.official import convert_official
-    from ..loading import quiet_transformers
+    from ..progress import quiet_transformers
 
     check_output(out, FOLDER)
     options: dict[str, Any] = {"ema": ema, "classifier_layer": classifier_layer, "image_size": image_size}

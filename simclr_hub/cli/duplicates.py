@@ -1,4 +1,4 @@
-"""`duplicates` and `calibrate`: which photos of an index are copies of each other."""
+"""`duplicates` and `calibrate`: copies among the photos of an index, and thresholds to find them by."""
 
 import dataclasses
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 
 from .._files import check_output
+from ..duplicates.find import TIERS, DuplicateGroup, Tier
 from ..index import SimilarityIndex
-from ..index.duplicates.find import TIERS, DuplicateGroup, Tier
 from ..pages import PAGE, facts, first_word, relation, summary, write_review
 from ..pages import TIERS as NAMES
 from ..progress import counting_bar
@@ -18,7 +18,7 @@ _index_argument = click.argument("index", type=click.Path(path_type=Path))
 
 @click.command("duplicates")
 @_index_argument
-@click.option("--tier", "tiers", multiple=True, type=click.Choice(TIERS), help="Only this; may be given again.")
+@click.option("--tier", "tiers", multiple=True, type=click.Choice(TIERS), help="Only this tier; may be given again.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write a page to look through.")
 @click.option(
     "--not-duplicate",
@@ -26,7 +26,7 @@ _index_argument = click.argument("index", type=click.Path(path_type=Path))
     nargs=2,
     multiple=True,
     metavar="PHOTO PHOTO",
-    help="Record that these two are different pictures, then look; may be given again.",
+    help="First record that these two are different pictures; may be given again.",
 )
 @force_option
 @json_option
@@ -62,40 +62,38 @@ def duplicates_command(
         _print_group(number, group)
     echo(summary(groups))
     if not measured and set(tiers) != {"same-bytes"}:
-        echo(
-            f"No copies were measured with this model: `simclr-hub calibrate {index}` does, then more crops are found."
-        )
+        echo(f"This model has no measured thresholds: after `simclr-hub calibrate {index}` more crops are found.")
     if html:
         echo(f"wrote {html}")
 
 
 @click.command("calibrate")
 @_index_argument
-@click.option("--model", help="The model that made it; the recorded one if not given.")
-@click.option("--copies", default=100, show_default=True, type=click.IntRange(min=10), help="Photos that are copied.")
+@click.option("--model", help="The model that made INDEX; by default the one it names.")
+@click.option(
+    "--copies", default=100, show_default=True, type=click.IntRange(min=10), help="Photos to make copies of."
+)
 @json_option
 def calibrate_command(index: Path, model: str | None, copies: int, as_json: bool) -> None:
-    """Measure from where on two photos are the same picture, for the model of INDEX, on its own photos.
+    """Measure the thresholds of `duplicates` for the model of INDEX, on its own photos.
 
     Copies of some photos are made in memory: re-encoded, resized, cropped, and so on. Only the index is written to.
-    The default checkpoint comes with such thresholds.
+    The default checkpoint comes with its thresholds.
     """
     with SimilarityIndex.open(index, model=model) as opened, counting_bar("embedding copies") as progress:
         try:
-            calibration = opened.calibrate(copies=copies, progress=progress)
+            thresholds = opened.calibrate(copies=copies, progress=progress)
         except ValueError as e:
             raise click.ClickException(str(e)) from e
     if as_json:
-        print_json(dataclasses.asdict(calibration))
+        print_json(dataclasses.asdict(thresholds))
         return
-    same = calibration.measured["same_picture"]
-    echo(
-        f"{calibration.measured['photos']:,} photos, copies of {calibration.measured['copies_of_each_kind']:,} of them"
-    )
+    same = thresholds.measured["same_picture"]
+    echo(f"{thresholds.measured['photos']:,} photos, copies of {thresholds.measured['copies_of_each_kind']:,} of them")
     print_table(["copies", "found"], same["recall"].items())
     echo(
-        f"{same['different_pairs_called_same']:,} of the {same['different_pairs_compared']:,} most alike pairs of "
-        "different photos were called the same"
+        f"{same['different_pairs_called_same']:,} of {same['different_pairs_compared']:,} pairs of different photos, "
+        "the most alike, were called the same"
     )
 
 

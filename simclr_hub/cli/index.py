@@ -1,4 +1,4 @@
-"""`index`, `status`, `failures`, `missing`, `prune`: the similarity index from the command line."""
+"""The commands on an index: `index`, `status`, `failures`, `missing`, `prune`, `check`, `export`, `import`."""
 
 import dataclasses
 import os
@@ -12,8 +12,10 @@ from .._files import FOLDER, check_output
 from ..errors import ImageError, RootUnavailableError, SimCLRHubError
 from ..images import describe
 from ..index import SimilarityIndex, SyncReport
+from ..index.check import CheckReport, check_index
+from ..index.parquet import EXPORT
 from ..index.store import STORE_NAME
-from ..progress import progress_bar
+from ..progress import counting_bar, progress_bar
 from ._output import echo, json_option, print_json, print_table, short_path
 
 _index_argument = click.argument("index", type=click.Path(path_type=Path))
@@ -240,3 +242,80 @@ def prune_command(index: Path, force: bool, as_json: bool) -> None:
         print_json({"forgotten": forgotten})
     else:
         echo(f"{forgotten:,} missing photos forgotten")
+
+
+@click.command("check")
+@_index_argument
+@click.option("--repair", is_flag=True, help="If it is damaged, save what is sound; the damaged file is kept.")
+@click.option("--deep", is_flag=True, help="Also read the photos again and embed a few; may be stopped and goes on.")
+@json_option
+def check_command(index: Path, repair: bool, deep: bool, as_json: bool) -> int:
+    """Check that INDEX is sound: its file, every row's checksum, a vector for every photo.
+
+    Exit code 1 if it is not, 3 if it is but photos are damaged or could not be read.
+    """
+    with counting_bar("checking photos") as progress:
+        report = check_index(index, repair=repair, deep=deep, progress=progress)
+    if as_json:
+        print_json({"sound": report.sound} | dataclasses.asdict(report))
+    else:
+        _print_check(report)
+    if not report.sound:
+        return 1
+    return 3 if report.photos.get("damaged") or report.photos.get("unreadable") else 0
+
+
+def _print_check(report: CheckReport) -> None:
+    if report.repair:
+        saved = ", ".join(f"{n:,} {table.replace('_', ' ')}" for table, n in report.repair.saved.items() if n)
+        echo(f"repaired: saved {saved or 'nothing'}; the damaged file is kept as {report.repair.kept_as}")
+        echo(f"  {report.repair.lost_photos:,} photos were lost: index their folders again")
+    echo(f"{report.path}: {'sound' if report.sound else 'damaged'}")
+    for problem in report.problems:
+        echo(f"  wrong: {problem}")
+    if report.verified:
+        echo("  verified: " + ", ".join(f"{n:,} {what}" for what, n in report.verified.items()))
+    if report.photos:
+        echo("  photos read again: " + ", ".join(f"{n:,} {what}" for what, n in report.photos.items() if n))
+    for path in report.damaged_photos[:10]:
+        echo(f"  damaged, though its size and times are as before: {path}")
+    for note in report.notes:
+        echo(f"  note: {note}")
+    for what in report.unverified:
+        echo(f"  not verified: {what}")
+    if not report.sound and not report.repair:
+        echo("  `simclr-hub check --repair` saves what is sound")
+
+
+@click.command("export")
+@_index_argument
+@click.argument("out", type=click.Path(path_type=Path))
+@json_option
+def export_command(index: Path, out: Path, as_json: bool) -> None:
+    """Write the photos of INDEX with their vectors and what is known of them to OUT, a Parquet file."""
+    with SimilarityIndex.open(index) as opened, counting_bar("exporting") as progress:
+        check_output(out, EXPORT, photos=opened.status()["roots"])
+        photos = opened.export(out, progress=progress)
+    _tell_moved(photos, out, as_json)
+
+
+@click.command("import")
+@click.argument("exported", type=click.Path(path_type=Path))
+@click.argument("index", type=click.Path(path_type=Path))
+@json_option
+def import_command(exported: Path, index: Path, as_json: bool) -> None:
+    """Make INDEX, a new directory, of the Parquet file EXPORTED that `simclr-hub export` wrote."""
+    check_output(index, FOLDER)
+    with (
+        counting_bar("importing") as progress,
+        SimilarityIndex.from_export(exported, index, progress=progress) as opened,
+    ):
+        status = opened.status()
+    _tell_moved(status["photos"] + status["missing"], index, as_json)
+
+
+def _tell_moved(photos: int, where: Path, as_json: bool) -> None:
+    if as_json:
+        print_json({"photos": photos, "output": str(where)})
+    else:
+        echo(f"{photos:,} photos to {where}")

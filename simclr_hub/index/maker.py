@@ -51,7 +51,7 @@ class Maker:
             self._embedder = self._checked(as_embedder(model, **settings))
 
     def embedder(self) -> EmbedderLike:
-        """The embedder.
+        """Return the embedder, loaded when it is first needed.
 
         Raises:
             IndexMismatchError: none was given, and the one that made the index cannot be had again.
@@ -76,7 +76,7 @@ class Maker:
             return self._embedder
 
     def _checked(self, embedder: EmbedderLike) -> EmbedderLike:
-        """The embedder, if its vectors are those of the index; neither the model's name nor the whitening matters."""
+        """Return the embedder if its vectors are those of the index; its name and whitening do not matter."""
         made_by, given = self._about.fingerprint, dict(embedder.fingerprint)
         keys = (made_by.keys() | given.keys()) - {"model", "whitening"}
         different = sorted(key for key in keys if made_by.get(key) != given.get(key))
@@ -89,12 +89,12 @@ class Maker:
 
 
 def is_embedder(model: Any) -> bool:
-    """Whether it can embed as it is."""
+    """Tell whether it can embed as it is."""
     return all(hasattr(model, name) for name in ("dim", "fingerprint", "stream"))
 
 
 def as_embedder(model: Any, **settings: Any) -> EmbedderLike:
-    """An embedder as it is but without whitening, which is the index's part; or one made of a model.
+    """Return an embedder without its whitening, which is the index's part; or make one of a model.
 
     Raises:
         TypeError: settings for an embedder that has its own.
@@ -110,7 +110,7 @@ def as_embedder(model: Any, **settings: Any) -> EmbedderLike:
 
 
 def choose_whitening(model: Any, embedder: EmbedderLike, whiten: Whitening | bool | None) -> Whitening | None:
-    """What an index is whitened with.
+    """Choose what an index is whitened with.
 
     Args:
         model: as it was given; an embedder that whitens says with what.
@@ -136,25 +136,23 @@ def choose_whitening(model: Any, embedder: EmbedderLike, whiten: Whitening | boo
 
 
 def _settings(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `Embedder` that a fingerprint tells of."""
-    import torch
-
+    """Return the arguments of `Embedder` that a fingerprint tells of."""
     return {
         "layer": fingerprint.get("layer", "h"),
         "normalize": fingerprint.get("normalized") == "yes",
-        "dtype": getattr(torch, fingerprint.get("precision", "float32")),
+        "dtype": fingerprint.get("precision", "float32"),
         "exact": fingerprint.get("preprocessing", "exact").endswith("exact"),
     }
 
 
 def _tell(fingerprint: Mapping[str, Any], dim: int, keys: list[str]) -> str:
-    """A fingerprint's name, width and what differs, for one line."""
+    """Tell a fingerprint's name, width and what differs, in one line."""
     parts = [f"dim {dim}", *(f"{key} {str(fingerprint.get(key))[:40]}" for key in keys)]
     return f"{fingerprint.get('model')} ({', '.join(parts)})"
 
 
 def unit_vector(vector: np.ndarray) -> np.ndarray | None:
-    """A vector (D,) scaled to length 1, float32; None if it is zero or not finite."""
+    """Scale a vector (D,) to length 1, float32; None if it is zero or not finite."""
     wide = vector.astype(np.float64)
     largest = np.abs(wide).max(initial=0)
     if not np.isfinite(largest) or largest == 0:

@@ -11,6 +11,9 @@ from typing import Any, TypeVar, overload
 import numpy as np
 
 from .. import _files
+from ..duplicates.calibrate import calibrate_index, index_thresholds
+from ..duplicates.find import TIERS, DuplicateGroup, Tier, find_duplicates
+from ..duplicates.thresholds import Thresholds
 from ..errors import (
     ImageError,
     IndexExistsError,
@@ -24,11 +27,7 @@ from ..images import describe
 from ..scan import Rules
 from ..whitening import IMAGES, Whitening
 from .check import CheckReport, check_index
-from .copies import SamePicture
-from .duplicates.calibration import Calibration
-from .duplicates.distinct import record_distinct
-from .duplicates.find import TIERS, DuplicateGroup, Tier, find_duplicates
-from .duplicates.own_calibration import calibrate_index, current_calibration
+from .copies import SamePicture, record_distinct
 from .maker import Maker, as_embedder, choose_whitening
 from .parquet import export_index, import_index
 from .paths import as_recorded, on_disk, relocate_roots
@@ -411,7 +410,7 @@ class SimilarityIndex:
         """
         if unknown := set(tiers) - set(TIERS):
             raise ValueError(f"tiers={sorted(unknown)}: the tiers are {', '.join(TIERS)}")
-        return find_duplicates(self._store, current_calibration(self._store), tiers, progress)
+        return find_duplicates(self._store, index_thresholds(self._store), tiers, progress)
 
     def not_duplicates(self, *paths: str | os.PathLike[str]) -> None:
         """Record that no two of these photos are duplicates or similar, whatever they look like.
@@ -424,11 +423,11 @@ class SimilarityIndex:
         with self._store.writing():
             record_distinct(self._store, paths)
 
-    def calibration(self) -> Calibration:
+    def calibration(self) -> Thresholds:
         """Return the thresholds of `duplicates`; `measured` is empty if none were measured for the model."""
-        return current_calibration(self._store)
+        return index_thresholds(self._store)
 
-    def calibrate(self, *, copies: int = 100, progress: Callable[[int, int], object] | None = None) -> Calibration:
+    def calibrate(self, *, copies: int = 100, progress: Callable[[int, int], object] | None = None) -> Thresholds:
         """Measure those thresholds for this index's model on its own photos, and store them in the index.
 
         Copies are made in memory and embedded. The default checkpoint comes with thresholds.

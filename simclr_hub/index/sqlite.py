@@ -94,10 +94,10 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Be the one writer.
+        """Hold the writer's lock and a transaction.
 
         Raises:
-            IndexLockedError: another process or thread is; names the process.
+            IndexLockedError: another process or thread writes; names the process.
             IndexWriteError: the file was opened read-only, or the lock file cannot be written.
         """
         self._connection()

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from index_fakes import FakeEmbedder, check_index, make_photo
 from PIL import Image
 from tiny import SAMPLE_PHOTOS
@@ -25,10 +24,10 @@ from simclr_hub import embedder as embedder_module
 from simclr_hub.cli import _interrupts, main
 from simclr_hub.embedder import Embedding, Failure
 from simclr_hub.errors import UnsupportedImageError
+from simclr_hub.formats import _preview
 from simclr_hub.images import FileBytes, load_image, read_file
 from simclr_hub.index import SimilarityIndex, check, sandboxed_decode, sync
 from simclr_hub.index.store import STORE_NAME, Store
-from simclr_hub.raw import _preview
 from simclr_hub.training import data
 
 Ended = list[tuple[int, float]]
@@ -234,14 +233,14 @@ def test_a_model_that_does_not_end(
     embedder = Embedder(tiny_model, batch_size=4 if how == "one batch" else 1, workers=2)
     ran: list[threading.Thread] = []
 
-    def run(pixels: torch.Tensor) -> None:
-        ran.append(threading.current_thread())
-        gate.wait()
+    class Run:
+        has_own_thread = how == "compiled"
 
-    monkeypatch.setattr(embedder, "_torch", run)
-    if how == "compiled":
-        monkeypatch.setattr(embedder, "_built", run)
-        embedder._runtime = "compile"
+        def __call__(self, pixels: np.ndarray, *, alone: bool = False) -> None:
+            ran.append(threading.current_thread())
+            gate.wait()
+
+    monkeypatch.setattr(embedder, "_run", Run())
     with SimilarityIndex.create(tmp_path / "i", model=embedder) as index:
         with interrupted(gate):
             index.sync(photos)

@@ -174,7 +174,7 @@ def test_a_file_or_a_wish_for_pickles_is_refused(model_dir):
 
 def test_a_misspelt_path_is_not_asked_of_the_hub(model_dir, monkeypatch):
     monkeypatch.chdir(model_dir.parent)
-    monkeypatch.setattr("simclr_hub.loading.snapshot", lambda *_: pytest.fail("the Hub was asked"))
+    monkeypatch.setattr("simclr_hub.checkpoints.download.snapshot", lambda *_: pytest.fail("the Hub was asked"))
     with pytest.raises(CheckpointError, match="model/finall: neither a directory"):
         load("model/finall")
 

@@ -74,6 +74,7 @@ def test_a_long_race(tmp_path: Path) -> None:
     assert race(tmp_path / STORE_NAME, 150) > 0
 
 
+@pytest.mark.slow
 def test_readers_see_whole_commits(tmp_path: Path, photos: Path) -> None:
     """Another process syncs batch by batch; here every snapshot is one of its commits."""
     for i in range(16):

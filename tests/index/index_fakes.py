@@ -39,7 +39,7 @@ class FakeEmbedder:
                 yield Failure(position, source, e)
                 continue
             self.embedded += 1
-            pixels = image.pixels.numpy() / 255
+            pixels = image.pixels / 255
             vector = np.array([*pixels.mean((1, 2)), pixels.std(), pixels[0, 0, 0]], np.float32)
             signature = picture_signature(image.pixels) if signatures else b""
             yield Embedding(position, source, vector, image.content_hash, image.info, signature)

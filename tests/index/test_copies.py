@@ -187,7 +187,7 @@ def put_copies(index: SimilarityIndex, number: int, *, contents: int) -> None:
     """So many files of one picture, of so many contents with nearly one vector; and 30 other photos."""
     put_vectors(index, 30)
     store, random = index._store, np.random.default_rng(5)
-    signature = picture_signature(torch_picture(1))
+    signature = picture_signature(picture(1))
     with store.writing():
         with store.transaction():
             root = store.put_root(b"/copies", "ok")
@@ -202,10 +202,8 @@ def put_copies(index: SimilarityIndex, number: int, *, contents: int) -> None:
         index._write_cache()
 
 
-def torch_picture(seed: int) -> Any:
-    import torch
-
-    return torch.from_numpy(np.array(draw(seed))).permute(2, 0, 1)
+def picture(seed: int) -> np.ndarray:
+    return np.array(draw(seed)).transpose(2, 0, 1)
 
 
 def test_many_files_of_the_same_bytes_cost_nothing(index: SimilarityIndex) -> None:
@@ -261,7 +259,7 @@ def test_an_older_cache_is_searched_and_renewed(
 @pytest.mark.parametrize("number", [1, find.BLOCK, 3 * find.BLOCK + 5])
 def test_folding_is_that_of_the_plain_loop(number: int) -> None:
     random = np.random.default_rng(number)
-    pictures = [picture_signature(torch_picture(seed)) for seed in range(6)]
+    pictures = [picture_signature(picture(seed)) for seed in range(6)]
     of = random.integers(6, size=number)
     shapes = segments.make_shapes([pictures[i] for i in of])
     first = find.fold(shapes, np.arange(number), lambda a, b: of[a] == of[b], number)

@@ -69,7 +69,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("k", [3, 1000])
+@pytest.mark.parametrize("k", [3, pytest.param(1000, marks=pytest.mark.slow)])
 def test_exactly_the_best_of_those_that_pass(filled: SimilarityIndex, name: str, k: int) -> None:
     arguments, passes = CASES[name]
     queries = list(np.random.default_rng(1).normal(size=(30, DIM)))  # both ways of comparing

@@ -109,6 +109,7 @@ def names(directory: Path) -> list[str]:
     return sorted(re.sub(r"^search-\d+", "search", name) for name in os.listdir(directory))
 
 
+@pytest.mark.slow
 def test_ten_kills(tmp_path: Path, photos: Path) -> None:
     kill_loop(tmp_path, photos, kills=10, seed=0)
 

@@ -74,6 +74,7 @@ def test_every_kind_of_change_at_once(
     assert failed == str(photos / "broken.jpg") and "not an image of a supported format" in why
 
 
+@pytest.mark.slow
 def test_a_thousand_renames_cost_no_embedding(
     index: SimilarityIndex, tmp_path: Path, embedder: FakeEmbedder, settled: None
 ) -> None:

@@ -15,10 +15,10 @@ from index_fakes import DIM, FakeEmbedder, expected_vector, make_photo, put_vect
 from tiny import SAMPLE_PHOTOS
 
 from simclr_hub import Embedder, embed
+from simclr_hub.duplicates.thresholds import load_thresholds
 from simclr_hub.errors import CheckpointError, ExportError, IndexDamagedError
 from simclr_hub.index import SimilarityIndex, similarity_index
 from simclr_hub.index.check import check_index
-from simclr_hub.index.duplicates.calibration import load_calibration
 from simclr_hub.index.search import ann
 from simclr_hub.index.store import checksum
 from simclr_hub.loading import load_whitening
@@ -118,6 +118,7 @@ def test_an_open_index_sees_that_another_whitened_it(tmp_path: Path, photos: Pat
         assert len(other.duplicates()) == len(one.duplicates())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "n"),
     [
@@ -277,7 +278,7 @@ def test_the_default_checkpoint_whitens_by_default_and_has_thresholds_for_both(t
             index.status()["dim"] == 384
             and index.search(SAMPLE_PHOTOS / "cat_1.jpg", k=1, with_self=True)[0].score > 0.999
         )
-        assert load_calibration(tmp_path / "s", index.status()["made_by"]) is None
+        assert load_thresholds(tmp_path / "s", index.status()["made_by"]) is None
     with pytest.raises(CheckpointError, match="no whitening comes with it"):
         SimilarityIndex.create(tmp_path / "z", layer="z", whiten=True)
     with SimilarityIndex.create(tmp_path / "z", layer="z") as index:

@@ -25,7 +25,7 @@ SAMPLE = files("simclr_hub") / "assets" / "sample-photos" / "coffee_1.jpg"
 
 def photo() -> Tensor:
     """A sample photo (3, 127, 192), uint8."""
-    return load_image(str(SAMPLE)).pixels
+    return torch.from_numpy(load_image(str(SAMPLE)).pixels)
 
 
 def test_views_repeat_under_a_seed_and_stay_in_range() -> None:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from augmentation_helpers import OFFICIAL, ks_limit, ks_statistic, random_images
 
-from simclr_hub.image_processing_simclr import transform
+from simclr_hub.pixels import transform
 from simclr_hub.training.operations import resize, sample_crop_boxes
 
 

@@ -55,6 +55,7 @@ def whole_batch(step: int) -> Tensor:
     return worker.views(step, WORLD).flatten(0, 1)
 
 
+@pytest.mark.slow
 def test_two_processes_are_found_equal_to_one(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         report = rank["equality"]
@@ -62,6 +63,7 @@ def test_two_processes_are_found_equal_to_one(ranks: list[dict[str, Any]]) -> No
         assert max(report.loss_error, report.gradient_error, report.statistics_error) < 1e-12
 
 
+@pytest.mark.slow
 def test_gather_keeps_the_order_of_ranks_and_sums_gradients(ranks: list[dict[str, Any]]) -> None:
     for i, rank in enumerate(ranks):
         assert torch.equal(rank["gathered"], torch.tensor([0.0, 0, 1, 1])[:, None].expand(4, 3))
@@ -69,6 +71,7 @@ def test_gather_keeps_the_order_of_ranks_and_sums_gradients(ranks: list[dict[str
         assert torch.equal(rank["gather_gradient"], 11 * rows)  # 1 from rank 0 and 10 from rank 1
 
 
+@pytest.mark.slow
 def test_three_steps_on_two_processes_are_those_of_one(ranks: list[dict[str, Any]]) -> None:
     model = worker.model()
     use_biased_moving_variance(model)
@@ -86,6 +89,7 @@ def test_three_steps_on_two_processes_are_those_of_one(ranks: list[dict[str, Any
         torch.testing.assert_close(rank["h"], h, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_several_views_on_two_processes_are_those_of_one(ranks: list[dict[str, Any]]) -> None:
     z = worker.several_views().requires_grad_()
     loss = multi_view_loss(z, 0.3, decoupled=True)
@@ -95,6 +99,7 @@ def test_several_views_on_two_processes_are_those_of_one(ranks: list[dict[str, A
     torch.testing.assert_close(torch.cat([rank["several"] for rank in ranks], 1) / WORLD, z.grad)
 
 
+@pytest.mark.slow
 def test_a_gradient_cache_on_two_processes_gives_the_gradient_of_one(ranks: list[dict[str, Any]]) -> None:
     model = worker.model().eval()
     loss = nt_xent_loss(*worker.embed(model, whole_batch(0)).chunk(2), 0.5)
@@ -105,6 +110,7 @@ def test_a_gradient_cache_on_two_processes_gives_the_gradient_of_one(ranks: list
         assert (rank["unsynced"], rank["averaged"]) == (2, 1)  # of 3 pieces only the last averages, in one bucket
 
 
+@pytest.mark.slow
 def test_the_memory_of_two_processes_is_that_of_one(ranks: list[dict[str, Any]]) -> None:
     model = worker.model()
     memory = MomentumMemory(model, size=40, momentum=0.9).double()

@@ -64,7 +64,7 @@ class PhotoTable:
 
     @cached_property
     def contents(self) -> np.ndarray:
-        """The hashes of all contents, also of those that are gone: HASH (N + gone,)."""
+        """Return the hashes of all contents, also of those that are gone: HASH (N + gone,)."""
         both: np.ndarray = np.concatenate([self.hashes.all(), self.gone.all()])
         return both
 
@@ -80,7 +80,7 @@ class PhotoTable:
 
     @cached_property
     def _places(self) -> np.ndarray:
-        """Where in `hashes` each row's is."""
+        """Return where in `hashes` each row's is."""
         places = np.empty(len(self), np.uint32)
         places[self.rows.all()] = np.arange(len(self), dtype=np.uint32)
         return places

@@ -66,12 +66,12 @@ class Segment:
 
     @cached_property
     def columns(self) -> dict[str, Column]:
-        """The metadata of its photos by key."""
+        """Return the metadata of its photos by key."""
         return read_columns(self.file, self.file.about["columns"]) if self.file else make_columns(self.photos)
 
     @cached_property
     def cosines(self) -> CosineSample:
-        """A sample of the cosines between its vectors."""
+        """Sample the cosines between its vectors."""
         if self.file:
             return CosineSample(self.file.array("pairs.cosines"), self.file.array("pairs.ranks"))
         return sample_cosines(self.vectors)

@@ -45,17 +45,17 @@ class Snapshot:
 
     @cached_property
     def cosines(self) -> CosineSample:
-        """A sample of the cosines between its photos."""
+        """Sample the cosines between its photos."""
         return max(self.segments, key=lambda segment: len(segment.vectors)).cosines
 
     @cached_property
     def starts(self) -> list[int]:
-        """Where the rows of each segment begin, and where the last one's end."""
+        """Return where the rows of each segment begin, and where the last one's end."""
         return [0, *itertools.accumulate(len(segment.photos) for segment in self.segments)]
 
     @cached_property
     def photo_starts(self) -> list[int]:
-        """Where the photos of each segment begin, and where the last one's end."""
+        """Return where the photos of each segment begin, and where the last one's end."""
         return [0, *itertools.accumulate(segment.photos.photo_count for segment in self.segments)]
 
     def _split(self, starts: list[int], numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

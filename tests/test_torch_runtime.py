@@ -4,7 +4,7 @@ from tiny import randomized, tiny_config
 from torch import nn
 
 from simclr_hub import SimCLRModel
-from simclr_hub.fast import Layer, fast_copy
+from simclr_hub.torch_runtime import Layer, fast_copy
 
 
 @pytest.mark.parametrize("changes", [{}, {"sk_ratio": 0.0625}, {"projection_layers": 3}])

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from tiny import SAMPLE_PHOTOS
 
-from simclr_hub.index.duplicates.find import DuplicateGroup, Member
+from simclr_hub.duplicates.find import DuplicateGroup, Member
 from simclr_hub.pages import size, write_review
 
 Run = Callable[..., tuple[int, str, str]]

@@ -3,6 +3,7 @@ import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,15 +11,15 @@ from index_fakes import FakeEmbedder, tree_state
 from PIL import Image
 from tiny import SAMPLE_PHOTOS
 
-from simclr_hub.index import SimilarityIndex
-from simclr_hub.index.duplicates.calibration import (
-    CALIBRATION_NAME,
+from simclr_hub.duplicates.find import TIERS, DuplicateGroup, File, Tier, preference, why_kept
+from simclr_hub.duplicates.thresholds import (
     CORRELATION_ALONE,
-    Calibration,
-    load_calibration,
-    provisional,
+    THRESHOLDS_NAME,
+    Thresholds,
+    load_thresholds,
+    unmeasured,
 )
-from simclr_hub.index.duplicates.find import TIERS, DuplicateGroup, Tier
+from simclr_hub.index import SimilarityIndex
 
 NAMES = ("cat_1", "banana_1", "dress_1", "chess_1", "hat_2", "boat_1")
 
@@ -116,7 +117,7 @@ def test_numbers_of_two_disks_are_not_one_file(
         def stat(path: str, **options: object) -> SimpleNamespace:
             return SimpleNamespace(**{"st_dev": path.endswith("copy.jpg"), "st_ino": 7, **values})
 
-        monkeypatch.setattr("simclr_hub.index.duplicates.keep.os.stat", stat)
+        monkeypatch.setattr("simclr_hub.duplicates.find.os.stat", stat)
 
     found = []
     for values in ({}, {"st_dev": 1, "st_ino": 0}, {"st_dev": 1}):
@@ -144,8 +145,8 @@ def test_what_lies_outside_the_trash_comes_first_in_every_tier(
                 smaller(aside / path.name, path, 0.5)
     index.sync(photos, include_hidden=True)
     index.sync(aside, include_hidden=True)
-    Calibration(provisional(np.ones((1, 5), np.float32), FakeEmbedder().fingerprint).made_by, 1, 2.0, [(1, 0.2)]).save(
-        index._store.file.with_name(CALIBRATION_NAME)
+    Thresholds(unmeasured(np.ones((1, 5), np.float32), FakeEmbedder().fingerprint).made_by, 1, 2.0, [(1, 0.2)]).save(
+        index._store.file.with_name(THRESHOLDS_NAME)
     )
     groups = index.duplicates([tier])
     asides = [[".Trash" in member.path for member in (group.keep, *group.others)] for group in groups]
@@ -173,8 +174,8 @@ def test_similar_groups_have_one_file_of_each_picture(index: SimilarityIndex, ph
     smaller(photos / "cat_1.jpg", photos / "small.jpg")
     index.sync(photos)
     # By the colours alone all of these photos are much alike.
-    Calibration(provisional(np.ones((1, 5), np.float32), FakeEmbedder().fingerprint).made_by, 1, 2.0, [(1, 0.2)]).save(
-        index._store.file.with_name(CALIBRATION_NAME)
+    Thresholds(unmeasured(np.ones((1, 5), np.float32), FakeEmbedder().fingerprint).made_by, 1, 2.0, [(1, 0.2)]).save(
+        index._store.file.with_name(THRESHOLDS_NAME)
     )
     found = index.duplicates(["similar"])
     assert found and {group.tier for group in found} == {"similar"}
@@ -320,8 +321,8 @@ def test_calibration_is_measured_stored_and_bound_to_the_model(index: Similarity
     assert same["different_pairs_called_same"] == 0 and same["precision"] == 1
     assert same["recall"]["re-encoded"] == 1 and same["recall"]["mirrored"] == 1
     assert 0 < calibration.cosine <= 1
-    file = index._store.file.with_name(CALIBRATION_NAME)
-    assert load_calibration(file.parent, {"weights": "w2"}) is None
+    file = index._store.file.with_name(THRESHOLDS_NAME)
+    assert load_thresholds(file.parent, {"weights": "w2"}) is None
     values = json.loads(file.read_text())
     file.write_text(json.dumps(values | {"signature_version": 0}))
     assert index.calibration().measured == {}
@@ -336,7 +337,7 @@ def test_calibration_needs_photos_that_can_be_read(index: SimilarityIndex, photo
 
 
 def test_from_where_on_two_are_similar_depends_on_how_many_there_are() -> None:
-    calibration = Calibration({}, 1, 0.9, [(100, 0.5), (200, 0.6), (400, 0.8)])
+    calibration = Thresholds({}, 1, 0.9, [(100, 0.5), (200, 0.6), (400, 0.8)])
     assert calibration.similar(0) == calibration.similar(1) == calibration.similar(100) == 0.5
     assert calibration.similar(200) == pytest.approx(0.6) and calibration.similar(10**9) == 0.8
     assert calibration.similar(283) == pytest.approx(0.7, abs=0.001)
@@ -347,9 +348,54 @@ def test_from_where_on_two_are_similar_depends_on_how_many_there_are() -> None:
 def test_the_default_checkpoint_comes_with_its_thresholds(tmp_path: Path) -> None:
     from simclr_hub import Embedder
 
-    calibration = load_calibration(tmp_path, Embedder().fingerprint)
-    assert calibration is not None, "run simclr_hub.index.duplicates.default_calibration for the new checkpoint"
+    calibration = load_thresholds(tmp_path, Embedder().fingerprint)
+    assert calibration is not None, "run scripts/ship_default.py for the new checkpoint"
     same = calibration.measured["same_picture"]
     assert same["precision"] >= 0.999 and np.mean(list(same["recall"].values())) > 0.95
     assert calibration.similar_from == sorted(calibration.similar_from)
     assert calibration.measured["similar"]["precision_same_class"] >= 0.88
+
+
+def file(path: str = "/p/a.jpg", content: str = "", in_colour: bool = True, **info: Any) -> File:
+    defaults = {"width": 400, "height": 300, "format": "JPEG", "bytes": 1000, "modified": 1e9}
+    return File(path, (content or path).encode(), defaults | info, in_colour)
+
+
+BETTER = [  # kept, other, in words
+    (file(width=800), file("/p/b.jpg", format="PNG", bytes=9999, modified=1), "most pixels: 800 x 300"),
+    (file(), file("/p/b.png", in_colour=False, format="PNG"), "in colour"),
+    (file("/p/long name.dng", format="RAW"), file("/p/b.png", format="PNG"), "RAW rather than PNG"),
+    (file(format="TIFF"), file("/p/b.jpg", camera="X"), "TIFF rather than JPEG"),
+    (file(), file("/p/b.heic", format="HEIF", camera="X"), "JPEG rather than HEIF"),
+    (file(format="AVIF"), file("/p/b.webp", format="WEBP"), "AVIF rather than WEBP"),
+    (file(camera="X", taken="2024"), file("/p/b.jpg", bytes=9999), "its EXIF tells more: time and camera"),
+    (file(bytes=2000, modified=2e9), file("/p/b.jpg"), "larger file: 2,000 bytes"),
+    (file("/p/longer.jpg", modified=1), file("/p/b.jpg"), "the oldest: 1970-01-01 00:00:01"),
+    (file("/p/longer.jpg", modified=1.1), file("/p/b.jpg", modified=1.2), "the oldest by less than a second"),
+    (file("/p/z.jpg"), file("/p/copy of z.jpg"), "shortest path"),
+    (file("/p/a.jpg"), file("/p/b.jpg"), "first by its path"),
+]
+
+
+@pytest.mark.parametrize(("kept", "other", "words"), BETTER)
+def test_the_first_difference_decides_and_is_told(kept: File, other: File, words: str) -> None:
+    assert sorted([other, kept], key=preference) == [kept, other]
+    assert words in why_kept([kept, other])
+
+
+def test_exact_copies_are_told_after_other_contents() -> None:
+    kept, copy, small = file(content="x"), file("/p/b.jpg", content="x", modified=2e9), file("/p/s.jpg", width=40)
+    why = why_kept([kept, copy, small])
+    assert why.startswith("most pixels: 400 x 300, the next has 40 x 300; of its exact copies the oldest")
+    assert why_kept([kept, copy]).startswith("the oldest")
+
+
+def test_the_kept_one_is_compared_with_the_best_of_the_others() -> None:
+    files = [file(), file("/p/b.jpg", width=200), file("/p/c.jpg", width=100)]
+    assert why_kept(files) == "most pixels: 400 x 300, the next has 200 x 300"
+
+
+def test_nothing_known_and_strange_times_are_words_too() -> None:
+    unknown = [File("/p/a", b"1", {}), File("/p/b", b"2", {"modified": 1e300})]
+    assert "an unknown time" in why_kept(unknown)
+    assert "unknown number" in why_kept([file(), unknown[0]])

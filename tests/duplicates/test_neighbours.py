@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from simclr_hub.index.duplicates import candidates
-from simclr_hub.index.duplicates.candidates import neighbours
+from simclr_hub.duplicates import neighbours as module
+from simclr_hub.duplicates.neighbours import neighbours
 from simclr_hub.signature import SIGNATURE_BYTES, low_frequencies
 
 
@@ -17,7 +17,7 @@ def collect(*args: object) -> set[tuple[int, int]]:
 
 
 def test_they_are_the_nearest_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidates, "_BLOCK", 7)
+    monkeypatch.setattr(module, "_BLOCK", 7)
     vectors = unit(30)
     cosines = vectors @ vectors.T
     np.fill_diagonal(cosines, -2)
@@ -39,7 +39,7 @@ def test_few_or_none() -> None:
 
 
 def test_many_are_found_through_lists(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidates, "EXACT", 100)
+    monkeypatch.setattr(module, "EXACT", 100)
     vectors = unit(3000)
     vectors[1::2] = vectors[::2]
     found = collect(vectors, 2)

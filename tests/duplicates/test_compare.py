@@ -7,10 +7,20 @@ import torch
 from PIL import Image
 from tiny import SAMPLE_PHOTOS
 
-from simclr_hub.index.duplicates.alignment import MIN_OVERLAP
-from simclr_hub.index.duplicates.calibration import CORRELATION
-from simclr_hub.index.duplicates.edits import EDITS, crop, reencode
-from simclr_hub.index.duplicates.same_picture import MAX_OUTSIDE, MAX_STRETCH, MIN_COLOUR, compare
+from simclr_hub.duplicates import compare as module
+from simclr_hub.duplicates.calibrate import EDITS, crop, reencode
+from simclr_hub.duplicates.compare import (
+    MAX_OUTSIDE,
+    MAX_STRETCH,
+    MIN_COLOUR,
+    MIN_OVERLAP,
+    align,
+    compare,
+    correlations,
+    orientations,
+    rank_guesses,
+)
+from simclr_hub.duplicates.thresholds import CORRELATION
 from simclr_hub.signature import as_rows, picture_signature, unpack
 
 NAMES = ("cat_1", "banana_1", "dress_1", "chess_1", "hat_2", "boat_1", "tree_1", "shoes_2")
@@ -21,8 +31,8 @@ def open_photo(name: str) -> Image.Image:
 
 
 def signatures(images: list[Image.Image]) -> np.ndarray:
-    tensors = [torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) for image in images]
-    return as_rows([picture_signature(tensor) for tensor in tensors])
+    arrays = [np.array(image.convert("RGB")).transpose(2, 0, 1) for image in images]
+    return as_rows([picture_signature(array) for array in arrays])
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +145,82 @@ def test_none_and_unequal_numbers(originals: np.ndarray) -> None:
     assert len(compare(unpack(originals[:0]), unpack(originals[:0])).score) == 0
     with pytest.raises(ValueError, match="8 pictures"):
         compare(unpack(originals), unpack(originals[:3]))
+
+
+def pictures(count: int, cells: int) -> np.ndarray:
+    low = torch.rand((count, 1, 6, 6), generator=torch.Generator().manual_seed(0)) * 255
+    return torch.nn.functional.interpolate(low, (cells, cells), mode="bicubic")[:, 0].numpy()
+
+
+def shrink(whole: np.ndarray, cells: int) -> np.ndarray:
+    return torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(whole.copy()), cells).numpy()
+
+
+def plainly(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Correlate two pictures as each guess says: (guesses, 8)."""
+    cells = len(a)
+    centres = (np.arange(cells) + 0.5) * 2 / cells - 1
+    ranks = []
+    for swapped, scale, *shifts in module._GUESSES:
+        larger, part = (b, a) if swapped else (a, b)
+        across, down = (((centres * scale + shift + 1) * cells - 1) / 2 for shift in shifts)
+        column, row = (np.abs(centres * scale + shift) + scale / cells <= 1 + 1.02 / cells for shift in shifts)
+        inside = row[:, None] & column
+        zoomed = np.stack([np.interp(across, np.arange(cells), line) for line in part])
+        zoomed = np.stack([np.interp(down, np.arange(cells), line) for line in zoomed.T], 1)
+        for view in orientations(larger[None])[0]:
+            u, v = view[inside] - view[inside].mean(), zoomed[inside] - zoomed[inside].mean()
+            floor = module.NOISE**2 * inside.sum()
+            ranks.append(u @ v / np.sqrt((u @ u + floor) * (v @ v + floor)))
+    return np.array(ranks)
+
+
+def test_guesses_are_ranked_as_if_each_were_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_FOLLOWED", 8 * len(module._GUESSES))
+    a, b = pictures(6, 10), np.roll(pictures(6, 10), 1, 0)
+    values, numbers = rank_guesses(a, b)
+    for row in range(6):
+        np.testing.assert_allclose(values[row], plainly(a[row], b[row])[numbers[row]], atol=1e-4)
+        assert sorted(numbers[row]) == list(range(numbers.shape[1]))
+
+
+def test_plain_correlations_find_the_orientation() -> None:
+    a = pictures(4, 20)
+    for turned in orientations(a).swapaxes(0, 1):
+        found = correlations(a, turned)
+        assert found.max(1).min() > 0.998
+        undone = orientations(turned)[np.arange(4), found.argmax(1)]
+        np.testing.assert_array_equal(undone, a)
+
+
+@pytest.mark.parametrize("orientation", range(8))
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_turned_corner_is_put_in_its_place(orientation: int, swapped: bool) -> None:
+    whole = pictures(3, 160)
+    corner = whole[:, :136, 24:]  # 85 % of a side, the right and upper part
+    a, b = shrink(whole, 20), orientations(shrink(corner, 20))[:, orientation]
+    if swapped:
+        a, b = b, a
+    guesses = rank_guesses(shrink(a, 10), shrink(b, 10))[1]
+    correlation, overlap, placement, _, second_is_larger = align(a, b, guesses)
+    assert correlation.min() > 0.98 and (second_is_larger == swapped).all()
+    np.testing.assert_allclose(placement[..., 0], 1 / 0.85, atol=0.03)
+    np.testing.assert_allclose(np.abs(placement[..., 1]), 0.15 / 0.85, atol=0.03)
+    # Only whole cells count: at the inner edges one of 20 is cut.
+    assert overlap.max() <= 0.85**2 and overlap.min() >= 0.75**2
+
+
+def test_something_drawn_over_it_hardly_moves_it() -> None:
+    whole = pictures(8, 160)
+    corner = whole[:, 16:, :144].copy()
+    corner[:, 90:112, 10:40] = 255
+    a, b = shrink(whole, 20), shrink(corner, 20)
+    placement = align(a, b, rank_guesses(shrink(a, 10), shrink(b, 10))[1])[2]
+    error = np.abs(placement - [[1 / 0.9, 0.1 / 0.9], [1 / 0.9, -0.1 / 0.9]])
+    assert error.mean() < 0.012
+
+
+def test_roles_are_chosen_pair_by_pair() -> None:
+    a, b = np.zeros((2, 3, 3)), np.ones((2, 3, 3))
+    view, part = module._roles(a, b, np.zeros(2, int), np.array([False, True]))
+    assert view.max((1, 2)).tolist() == [0, 1] and part.max((1, 2)).tolist() == [1, 0]

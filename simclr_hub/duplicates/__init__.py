@@ -1,0 +1,1 @@
+"""Duplicates among the photos of an index: the same bytes, the same picture, and similar pictures."""

@@ -1,1 +1,0 @@
-"""Files that show the same: of the same bytes, of the same picture, and similar ones."""
