@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from PIL import Image
 
 from ._files import Kind, check_output, write_output
@@ -154,6 +153,8 @@ def write_photos(path: Path, photos: Sequence[tuple[Any, str, str]], *, title: s
 
 
 def _write(path: Path, template: str, title: str, note: str, sections: list[dict[str, Any]], force: bool) -> None:
+    import jinja2  # most searches write no page
+
     # Autoescape, and no value stands inside a script or a style: file names are not to be trusted.
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__), autoescape=True, undefined=jinja2.StrictUndefined

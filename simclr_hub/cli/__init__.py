@@ -26,7 +26,7 @@ COMMANDS = {
     "missing": ("index", "List the photos that were not there at the last sync."),
     "prune": ("index", "Forget the photos that are missing."),
     "duplicates": ("duplicates", "Find the copies in INDEX, and say which to keep."),
-    "calibrate": ("duplicates", "Measure what is the same picture, for the model of INDEX."),
+    "calibrate": ("duplicates", "Measure the thresholds of `duplicates` for the model of INDEX."),
     "check": ("index", "Check that INDEX is sound, and repair it if it is not."),
     "whiten": ("whiten", "Whiten INDEX in place, for better matches; no photo is read."),
     "export": ("index", "Write the photos of INDEX, with vectors, to a Parquet file."),
@@ -35,7 +35,7 @@ COMMANDS = {
     "models": ("models", "List the official checkpoints: accuracy, size, speed."),
     "convert": ("convert", "Make a TensorFlow or PyTorch checkpoint loadable."),
     "doctor": ("doctor", "Show what is installed, and whether it computes what it should."),
-    "pretrain": ("train", "Pretrain an encoder by a recipe; goes on where it stopped."),
+    "pretrain": ("train", "Pretrain an encoder by a recipe; resumes where it stopped."),
     "evaluate": ("evaluate", "Measure how good a model's features are on labelled images."),
     "publish": ("publish", "Put a model on the Hub, with its card and code."),
 }

@@ -30,7 +30,7 @@ WHITENED = 1e-2
 @click.option(
     "--distributed",
     is_flag=True,
-    help="Under torchrun: whether its processes train as one with the whole batch would.",
+    help="Under torchrun: check that its processes train as one process with the whole batch would.",
 )
 @json_option
 def doctor_command(distributed: bool, as_json: bool) -> int:

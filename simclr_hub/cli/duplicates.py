@@ -18,7 +18,7 @@ _index_argument = click.argument("index", type=click.Path(path_type=Path))
 
 @click.command("duplicates")
 @_index_argument
-@click.option("--tier", "tiers", multiple=True, type=click.Choice(TIERS), help="Only this tier; may be given again.")
+@click.option("--tier", "tiers", multiple=True, type=click.Choice(TIERS), help="Only this tier; repeatable.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write a page to look through.")
 @click.option(
     "--not-duplicate",
@@ -26,7 +26,7 @@ _index_argument = click.argument("index", type=click.Path(path_type=Path))
     nargs=2,
     multiple=True,
     metavar="PHOTO PHOTO",
-    help="First record that these two are different pictures; may be given again.",
+    help="First record that these two are different pictures; repeatable.",
 )
 @force_option
 @json_option

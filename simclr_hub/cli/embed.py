@@ -34,7 +34,10 @@ def parse_shard(_: click.Context, __: click.Parameter, text: str) -> tuple[int, 
 @click.command("embed")
 @click.argument("images", nargs=-1, required=True, type=click.Path())
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="A .npz or .parquet file.")
-@click.option("--model", help="Official name, directory, Hub id or id@revision; the default checkpoint if not given.")
+@click.option(
+    "--model",
+    help="An official name, a directory or a Hub id[@revision]; the checkpoint inside the package if not given.",
+)
 @click.option("--layer", default="h", show_default=True, help="h, or g1, g2, ..., z of the projection head.")
 @click.option("--normalize", is_flag=True, help="Scale each vector to length 1.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images a forward pass.")
@@ -46,7 +49,9 @@ def parse_shard(_: click.Context, __: click.Parameter, text: str) -> tuple[int, 
     callback=parse_shard,
     help="Only the I-th of N parts, for N machines: every N-th image of all IMAGES, in their order, from the I-th on.",
 )
-@click.option("--strict", is_flag=True, help="Exit with 3 if images could not be read; they are told in any case.")
+@click.option(
+    "--strict", is_flag=True, help="Exit with code 3 if images could not be read; they are named either way."
+)
 @force_option
 @json_option
 def embed_command(

@@ -29,9 +29,12 @@ _index_argument = click.argument("index", type=click.Path(path_type=Path))
     type=click.Path(path_type=Path),
     default="photos.index",
     show_default=True,
-    help="The index, a directory.",
+    help="Directory of the index.",
 )
-@click.option("--model", help="Official name, directory, Hub id or id@revision; the default checkpoint if not given.")
+@click.option(
+    "--model",
+    help="An official name, a directory or a Hub id[@revision]; the checkpoint inside the package if not given.",
+)
 @click.option(
     "--moved-from",
     metavar="FOLDER",
@@ -42,8 +45,8 @@ _index_argument = click.argument("index", type=click.Path(path_type=Path))
     "--exclude",
     metavar="PATTERN",
     multiple=True,
-    help="Leave out files and folders of this name, or path with a slash: 'Screenshots', '*.gif', 'raw/**'. May be "
-    "given several times; the index remembers it. '' forgets what it remembers.",
+    help="Leave out files and folders of this name, or path with a slash: 'Screenshots', '*.gif', 'raw/**'. "
+    "Repeatable; the index remembers it, and '' makes it forget.",
 )
 @click.option(
     "--include-hidden/--no-include-hidden",
@@ -51,14 +54,18 @@ _index_argument = click.argument("index", type=click.Path(path_type=Path))
     help="Also read files and folders whose names begin with a dot; the index remembers it.",
 )
 @click.option(
-    "--strict", is_flag=True, help="Exit with 3 if photos or folders could not be read; they are told in any case."
+    "--strict",
+    is_flag=True,
+    help="Exit with code 3 if photos or folders could not be read; they are named either way.",
 )
-@click.option("--gps", is_flag=True, help="A new index also records where photos were taken, if they tell.")
-@click.option("--no-whiten", is_flag=True, help="A new index compares the model's features as they are.")
+@click.option(
+    "--gps", is_flag=True, help="For a new index: also record where photos were taken, where their files say so."
+)
+@click.option("--no-whiten", is_flag=True, help="For a new index: compare the model's features without whitening.")
 @click.option(
     "--layer",
     type=click.Choice(["h", "h+stage3"]),
-    help="Of a new index: h, or h with stage 3 beside it, which finds a little more and takes more room.",
+    help="For a new index: h, or h with stage 3 beside it, which finds a little more and takes more space.",
 )
 @json_option
 def index_command(
@@ -247,12 +254,12 @@ def prune_command(index: Path, force: bool, as_json: bool) -> None:
 @click.command("check")
 @_index_argument
 @click.option("--repair", is_flag=True, help="If it is damaged, save what is sound; the damaged file is kept.")
-@click.option("--deep", is_flag=True, help="Also read the photos again and embed a few; may be stopped and goes on.")
+@click.option("--deep", is_flag=True, help="Also read the photos again and embed a few; resumes where it was stopped.")
 @json_option
 def check_command(index: Path, repair: bool, deep: bool, as_json: bool) -> int:
     """Check that INDEX is sound: its file, every row's checksum, a vector for every photo.
 
-    Exit code 1 if it is not, 3 if it is but photos are damaged or could not be read.
+    Exit code 1 if it is damaged, 3 if it is sound but photos are damaged or could not be read.
     """
     with counting_bar("checking photos") as progress:
         report = check_index(index, repair=repair, deep=deep, progress=progress)

@@ -29,12 +29,14 @@ def _count(_context: click.Context, _option: click.Parameter, text: str | None) 
     type=click.Choice(["none", *PROTOCOLS, "all"]),
     default="none",
     show_default=True,
-    help="What of ImageNet's labels it was fine-tuned with. none: pretrained without, ranked by a linear classifier "
+    help="Share of ImageNet's labels used in fine-tuning. none: only pretrained, ranked by a linear classifier "
     "on h (so is linear); supervised: never pretrained; all: everything.",
 )
-@click.option("--max-params", callback=_count, help="At most so many parameters in the encoder, such as 100M.")
-@click.option("--min-speed", type=click.FloatRange(min=0), default=0, help="At least so many images/s.")
-@click.option("--sort", type=click.Choice(list(ORDERS)), default="accuracy", show_default=True, help="What is first.")
+@click.option("--max-params", callback=_count, help="Most parameters in the encoder, such as 100M.")
+@click.option("--min-speed", type=click.FloatRange(min=0), default=0, help="Fewest images/s.")
+@click.option(
+    "--sort", type=click.Choice(list(ORDERS)), default="accuracy", show_default=True, help="Order of the list."
+)
 @json_option
 def models_command(labels: str, max_params: float, min_speed: float, sort: str, as_json: bool) -> None:
     """List the official checkpoints: accuracy, size and speed, and which to take for what.

@@ -24,7 +24,7 @@ from ._output import echo, json_option, print_json, print_table
 )
 @click.option("--recipe", help="The recipe for the card, a name or a .yaml file.")
 @click.option("--license", "licence", default="apache-2.0", show_default=True, help="The weights' licence.")
-@click.option("--official", multiple=True, help="An official name, or all; may be given several times.")
+@click.option("--official", multiple=True, help="An official name, or all; repeatable.")
 @click.option("--org", help="With --official: where to.")
 @json_option
 def publish_command(

@@ -40,24 +40,28 @@ def parse_where(options: Sequence[str]) -> dict[str, Any]:
 @click.command("search")
 @click.argument("index", type=click.Path(path_type=Path))
 @click.argument("query", nargs=-1, required=True, type=click.Path())
-@click.option("-k", default=10, show_default=True, type=click.IntRange(min=1), help="How many matches.")
+@click.option("-k", default=10, show_default=True, type=click.IntRange(min=1), help="Number of matches.")
 @click.option(
-    "--together", is_flag=True, help="One search for what is like all of the QUERY photos, not one for each."
+    "--together", is_flag=True, help="Search once for what is like all QUERY photos, instead of once for each."
 )
 @click.option(
-    "--not", "unlike", multiple=True, metavar="PHOTO", help="What results should not be like; repeatable; --together."
+    "--not",
+    "unlike",
+    multiple=True,
+    metavar="PHOTO",
+    help="A photo that results should not be like; repeatable; implies --together.",
 )
 @click.option(
     "--not-weight", default=0.5, show_default=True, type=click.FloatRange(min=0), help="How much --not counts."
 )
-@click.option("--with-self", is_flag=True, help="Also find the query's own file.")
-@click.option("--all-copies", is_flag=True, help="Every file as a match, not one for all copies of a picture.")
+@click.option("--with-self", is_flag=True, help="Keep the query's own file among the results.")
+@click.option("--all-copies", is_flag=True, help="List every copy of a picture, instead of one for all.")
 @click.option("--path", "pattern", metavar="GLOB", help="Only photos whose path matches, such as 'holiday/**/*.jpg'.")
 @click.option(
     "--where",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Only photos of this metadata, or KEY=LOW..HIGH, such as taken=2019..2020-06 or width=1024.. ; repeatable.",
+    help="Only photos with this metadata, or KEY=LOW..HIGH, such as taken=2019..2020-06 or width=1024..; repeatable.",
 )
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write the results as a page.")
 @force_option
@@ -79,8 +83,9 @@ def search_command(
 ) -> None:
     """Find the photos in INDEX that are most similar to the image QUERY.
 
-    Several QUERY photos are several searches, with --together or --not one. The score is the cosine of the two feature
-    vectors: 1 is the same picture; "closer than" is the share of the index's own pairs of photos that are less alike.
+    Several QUERY photos make several searches, or one with --together or --not. The score is the cosine of the two
+    feature vectors: 1 is the same picture; "closer than" is the share of the index's own pairs of photos that are less
+    alike.
     """
     conditions = parse_where(where)
     try:

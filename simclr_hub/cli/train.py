@@ -17,7 +17,7 @@ from ._output import echo
     help="Do not train: write a PNG of some images and the views that training would make of them.",
 )
 def pretrain_command(recipe: str, settings: tuple[str, ...], show_views: Path | None) -> None:
-    """Pretrain an encoder by RECIPE, a name or a .yaml file; an interrupted run goes on where it stopped.
+    """Pretrain an encoder by RECIPE, a name or a .yaml file; an interrupted run resumes where it stopped.
 
     \b
     simclr-hub pretrain tiny_imagenet_default data=FOLDER

@@ -19,9 +19,9 @@ from ._output import echo, json_option, print_json
 @click.argument("what", nargs=-1, required=True, metavar="INDEX | [MODEL] PHOTOS")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="For MODEL: the file to write, *.safetensors.")
 @click.option(
-    "--with", "given", type=click.Path(path_type=Path), help="For INDEX: a whitening that was written so before."
+    "--with", "given", type=click.Path(path_type=Path), help="For INDEX: a whitening file that this command wrote."
 )
-@click.option("--off", is_flag=True, help="For INDEX: do not whiten any more.")
+@click.option("--off", is_flag=True, help="For INDEX: stop whitening.")
 @click.option(
     "--layer",
     type=click.Choice(["h", "h+stage3"]),
@@ -38,8 +38,8 @@ def whiten_command(
     An index then finds better matches, and its scores tell more. It is whitened with what comes with its checkpoint,
     or with what is learnt on its own photos; no photo is read, and it may be stopped at any moment and run again.
 
-    For a checkpoint that brings none (the default one does), one is learnt on unlabelled PHOTOS, 10,000 if there are
-    as many. As MODEL/whitening.safetensors it belongs to the checkpoint.
+    For a checkpoint without a whitening (the default one has its own), one is learnt on unlabelled PHOTOS, up to
+    10,000 of them. Written to MODEL/whitening.safetensors it belongs to the checkpoint.
     """
     index = Path(what[0])
     if len(what) == 1 and output is None:

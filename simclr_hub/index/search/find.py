@@ -71,6 +71,7 @@ class Match:
     def metadata(self) -> dict[str, Any]:  # noqa: D102
         if not isinstance(self._metadata, dict):
             self._metadata = self._snapshot.metadata(*self._metadata) if self._snapshot else {}
+            self._snapshot = None  # with all that it maps
         return self._metadata
 
     @property
