@@ -115,7 +115,7 @@ def draw_accuracies(bars: Mapping[str, Mapping[str, tuple[float, float, float]]]
     axes.set_xlabel("percent")
     axes.set_title(_plain(title))
     axes.grid(axis="x", alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2)  # over no bar
     _write_figure(figure, path)
 
 
