@@ -13,7 +13,7 @@ from torch import Tensor
 
 from simclr_hub import SimCLRModel
 from simclr_hub.training.data import ImageArray
-from simclr_hub.training.evaluate import features, knn_accuracy
+from simclr_hub.training.protocols import features, knn_accuracy
 
 
 def pixels(data: ImageArray, limit: int) -> tuple[Tensor, Tensor]:

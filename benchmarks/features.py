@@ -45,7 +45,7 @@ from simclr_hub.images import is_image_name, load_image
 from simclr_hub.loading import load_whitening
 from simclr_hub.progress import progress_bar
 from simclr_hub.training.data import ImageArray, open_rows
-from simclr_hub.training.evaluate import knn_predictions, precision_at
+from simclr_hub.training.protocols import knn_predictions, precision_at
 from simclr_hub.training.stage import weights_sha256
 from simclr_hub.training.trained_cards import DEFAULT_DIRECTORY
 from simclr_hub.whitening import IMAGES, SHRINKAGE, Whitening

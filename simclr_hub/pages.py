@@ -1,4 +1,7 @@
-"""Static HTML pages of search results and of duplicates: thumbnails inside, no scripts, nothing else loaded."""
+"""Static HTML pages of search results, duplicates and labelled photos.
+
+Thumbnails are inside; there are no scripts, and nothing else is loaded.
+"""
 
 import base64
 import io
@@ -133,6 +136,20 @@ def write_review(
         if shown:
             sections.append({"name": name, "meaning": meaning, "groups": shown, "number": len(of_tier)})
     _write(path, "duplicates.html", title, note, sections, force)
+
+
+def write_photos(path: Path, photos: Sequence[tuple[Any, str, str]], *, title: str, note: str = "") -> None:
+    """Write photos in the order they are given.
+
+    Args and errors as of `write_gallery`, and:
+        photos: anything `load_image` takes, a label, and a line below it.
+    """
+    check_output(path, PAGE)
+    matches = [
+        _picture(photo) | {"label": label, "line": line, "closer_than": "", "copies": []}
+        for photo, label, line in photos
+    ]
+    _write(path, "gallery.html", title, note, [{"queries": [], "matches": matches}], False)
 
 
 def _write(path: Path, template: str, title: str, note: str, sections: list[dict[str, Any]], force: bool) -> None:

@@ -1,8 +1,10 @@
-"""A picture of a recipe's views: some of its images, and beside each what training would make of it."""
+"""Pictures: a recipe's images and what training would make of them; accuracies as bars, confusions as a matrix."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from simclr_hub._files import Kind, check_output, write_output
 from simclr_hub.errors import ImageError, RecipeError
-from simclr_hub.images import load_image
+from simclr_hub.images import describe, load_image
 from simclr_hub.sources import folder_images
 
 from .augmentations import Views
@@ -32,7 +34,7 @@ def _is_picture(path: Path) -> bool:
 
 
 #: The kind of file that this writes, see `simclr_hub._files.check_output`.
-PICTURE = Kind("a picture of views", (".png",), _is_picture)
+PICTURE = Kind("a picture", (".png",), _is_picture)
 
 
 def show_views(name: str, settings: tuple[str, ...], path: Path) -> None:
@@ -91,3 +93,63 @@ def _tile(pixels: Tensor) -> Image.Image:
     enlarge = max(image.size) <= TILE  # small views as the pixels they are
     fitted = ImageOps.contain(image, (TILE, TILE), Image.Resampling.NEAREST if enlarge else Image.Resampling.LANCZOS)
     return ImageOps.pad(fitted, (TILE, TILE), color="lightgrey") if fitted.size != (TILE, TILE) else fitted
+
+
+def draw_accuracies(bars: Mapping[str, Mapping[str, tuple[float, float, float]]], path: Path, title: str) -> None:
+    """Write a bar chart: measure -> what was measured -> percent, and the ends of its interval."""
+    from matplotlib.figure import Figure  # without pyplot: no display, no global state
+
+    names = list(dict.fromkeys(name for of_measure in bars.values() for name in of_measure))
+    figure = Figure(figsize=(8, 1 + 0.25 * len(bars) * (len(names) + 1)), layout="constrained", dpi=100)
+    axes = figure.subplots()
+    width = 0.8 / len(names)
+    for i, name in enumerate(names):
+        there = [(row, of_measure[name]) for row, of_measure in enumerate(bars.values()) if name in of_measure]
+        values = [value for _, (value, _, _) in there]
+        errors = [[value - low for _, (value, low, _) in there], [high - value for _, (value, _, high) in there]]
+        places = [row - 0.4 + (i + 0.5) * width for row, _ in there]
+        axes.barh(places, values, width, xerr=errors, label=_plain(name), error_kw={"elinewidth": 1})
+    axes.set_yticks(range(len(bars)), list(bars))
+    axes.set_ylim(len(bars) - 0.5, -0.5)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("percent")
+    axes.set_title(_plain(title))
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend()
+    _write_figure(figure, path)
+
+
+def draw_confusion(counts: Tensor, classes: Sequence[str], path: Path, title: str) -> None:
+    """Write a confusion matrix as a PNG: counts (C, C), a row for each true class, drawn as shares of the row."""
+    from matplotlib.figure import Figure
+
+    side = min(max(5.0, 0.22 * len(classes) + 2), 12)
+    figure = Figure(figsize=(side + 1, side), layout="constrained", dpi=100)
+    axes = figure.subplots()
+    shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
+    image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    if len(classes) <= NAMED_CLASSES:
+        names, points = [_plain(name) for name in classes], 8 if len(classes) <= 40 else 6
+        axes.set_xticks(range(len(classes)), names, rotation=90, fontsize=points)
+        axes.set_yticks(range(len(classes)), names, fontsize=points)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(_plain(title))
+    figure.colorbar(image, label="share of the true class", shrink=0.8)
+    _write_figure(figure, path)
+
+
+#: Classes that a confusion matrix names at its sides.
+NAMED_CLASSES = 100
+
+
+def _plain(name: str) -> str:
+    """Return a name as matplotlib shows it: without its formulas, without what does not print."""
+    return describe(name).replace("$", r"\$")
+
+
+def _write_figure(figure: Any, path: Path) -> None:
+    told = {"Software": _MADE_BY}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # classes may have names in any script
+        write_output(path, lambda file: figure.savefig(file, format="png", metadata=told), PICTURE)

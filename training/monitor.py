@@ -23,35 +23,40 @@ _COLLAPSED = 0.01
 _PATIENCE = 5
 
 
-class OnlineProbe(nn.Module):
-    """A linear classifier on h of the training views, trained beside the encoder to watch progress.
+class OnlineClassifier(nn.Module):
+    """The official classifier on h that learns beside the encoder, behind a stop-gradient, to watch progress.
+
+    It moves as LARS moves a classifier: with the full learning rate, without trust ratio; its kernel decays through
+    the loss (google-research/simclr, `tf2/run.py`, `lineareval_while_pretraining`).
 
     Args:
         width: D, of h.
         classes: how many.
-        lr: learning rate of its SGD with momentum 0.9.
+        weight_decay: of the kernel.
+        momentum: share of the velocity that is kept.
     """
 
-    def __init__(self, width: int, classes: int, lr: float = 0.1):
+    def __init__(self, width: int, classes: int, weight_decay: float = 0.0, momentum: float = 0.9):
         super().__init__()
         self.classifier = nn.Linear(width, classes)
         nn.init.zeros_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
         self.register_buffer("weight_velocity", torch.zeros_like(self.classifier.weight))
         self.register_buffer("bias_velocity", torch.zeros_like(self.classifier.bias))
-        self.lr = lr
+        self.weight_decay, self.momentum = weight_decay, momentum
 
     @torch.enable_grad()
-    def step(self, h: Tensor, labels: Tensor) -> Tensor:
-        """Learn from h (B, D) and labels (B,); the share that was right before, a scalar tensor."""
-        h = F.normalize(h.detach().float()) * math.sqrt(h.shape[1])  # one learning rate for any encoder
-        logits = self.classifier(h)
+    def step(self, h: Tensor, labels: Tensor, lr: float) -> tuple[Tensor, Tensor]:
+        """Learn from h (B, D) and labels (B,); return the cross entropy and the share that was right, both before."""
+        logits = self.classifier(h.detach().float())
+        loss = F.cross_entropy(logits, labels)
         parameters = (self.classifier.weight, self.classifier.bias)
-        gradients = torch.autograd.grad(F.cross_entropy(logits, labels), parameters)
+        gradients = torch.autograd.grad(loss, parameters)
         with torch.no_grad():
-            for p, velocity, g in zip(parameters, self.buffers(), gradients, strict=True):
-                p.sub_(velocity.mul_(0.9).add_(g, alpha=self.lr))
-        return (logits.argmax(1) == labels).float().mean()
+            decays = (self.weight_decay, 0.0)
+            for p, velocity, g, decay in zip(parameters, self.buffers(), gradients, decays, strict=True):
+                p.sub_(velocity.mul_(self.momentum).add_(g.add(p, alpha=decay), alpha=lr))
+        return loss.detach(), (logits.argmax(1) == labels).float().mean()
 
 
 class Monitor:

@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from datetime import timedelta
 from importlib.resources import files
@@ -58,7 +59,9 @@ TOP = (
 )
 
 
-_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+#: Types that a value may have, of its own or in a list if `list` is among them; and these in words.
+Kind = tuple[tuple[type, ...], str]
+_KINDS: dict[str, Kind] = {
     **dict.fromkeys(("data", "exclude"), ((str, list), "text, in quotes if need be, or a list of texts")),
     **dict.fromkeys(("split", "eval_split", "init_from"), ((str,), "text")),
     "include_hidden": ((bool,), "true or false"),
@@ -128,9 +131,7 @@ def load_recipe(name: str, settings: tuple[str, ...] = ()) -> dict[str, Any]:
                 f"{path}: output_dir={shown(str(output))} leads out of the current folder; give it as a setting"
             )
     for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise RecipeError(f"setting {setting!r} is not key=value")
+        key, value = key_and_value(setting)
         section, dot, rest = key.partition(".")
         if dot and section in SECTIONS:
             target, key = recipe[section], rest
@@ -157,11 +158,8 @@ def _check(recipe: dict[str, Any], name: str) -> None:
         check_settings(
             recipe["training"], {*TOP, *(f"views.{key}" for key in views), *(f"model.{key}" for key in model)}
         )
-        for key, (kinds, allowed) in _KINDS.items():
-            value = recipe.get(key)
-            listed = value if isinstance(value, list) and list in kinds else [value]
-            if not all(type(one) in (*kinds, type(None)) for one in listed) or list in map(type, listed):
-                raise RecipeError(f"{key}={shown(value)} must be {allowed}")
+        for key in _KINDS:
+            check_kind(key, recipe.get(key), _KINDS)
         for key, value, largest in (
             ("side", recipe.get("side"), LARGEST_SIDE),
             ("views.size", recipe["views"].get("size"), LARGEST_SIDE),
@@ -171,6 +169,30 @@ def _check(recipe: dict[str, Any], name: str) -> None:
                 raise RecipeError(f"{key}={shown(value)} must lie between 1 and {largest:,}")
     except RecipeError as e:
         raise RecipeError(f"{name}: {e}") from e
+
+
+def key_and_value(setting: str) -> tuple[str, str]:
+    """Take a setting apart.
+
+    Raises:
+        RecipeError: it is not key=value.
+    """
+    key, equals, value = setting.partition("=")
+    if not equals:
+        raise RecipeError(f"setting {setting!r} is not key=value")
+    return key, value
+
+
+def check_kind(key: str, value: Any, kinds: Mapping[str, Kind]) -> None:
+    """Refuse a value of another kind than its key's; None is of every kind.
+
+    Raises:
+        RecipeError: it is.
+    """
+    types, allowed = kinds[key]
+    listed = value if isinstance(value, list) and list in types else [value]
+    if not all(type(one) in (*types, type(None)) for one in listed) or list in map(type, listed):
+        raise RecipeError(f"{key}={shown(value)} must be {allowed}")
 
 
 def _sections(loaded: Any, name: str, allowed: tuple[str, ...]) -> dict[str, Any]:
@@ -251,11 +273,7 @@ def _data(
 ) -> tuple[ImageArray | ImageViews, ImageArray | ImageViews | None]:
     """Open what to train on, and what to evaluate with if the recipe says so and it has labels."""
     source, split, side = _sources(recipe["data"]), str(recipe.get("split") or "train"), recipe.get("side")
-    try:
-        rules = Rules(_listed(recipe.get("exclude")), bool(recipe.get("include_hidden")))
-    except ValueError as e:
-        raise RecipeError(str(e)) from e
-    log = output / "unreadable.txt"
+    rules, log = rules_of(recipe), output / "unreadable.txt"
     train: ImageArray | ImageViews
     if side is None:
         train = ImageViews(source, split, views, args.seed, log, rules)
@@ -274,6 +292,18 @@ def _data(
     if side is None:
         return train, ImageViews(first, str(eval_split), views, args.seed, log, rules)
     return train, ImageArray.load(first, str(eval_split), side, output / "cache", rules)
+
+
+def rules_of(settings: Mapping[str, Any]) -> Rules:
+    """Return what is left out of a folder, by the keys `exclude` and `include_hidden`.
+
+    Raises:
+        RecipeError: a pattern that is none.
+    """
+    try:
+        return Rules(_listed(settings.get("exclude")), bool(settings.get("include_hidden")))
+    except ValueError as e:
+        raise RecipeError(str(e)) from e
 
 
 def _sources(data: Any) -> str | list[str]:

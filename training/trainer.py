@@ -28,10 +28,10 @@ from simclr_hub.errors import RecipeError, TrainingError
 
 from .augmentations import Views
 from .distributed import global_multi_view_loss, synchronize_batch_norm, use_biased_moving_variance
-from .evaluate import features, knn_accuracy
 from .large_batch import MomentumMemory, cached_backward
-from .monitor import Monitor, OnlineProbe, contrastive_top1
+from .monitor import Monitor, OnlineClassifier, contrastive_top1
 from .optimization import LR_SCALINGS, OPTIMIZERS, create_optimizer, official_steps, scale_learning_rate, warmup_cosine
+from .protocols import features, knn_accuracy
 
 LOSSES = ("nt_xent", "dcl")
 
@@ -285,8 +285,10 @@ class SimCLRTrainer(Trainer):
             if callback is not None:
                 self.add_callback(callback)
         labels = getattr(self.train_dataset, "labels", None)
-        self.probe = None if labels is None else OnlineProbe(model.config.hidden_size, int(max(labels)) + 1)
-        if self.probe is not None:
+        self.probe: OnlineClassifier | None = None
+        if labels is not None:
+            classes = int(max(labels)) + 1
+            self.probe = OnlineClassifier(model.config.hidden_size, classes, args.weight_decay, args.momentum)
             self.probe.to(args.device)
 
     @property
@@ -368,7 +370,9 @@ class SimCLRTrainer(Trainer):
         first, second, *_ = z.chunk(self.views.count)
         values = {"contrastive_top1": contrastive_top1(first, second)}
         if self.probe is not None and labels is not None:
-            values["probe_top1"] = self.probe.step(h, labels.repeat(self.views.count))
+            # The encoder's own rate, as officially, where that is of the same optimiser.
+            lr = self.create_optimizer().param_groups[0]["lr"] if self.args.optimizer == "lars" else 0.1
+            _, values["probe_top1"] = self.probe.step(h, labels.repeat(self.views.count), lr)
         self.monitor.add(self.state.global_step + 1, loss.detach(), z, values, self.views.count)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:

@@ -75,9 +75,9 @@ from simclr_hub.loading import weights_hash  # noqa: E402
 from simclr_hub.training.augmentations import Views  # noqa: E402
 from simclr_hub.training.data import _resized, open_rows  # noqa: E402
 from simclr_hub.training.distributed import global_multi_view_loss  # noqa: E402
-from simclr_hub.training.evaluate import features, knn_accuracy, precision_at  # noqa: E402
 from simclr_hub.training.optimization import create_optimizer, warmup_cosine  # noqa: E402
 from simclr_hub.training.pretrain import load_recipe  # noqa: E402
+from simclr_hub.training.protocols import features, knn_accuracy, precision_at  # noqa: E402
 from simclr_hub.training.trainer import SimCLRTrainingArguments, WeightAverage  # noqa: E402
 from simclr_hub.whitening import IMAGES, SHRINKAGE, WHITENING_NAMES, Whitening  # noqa: E402
 

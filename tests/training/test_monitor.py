@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from simclr_hub.errors import TrainingError
-from simclr_hub.training.monitor import Monitor, OnlineProbe, contrastive_top1, draw_curves
+from simclr_hub.training.monitor import Monitor, OnlineClassifier, contrastive_top1, draw_curves
 
 
 def scattered(n: int, d: int = 16) -> torch.Tensor:
@@ -79,23 +79,23 @@ def test_top1_counts_views_that_find_their_own() -> None:
 def test_the_probe_learns_and_leaves_h_alone() -> None:
     h = scattered(64).requires_grad_()
     labels = (h[:, 0] > 0).long()
-    probe = OnlineProbe(16, 2)
-    first = probe.step(h, labels)
+    probe = OnlineClassifier(16, 2)
+    _, first = probe.step(h, labels, 1.0)
     for _ in range(50):
-        last = probe.step(h, labels)
+        _, last = probe.step(h, labels, 1.0)
     assert last > 0.95 and last > first and h.grad is None
 
 
 def test_a_probe_goes_on_from_its_state() -> None:
     h, labels = scattered(32), torch.arange(32) % 3
-    whole, half = OnlineProbe(16, 3), OnlineProbe(16, 3)
+    whole, half = OnlineClassifier(16, 3), OnlineClassifier(16, 3)
     for _ in range(2):
-        whole.step(h, labels)
-        half.step(h, labels)
-    resumed = OnlineProbe(16, 3)
+        whole.step(h, labels, 0.1)
+        half.step(h, labels, 0.1)
+    resumed = OnlineClassifier(16, 3)
     resumed.load_state_dict(half.state_dict())
     for probe in (whole, resumed):
-        probe.step(h, labels)
+        probe.step(h, labels, 0.1)
     for key, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[key]), key
 

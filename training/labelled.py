@@ -1,0 +1,211 @@
+"""Labelled images: what has the labels and what is evaluated on, and which of the labels are used."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simclr_hub.errors import RecipeError
+from simclr_hub.images import FileBytes
+from simclr_hub.scan import Rules
+
+from .data import FolderRows, JoinedRows, Rows, open_rows
+from .pretrain import _sources, rules_of
+from .trainer import shown
+
+#: Share of each class that is held out where there is no split to evaluate on, or to choose l2 on.
+HELD_OUT = 0.1
+
+
+@dataclass
+class Part:
+    """Labelled images of a source: those at `chosen`, of class `labels` there.
+
+    Attributes:
+        source: a folder, a data set's id, or several.
+        split: of it.
+        rows: all its images.
+        labels: (N,) classes of all, -1 where there is none.
+        chosen: places of those that are used, rising.
+        unreadable: place -> why it is left out.
+    """
+
+    source: str | list[str]
+    split: str
+    rows: FolderRows | Rows | JoinedRows
+    labels: np.ndarray
+    chosen: np.ndarray
+    unreadable: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, source: str | list[str], split: str, rules: Rules) -> "Part":
+        """Open a source.
+
+        Raises:
+            RecipeError: it cannot be opened, or has no labels.
+        """
+        rows = open_rows(source, split, rules)
+        labels = np.array([] if rows.labels is None else rows.labels, dtype=np.int64)
+        if not (labels >= 0).any():
+            raise RecipeError(f"data={source}: split {split} has no labels; put the images of each class in a folder")
+        return cls(source, split, rows, labels, np.flatnonzero(labels >= 0))
+
+    def of(self, chosen: np.ndarray) -> "Part":
+        """Return the part with others of its images chosen."""
+        return Part(self.source, self.split, self.rows, self.labels, chosen)
+
+    def name(self, place: int) -> str:
+        """Return an image's path or name."""
+        row = self.rows[int(place)]
+        return row.name if isinstance(row, FileBytes) else str(row)
+
+    def told(self) -> dict[str, Any]:
+        """Return what results.json says of it."""
+        counts = np.bincount(self.labels[self.chosen])
+        return {
+            "source": self.source,
+            "split": self.split,
+            "images": len(self.chosen) - len(self.unreadable),
+            "unreadable": [self.unreadable[place] for place in sorted(self.unreadable)],
+            "classes": int((counts > 0).sum()),
+            "version": self.rows.version,
+        }
+
+
+def share_of_each_class(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Draw a share of each class, one image at least where there are two: places (n,), rising."""
+    random = np.random.default_rng(seed)
+    drawn = []
+    for label in np.unique(labels):
+        places = random.permutation(np.flatnonzero(labels == label))
+        count = max(1, round(share * len(places))) if len(places) > 1 else 0
+        drawn.append(places[:count])
+    return np.sort(np.concatenate(drawn))
+
+
+def class_balanced(labels: np.ndarray, total: int, seed: int) -> np.ndarray:
+    """Draw `total` images, of each class as many or one more, as ImageNet's official subsets: places (n,), rising.
+
+    A class with fewer images gives all. With one seed what is drawn for a smaller total is among that of a larger one.
+    """
+    random = np.random.default_rng(seed)
+    classes = random.permutation(np.unique(labels))
+    each, more = divmod(total, len(classes))
+    drawn = [
+        random.permutation(np.flatnonzero(labels == label))[: each + (rank < more)]
+        for rank, label in enumerate(classes)
+    ]
+    return np.sort(np.concatenate(drawn))
+
+
+def open_parts(settings: Mapping[str, Any]) -> tuple[Part, Part, list[str], list[str]]:
+    """Open what has the labels and what is evaluated on.
+
+    Returns:
+        Both, the names of the classes, and what is to be told.
+
+    Raises:
+        RecipeError: one of them cannot be opened, or there are no labels, or classes that the other does not have.
+    """
+    rules, seed = rules_of(settings), settings["seed"]
+    train = Part.open(_sources(settings["data"]), settings["split"], rules)
+    classes, notes = train.rows.classes, list(train.rows.notes)
+    evaluation = _evaluation(settings, train, rules)
+    if evaluation is None:
+        held_out = train.chosen[share_of_each_class(train.labels[train.chosen], HELD_OUT, seed)]
+        evaluation = train.of(held_out)
+        train = train.of(np.setdiff1d(train.chosen, held_out))
+        notes.append(
+            f"no labelled split to evaluate on: {len(held_out):,} images, a tenth of each class, are held out"
+        )
+    else:
+        place = {name: i for i, name in enumerate(classes)}
+        theirs = evaluation.rows.classes
+        used = np.unique(evaluation.labels[evaluation.chosen])
+        if strange := [theirs[label] for label in used if theirs[label] not in place]:
+            more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+            raise RecipeError(f"split {train.split} has no class {', '.join(map(shown, strange[:3]))}{more}")
+        to_ours = np.array([place.get(name, -1) for name in theirs] + [-1])
+        evaluation.labels = to_ours[evaluation.labels]
+        notes += evaluation.rows.notes
+    train.chosen, told = labelled(train, settings["labels"], seed)
+    if not len(train.chosen) or len(evaluation.chosen) < 2:
+        raise RecipeError("too few labelled images: one to learn from and two to evaluate on are the least")
+    return train, evaluation, classes, notes + told
+
+
+def _evaluation(settings: Mapping[str, Any], train: Part, rules: Rules) -> Part | None:
+    """Open the split to evaluate on: the one that is given, else the first of the usual ones with labels."""
+    source, split = _sources(settings["eval_data"] or settings["data"]), settings["eval_split"]
+    if split:
+        found = Part.open(source, split, rules)
+        if found.rows.version == train.rows.version and source == train.source:
+            raise RecipeError(f"eval_split={split} is what is learnt from; give another, or leave it out")
+        return found
+    for usual in ("validation", "test", *(["train"] if settings["eval_data"] else [])):
+        if settings["eval_data"] or usual != train.split:
+            try:
+                return Part.open(source, usual, rules)
+            except RecipeError as e:
+                why = e
+    if settings["eval_data"]:
+        raise why
+    return None
+
+
+def labelled(train: Part, labels: str | None, seed: int) -> tuple[np.ndarray, list[str]]:
+    """Choose the images whose labels are used.
+
+    Args:
+        train: what there is.
+        labels: None for all; a share such as "1%", class-balanced; a number for each class; or a file with a file name
+            a line, as ImageNet's official subsets are, which are compared without their folders.
+        seed: of the draw.
+
+    Returns:
+        Their places, and what is to be told.
+
+    Raises:
+        RecipeError: none of these, or nothing is left.
+    """
+    there = train.chosen
+    of_class = train.labels[there]
+    if labels is None:
+        return there, []
+    if found := re.fullmatch(r"(\d{1,3}(?:\.\d+)?) ?%", labels):
+        share = float(found[1]) / 100
+        total = round(share * len(there))
+        if share > 1 or total < 1:
+            raise RecipeError(f"labels={labels} of {len(there):,} images are {total:,}")
+        chosen = there[class_balanced(of_class, total, seed)]
+    elif re.fullmatch(r"[1-9]\d{0,8}", labels):
+        chosen = there[class_balanced(of_class, int(labels) * len(np.unique(of_class)), seed)]
+    else:
+        return _listed_in(labels, train)
+    counts = np.bincount(train.labels[chosen], minlength=int(of_class.max()) + 1)[np.unique(of_class)]
+    fewest, most = int(counts.min()), int(counts.max())
+    each = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
+    return chosen, [f"labels={labels}: {len(chosen):,} images, {each} of each class (seed {seed})"]
+
+
+def _listed_in(file: str, train: Part) -> tuple[np.ndarray, list[str]]:
+    """Choose the images whose file names stand in a file, one a line."""
+    try:
+        lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as e:
+        raise RecipeError(f"labels={shown(file)}: not 1%, 10% or a number, and no text file: {e}") from e
+    wanted = {os.path.basename(line.strip()) for line in lines} - {""}
+    named: dict[str, int] = {}
+    for place in train.chosen.tolist():
+        name = os.path.basename(train.name(place))
+        if name in wanted and named.setdefault(name, place) != place:
+            raise RecipeError(f"labels={shown(file)}: {shown(name)} is the name of several images")
+    if not named:
+        raise RecipeError(f"labels={shown(file)}: none of its {len(wanted):,} names is of a training image")
+    missing = len(wanted) - len(named)
+    told = f"labels={file}: {len(named):,} images" + (f"; names of no training image: {missing:,}" if missing else "")
+    return np.sort(np.array(list(named.values()))), [told]
