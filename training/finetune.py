@@ -377,6 +377,8 @@ def finetune(name: str, settings: tuple[str, ...] = ()) -> Path:
             raise RecipeError(f"projection_layer={args.projection_layer}: the model's g has {layers} layers; 0 is h")
         size = processor.size["height"]
         views = Views(**{"size": size, "operations": ("crop", "flip"), **recipe["views"]})
+    except RecipeError as e:
+        raise RecipeError(f"{name}: {e}") from e
     except (StrictDataclassError, TypeError, ValueError) as e:
         raise RecipeError(f"{name}: {' '.join(str(e.__cause__ or e).split())}") from e
     given = {"split": "train", "labels": None, "eval_data": None, "eval_split": None, **recipe, "seed": args.seed}
