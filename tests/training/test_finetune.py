@@ -194,6 +194,15 @@ def test_classes_weigh_alike_and_images_one_on_the_mean() -> None:
     assert [float(each[labels == c].sum()) for c in (0, 1, 3)] == pytest.approx([10 / 3] * 3)
 
 
+def test_the_loss_is_weighted_by_class(photos: Path, tmp_path: Path) -> None:
+    trainer = small_trainer(photos, tmp_path, 16, 0)
+    start_from_zeros(trainer.model.classifier)
+    rows = torch.zeros(8, 3, 16, 16, dtype=torch.uint8)
+    for label in range(3):
+        loss = trainer.compute_loss(trainer.model, {"images": rows, "labels": torch.full((8,), label)})
+        assert loss.item() == pytest.approx(float(trainer.weights[label]) * np.log(3), rel=1e-5)
+
+
 def test_the_best_is_the_first_of_equal_ones() -> None:
     assert [since_best([{"eval_top1": v} for v in values]) for values in ([], [1], [1, 3, 3], [1, 2, 3])] == [
         0,
@@ -293,6 +302,8 @@ def test_a_folder_to_a_classifier_that_names_labels(
     final = finetune(recipe, (f"data={photos}", f"output_dir={tmp_path / 'out'}", "num_train_epochs=15"))
     told = capsys.readouterr().err
     assert "13 labelled images of 3 classes to learn from, 12 to evaluate on; 25 steps of 8 images" in told
+    state = json.loads((tmp_path / "out" / "checkpoint-3" / "trainer_state.json").read_text())
+    assert state["log_history"][0]["loss"] == pytest.approx(np.log(3), rel=1e-4)  # the classifier starts from zeros
     classifier = pipeline("image-classification", str(final), device="cpu")
     found = classifier([str(photos / "val" / name / "0.png") for name in COLOURS])
     assert [one[0]["label"] for one in found] == list(COLOURS)
