@@ -36,7 +36,7 @@ COMMANDS = {
     "convert": ("convert", "Make a TensorFlow or PyTorch checkpoint loadable."),
     "doctor": ("doctor", "Show what is installed, and whether it computes what it should."),
     "pretrain": ("train", "Pretrain an encoder by a recipe; resumes where it stopped."),
-    "finetune": ("train", "Fine-tune a classifier from few labels; resumes where it stopped."),
+    "finetune": ("train", "Train a classifier from few labels; resumes where it stopped."),
     "evaluate": ("evaluate", "Measure how good a model's features are on labelled images."),
     "publish": ("publish", "Put a model on the Hub, with its card and code."),
 }

@@ -40,7 +40,7 @@ def pretrain_command(recipe: str, settings: tuple[str, ...], show_views: Path | 
 @click.argument("recipe")
 @click.argument("settings", nargs=-1, metavar="[key=value ...]")
 def finetune_command(recipe: str, settings: tuple[str, ...]) -> None:
-    """Fine-tune a classifier by RECIPE, a name or a .yaml file; an interrupted run resumes where it stopped.
+    """Train a classifier from few labels by RECIPE, a name or a .yaml file; an interrupted run resumes.
 
     \b
     simclr-hub finetune finetune_photos data=FOLDER

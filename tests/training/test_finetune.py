@@ -1,5 +1,10 @@
 import json
+import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -374,3 +379,32 @@ def test_unreadable_images_are_left_out_and_listed(photos: Path, recipe: str, tm
         final = finetune(recipe, data)
         assert (output / "unreadable.txt").read_text().count("bad.png") == 2
         assert "12 images" in (final / "results.json").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_killed_at_any_moment_a_rerun_gives_the_same_classifier(photos: Path, recipe: str, tmp_path: Path) -> None:
+    code = "import sys; from simclr_hub.training.finetune import finetune; finetune(sys.argv[1], tuple(sys.argv[2:]))"
+
+    def command(output: Path) -> list[str]:
+        settings = [f"data={photos}", f"output_dir={output}", "max_steps=150", "save_steps=1", "save_total_limit=2"]
+        settings += ["ema_decay=0.9", "patience=1000", "eval_strategy=epoch", "class_weights=balanced"]
+        return [sys.executable, "-c", code, recipe, *settings]
+
+    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
+    generator, kills = random.Random(0), 0
+    for _ in range(10):
+        process = subprocess.Popen(command(tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = set(tmp_path.glob("killed/checkpoint-*"))
+        while process.poll() is None and set(tmp_path.glob("killed/checkpoint-*")) <= before:
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0, 0.5))
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    assert kills >= 3
+    subprocess.run(command(tmp_path / "killed"), check=True, capture_output=True)
+    for name in ("final", "checkpoint-150"):
+        whole, resumed = (weights_of(tmp_path / run / name) for run in ("whole", "killed"))
+        assert whole.keys() == resumed.keys() and not [
+            key for key in whole if not torch.equal(whole[key], resumed[key])
+        ]
