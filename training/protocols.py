@@ -211,7 +211,7 @@ def _place_in_class(labels: Tensor) -> Tensor:
 
 #: The l2 values of the v1 paper's appendix B.8: 45, log-spaced.
 L2_GRID = tuple(float(value) for value in np.logspace(-6, 5, 45))
-_PATH = 8  # most iterations at one l2 of the path; the chosen one is solved to its end
+_PATH = 4  # most iterations at one l2 of the path; the chosen one is solved to its end
 
 
 @dataclass(frozen=True)
@@ -233,6 +233,24 @@ class Linear:
     def scores(self, features: Tensor) -> Tensor:
         """Return the scores (N, C) of features (N, D)."""
         return features @ self.weight + self.bias
+
+
+@dataclass(frozen=True)
+class _Turned:
+    """Features (N, D) less their mean (D,), turned to the directions in which they vary (D, D), by variance (D,)."""
+
+    rows: Tensor
+    mean: Tensor
+    directions: Tensor
+    variances: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> "_Turned":
+        x = features.float()
+        mean = x.mean(0)
+        x = x - mean
+        variances, directions = torch.linalg.eigh((x.T @ x / len(x)).double())
+        return cls(x @ directions.float(), mean, directions.float(), variances.clamp_min(0))
 
 
 def fit_linear(
@@ -257,40 +275,43 @@ def fit_linear(
         start: the solution at a near l2, from which to go on.
         iterations: at most.
     """
-    x = features.float()
-    several = labels.ndim == 2
+    return _fit_turned(_Turned.of(features), labels, l2, classes, start, iterations)
+
+
+def _fit_turned(
+    x: _Turned, labels: Tensor, l2: float, classes: int | None, start: Linear | None, iterations: int
+) -> Linear:
+    several, n = labels.ndim == 2, len(labels)
     count = labels.shape[1] if several else classes or int(labels.max()) + 1
-    mean = x.mean(0)
-    x = x - mean
-    values, vectors = torch.linalg.eigh((x.T @ x / len(x)).double())
     curvature = 0.25 if several else 1 / count
-    scale = (curvature * values.clamp_min(0) + l2).clamp_min(1e-12).rsqrt()
-    basis = (vectors * scale).float()  # (D, D): weight = basis @ v, in which the curvature is about 1
-    rotated = x @ basis
-    penalty = (l2 * scale**2).float()[:, None]  # in the basis, the squared weights are a sum over its directions
-    v = torch.zeros(x.shape[1], count)
+    # In units of these, of weights along the directions and of the bias, the curvature is about 1.
+    unit = (curvature * x.variances + l2).clamp_min(1e-12).rsqrt().float()[:, None]
+    bias_unit = curvature**-0.5
+    v = torch.zeros(len(unit), count)
     bias = torch.zeros(count)
     if start is not None:
-        v = torch.linalg.solve(basis.double(), start.weight.double()).float()
-        bias = start.bias + mean @ start.weight
+        v = x.directions.T @ start.weight / unit
+        bias = (start.bias + x.mean @ start.weight) / bias_unit
     targets = labels.float() if several else labels
 
     def loss_and_gradient(v: Tensor, bias: Tensor) -> tuple[float, Tensor, Tensor]:
-        scores = torch.addmm(bias, rotated, v)
+        weight = unit * v
+        scores = torch.addmm(bias_unit * bias, x.rows, weight)
         if several:
-            loss = F.binary_cross_entropy_with_logits(scores, targets, reduction="sum") / len(x)
-            error = (scores.clamp(-50).sigmoid() - targets) / len(x)
+            loss = F.binary_cross_entropy_with_logits(scores, targets, reduction="sum") / n
+            error = (scores.clamp(-50).sigmoid() - targets) / n
         else:
             log_p = scores.log_softmax(1)
             loss = F.nll_loss(log_p, targets)
-            error = log_p.clamp_(-50).exp_() / len(x)  # below it nothing counts, and denormals take ten times as long
-            error[torch.arange(len(x)), targets] -= 1 / len(x)
-        value = float(loss) + 0.5 * float((penalty * v.square()).double().sum())
-        return value, rotated.T @ error + penalty * v, error.sum(0)
+            error = log_p.clamp_(-50).exp_()  # below it nothing counts, and denormals take ten times as long
+            error[torch.arange(n), targets] -= 1
+            error /= n
+        value = float(loss) + l2 / 2 * float(weight.square().double().sum())
+        return value, unit * (x.rows.T @ error + l2 * weight), bias_unit * error.sum(0)
 
     v, bias, loss = _lbfgs(loss_and_gradient, v, bias, iterations)
-    weight = basis @ v
-    return Linear(weight, bias - mean @ weight, l2, loss)
+    weight = x.directions @ (unit * v)
+    return Linear(weight, bias_unit * bias - x.mean @ weight, l2, loss)
 
 
 _Objective = Callable[[Tensor, Tensor], tuple[float, Tensor, Tensor]]
@@ -304,8 +325,8 @@ def _lbfgs(objective: _Objective, v: Tensor, bias: Tensor, iterations: int) -> t
         max_iter=iterations,
         max_eval=2 * iterations,
         tolerance_grad=1e-6,
-        tolerance_change=1e-7,  # of the loss, too, which float32 tells no finer
-        history_size=10,
+        tolerance_change=2e-7,  # of the loss, too, which float32 tells hardly finer
+        history_size=40,
         line_search_fn="strong_wolfe",
     )
     value = math.inf
@@ -343,11 +364,12 @@ def choose_l2(
     """
     features, labels = train
     classes = None if labels.ndim == 2 else int(max(labels.max(), validation[1].max())) + 1
+    turned = _Turned.of(features)
     measured: dict[float, float] = {}
     fitted: Linear | None = None
     starts: dict[float, Linear] = {}
     for l2 in sorted(grid, reverse=True):
-        fitted = starts[l2] = fit_linear(features, labels, l2, classes, fitted, _PATH)
+        fitted = starts[l2] = _fit_turned(turned, labels, l2, classes, fitted, _PATH)
         measured[l2] = measure(fitted.scores(validation[0]), validation[1])
         on_step()
     best = max(measured, key=lambda l2: (measured[l2], l2))

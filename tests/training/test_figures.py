@@ -104,7 +104,7 @@ def test_a_picture_replaces_only_its_own_kind(tmp_path: Path) -> None:
         photo.save(path)
     before = (tmp_path / "photo.png").read_bytes()
     recipe, data = "tiny_imagenet_default", f"data={photos}"
-    with pytest.raises(FileExistsError, match="photo.png exists already and is not a picture of views"):
+    with pytest.raises(FileExistsError, match="photo.png exists already and is not a picture that simclr-hub wrote"):
         show_views(recipe, (data,), tmp_path / "photo.png")
     for name, told in (("views.jpg", "must end in .png"), ("photos/views.png", "in the photo folder")):
         with pytest.raises(OutputError, match=told):

@@ -244,6 +244,15 @@ def test_it_goes_on_from_another_solution_to_the_same_optimum() -> None:
     assert one_step.loss == pytest.approx(again.loss, abs=1e-6)
 
 
+def test_tens_of_iterations_are_enough_with_many_unbalanced_classes() -> None:
+    x, labels = classes_of(1500, 16, 30, seed=6)
+    labels[::3] = 0
+    best = fit_linear(x, labels, 1e-3)
+    # Without a unit of its own for the bias it is 50 times as far.
+    assert fit_linear(x, labels, 1e-3, iterations=25).loss == pytest.approx(best.loss, abs=5e-4)
+    assert best.loss <= fit_linear(x, labels, 1e-3, iterations=25).loss
+
+
 def test_certain_predictions_are_no_denormals_and_no_infinities(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = torch.arange(3).repeat(40)
     x = torch.eye(3)[labels]
