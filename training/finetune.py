@@ -27,14 +27,14 @@ from simclr_hub.configuration_simclr import SimCLRConfig
 from simclr_hub.errors import ImageError, RecipeError
 from simclr_hub.image_processing_simclr import SimCLRImageProcessor
 from simclr_hub.images import load_image
-from simclr_hub.modeling_simclr import SimCLRForImageClassification
+from simclr_hub.modeling_simclr import SimCLRForImageClassification, SimCLRModel
 from simclr_hub.pixels import normalize_pixels
 
 from .augmentations import Views
 from .data import decode_all, seed_of
 from .labelled import Part, open_parts
 from .monitor import draw_curves
-from .optimization import warmup_cosine
+from .optimization import official_steps, warmup_cosine
 from .pretrain import (
     KINDS,
     TEXT,
@@ -120,11 +120,6 @@ FINETUNE = Form(
     },
     ClassifierArguments,
 )
-
-
-def steps_in(images: int, epochs: float, batch: int) -> int:
-    """Count the official steps, all of which run: n x epochs // batch + 1."""
-    return int(images * epochs // batch) + 1
 
 
 class Draws(Dataset[dict[str, Any]]):
@@ -294,28 +289,31 @@ class ClassifierTrainer(RunTrainer):
         return SequentialSampler(self.train_dataset)  # its order is the run's own
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """Make the official cosine, which reaches 0 where the run ends, after a warm-up if one is asked for."""
+        """Make the official cosine, which reaches 0 where the run ends, after `warmup_steps`."""
         if self.lr_scheduler is None:
-            epochs = self.args.num_train_epochs
-            warmup = round(self.args.warmup_epochs / epochs * num_training_steps) if self.args.warmup_epochs else 0
-            self.lr_scheduler = warmup_cosine(optimizer or self.create_optimizer(), warmup, num_training_steps)
+            optimizer = optimizer or self.create_optimizer()
+            self.lr_scheduler = warmup_cosine(optimizer, int(self.args.warmup_steps), num_training_steps)
         return self.lr_scheduler
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Compute the official loss of crops of images."""
+        """Compute the loss of crops of images."""
         classifier = self.accelerator.unwrap_model(model)
         training_mode(classifier)
         pixels = inputs["pixels"] if "pixels" in inputs else self.views(inputs["images"])
+        seen = pixels
         if self.processor is not None and self.processor.do_normalize:
-            pixels = normalize_pixels(pixels, self.processor.image_mean, self.processor.image_std)
-        logits = training_logits(classifier, pixels.contiguous(memory_format=torch.channels_last)).float()
-        labels = inputs["labels"]
-        loss = supervised_loss(logits, labels, None if self.weights is None else self.weights[labels])
-        right = (logits.detach().argmax(1) == labels).float().mean()
-        self.monitor.count(self.state.global_step + 1, loss.detach(), {"top1": right}, len(labels))
+            seen = normalize_pixels(pixels, self.processor.image_mean, self.processor.image_std)
+        logits = training_logits(classifier, seen.contiguous(memory_format=torch.channels_last)).float()
+        loss, expected = self._loss(logits, pixels, inputs["labels"])
+        right = (logits.detach().argmax(1) == expected).float().mean()
+        self.monitor.count(self.state.global_step + 1, loss.detach(), {"top1": right}, len(pixels))
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    def _loss(self, logits: Tensor, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the loss of logits (N, C), and what they should say (N,), from crops in [0, 1] and classes."""
+        return supervised_loss(logits, labels, None if self.weights is None else self.weights[labels]), labels
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what was watched since the last log."""
@@ -384,17 +382,7 @@ def finetune(name: str, settings: tuple[str, ...] = ()) -> Path:
     given = {"split": "train", "labels": None, "eval_data": None, "eval_split": None, **recipe, "seed": args.seed}
     labels = given["labels"]
     train, evaluation, classes, notes = open_parts({**given, "labels": None if labels is None else str(labels)})
-    config = SimCLRConfig(
-        **{
-            **start.config.to_diff_dict(),
-            "classifier_layer": args.projection_layer,
-            "id2label": dict(enumerate(classes)),
-            "label2id": {label: i for i, label in enumerate(classes)},
-        }
-    )
-    model = SimCLRForImageClassification(config)
-    model.simclr.load_state_dict(start.state_dict())
-    start_from_zeros(model.classifier)
+    model = classifier_on(start, classes, args.projection_layer)
     try:
         choose_trained(model, args.trained_from, args.head)
     except ValueError as e:
@@ -403,46 +391,57 @@ def finetune(name: str, settings: tuple[str, ...] = ()) -> Path:
         for note in notes:
             _say(note)
         draws = Draws(train, args.data_seed or 0, recipe.get("side"), views, output)
-        return _train(draws, train, Evaluation(evaluation, processor), views, args, model, output, recipe)
+        plan(args, len(draws.places))
+        draws.count = args.max_steps * args.global_batch
+        weights = class_weights(draws.labels, len(classes)) if args.class_weights == "balanced" else None
+        data = {"train_dataset": draws, "eval_dataset": Evaluation(evaluation, processor)}
+        trainer = ClassifierTrainer(model, args, views, processor, weights, **data)
+        return run(trainer, train, output, recipe, processor)
 
 
-def _train(
-    draws: Draws,
-    train: Part,
-    evaluation: Evaluation,
-    views: Views,
-    args: ClassifierArguments,
-    model: SimCLRForImageClassification,
-    output: Path,
-    recipe: dict[str, Any],
-) -> Path:
+def classifier_on(start: SimCLRModel, classes: Sequence[str], layer: int = 0) -> SimCLRForImageClassification:
+    """Make a classifier, starting from zeros, on h or on a layer of g of a model."""
+    names = {"id2label": dict(enumerate(classes)), "label2id": {label: i for i, label in enumerate(classes)}}
+    model = SimCLRForImageClassification(
+        SimCLRConfig(**{**start.config.to_diff_dict(), "classifier_layer": layer, **names})
+    )
+    model.simclr.load_state_dict(start.state_dict())
+    start_from_zeros(model.classifier)
     torch.nn.Module.to(model, memory_format=torch.channels_last)
-    images, batch, classes = len(draws.places), args.global_batch, model.classifier.out_features
-    if args.max_steps <= 0:
-        args.max_steps = steps_in(images, args.num_train_epochs, batch)
-    draws.count = args.max_steps * batch
-    # For the Trainer the whole run is one epoch; what is asked for at each epoch comes every so many steps.
-    an_epoch = math.ceil(images / batch)
+    return model
+
+
+def plan(args: ClassifierArguments, images: int) -> None:
+    """Say in steps how long a run of the images is: T = n x epochs // batch + 1, all of which run, as officially.
+
+    For the Trainer the whole run is one epoch; what is asked for at each epoch comes every so many steps.
+    """
+    warmup, steps = official_steps(images, args.global_batch, args.num_train_epochs, args.warmup_epochs)
+    args.max_steps = args.max_steps if args.max_steps > 0 else steps
+    args.warmup_steps = args.warmup_steps or warmup
+    an_epoch = math.ceil(images / args.global_batch)
     if args.eval_strategy == IntervalStrategy.EPOCH:
         args.eval_strategy, args.eval_steps = IntervalStrategy.STEPS, an_epoch
     if args.save_strategy == SaveStrategy.EPOCH:
         args.save_strategy, args.save_steps = SaveStrategy.STEPS, an_epoch
-    weights = class_weights(draws.labels, classes) if args.class_weights == "balanced" else None
-    trainer = ClassifierTrainer(
-        model,
-        args,
-        views,
-        evaluation.processor,
-        weights,
-        train_dataset=draws,
-        eval_dataset=evaluation,
-        callbacks=[Pace()],
-    )
-    epochs = args.max_steps * batch / images
+
+
+def run(
+    trainer: ClassifierTrainer, train: Part, output: Path, recipe: dict[str, Any], processor: SimCLRImageProcessor
+) -> Path:
+    """Train to the end, from the newest complete checkpoint if there is one; the directory of the classifier.
+
+    Raises:
+        TrainingError: the loss is no longer a number; names the step.
+    """
+    args, draws, evaluation = trainer.args, trainer.train_dataset, trainer.eval_dataset
+    images, batch, classes = len(draws.places), args.global_batch, trainer.result.classifier.out_features
+    evaluated = f"{len(evaluation.part.chosen):,}" if evaluation else "none"
     _say(
-        f"{images:,} labelled images of {classes:,} classes to learn from, {len(evaluation.part.chosen):,} to "
-        f"evaluate on; {args.max_steps:,} steps of {batch:,} images, {epochs:.3g} epochs"
+        f"{images:,} images to learn {classes:,} classes from, {evaluated} to evaluate on; "
+        f"{args.max_steps:,} steps of {batch:,} images, {args.max_steps * batch / images:.3g} epochs"
     )
+    trainer.add_callback(Pace())
     set_seed(args.seed)
     last = get_last_checkpoint(str(output))
     if last is not None and args.patience and _stopped(Path(last), args.patience):
@@ -451,35 +450,33 @@ def _train(
     else:
         trainer.train(resume_from_checkpoint=last)
     trainer.check_finite()
-    if trainer.best is not None and any("eval_top1" in entry for entry in trainer.state.log_history):
-        result = trainer.best
-    else:
-        result = trainer.result
-    found, measured_on = accuracies(result, evaluation)
+    log, steps = trainer.state.log_history, trainer.state.global_step
+    chosen = trainer.best is not None and any("eval_top1" in entry for entry in log)
+    result: Any = trainer.best if chosen else trainer.result
+    trained = f"{steps:,} steps of {batch:,} images, {steps * batch / images:.3g} epochs"
+    trained += f", weights averaged with a decay of {args.ema_decay}" if args.ema_decay else ""
+    trained += "; of several evaluations the best weights were kept" if chosen else ""
+    measures, on, unreadable = {}, "", [*train.unreadable.values()]
+    if evaluation:
+        found, n = accuracies(result, evaluation)
+        for key, value in found.items():
+            if key != "loss":
+                low, high = interval(value, n)
+                measure = f"top-{key[3:]} accuracy (%), 95 % interval {low:.1f} to {high:.1f}"
+                measure += ", the best of several evaluations on these same images" if chosen else ""
+                measures[measure] = value
+                _say(f"{measure}: {value:.2f}, on {n:,} images")
+        on = f"split {evaluation.part.split}: {n:,} images"
+        on += " held out" if evaluation.part.rows is train.rows else ""
+        unreadable += evaluation.part.unreadable.values()
+    draw_curves(log, output / "curves.png", output.name)
     final = output / "final"
-    draw_curves(trainer.state.log_history, output / "curves.png", output.name)
     if final.exists():
         shutil.rmtree(final)
-    ended = trainer.state.global_step
-    epochs = ended * batch / images
-    trained = f"{ended:,} steps of {batch:,} images, {epochs:.3g} epochs"
-    trained += f", weights averaged with a decay of {args.ema_decay}" if args.ema_decay else ""
-    best = " (the best of several evaluations on these same images)" if result is trainer.best else ""
-    trained += "; of several evaluations the best weights were kept" if best else ""
-    measures = {}
-    for key, value in found.items():
-        if key != "loss":
-            low, high = interval(value, measured_on)
-            name = f"top-{key[3:]} accuracy (%), 95 % interval {low:.1f} to {high:.1f}{best}"
-            measures[name] = value
-            _say(f"{name}: {value:.2f}, on {measured_on:,} images")
     with new_directory(final) as partial:
         result.save_pretrained(partial)
-        evaluation.processor.save_pretrained(partial)
-        on = f"split {evaluation.part.split}: {measured_on:,} images"
-        on += " held out" if evaluation.part.rows is train.rows else ""
+        processor.save_pretrained(partial)
         write_record(partial, output.name, recipe, trained, images, measures, on, classes)
-    unreadable = [*train.unreadable.values(), *evaluation.part.unreadable.values()]
     with open(draws.log, "a", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in unreadable)
     _tell_unreadable(draws.log)

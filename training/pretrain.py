@@ -89,7 +89,7 @@ class Form:
 
     def has(self, recipe: str) -> bool:
         """Tell whether a shipped recipe is of the command, by its name."""
-        return ("finetune" in recipe) == (self.command == "finetune")
+        return next((name for name in ("finetune", "distill") if name in recipe), "pretrain") == self.command
 
 
 PRETRAIN = Form("pretrain", KINDS, SimCLRTrainingArguments)

@@ -50,10 +50,12 @@ def write_record(
     kept = {**recipe, "data": [_last_part(d) for d in data] if isinstance(data, list) else _last_part(data)}
     kept["training"] = training
     named = " and ".join(kept["data"]) if isinstance(data, list) else kept["data"]
-    if kept.get("init_from"):
-        kept["init_from"] = _last_part(kept["init_from"])
+    for key in ("init_from", "teacher", "eval_data", "labels"):
+        if value := kept.get(key):
+            kept[key] = [_last_part(one) for one in value] if isinstance(value, list) else _last_part(value)
     (directory / "recipe.yaml").write_text(yaml.safe_dump(kept, sort_keys=False), encoding="utf-8")
-    command = "finetune" if classes else "pretrain"
+    text = recipe_text(str(directory / "recipe.yaml"))
+    command = _command(text, classes)
     results = [
         {
             "value": round(value, 2),
@@ -73,7 +75,6 @@ def write_record(
     repo_id = f"org/{re.sub(r'[^A-Za-z0-9-]+', '-', name).strip('-') or 'model'}"
     config = SimCLRConfig.from_pretrained(directory, local_files_only=True)
     processor = json.loads((directory / "preprocessor_config.json").read_text(encoding="utf-8"))
-    text = recipe_text(str(directory / "recipe.yaml"))
     card = trained_card(repo_id, config, classes, record, text, processor=processor)
     (directory / "README.md").write_text(render(card), encoding="utf-8")
 
@@ -117,7 +118,7 @@ def trained_card(
     if record.get("trained"):
         how.append(f"{record['trained']}.")
     if recipe:
-        how.append(f"The recipe, for `simclr-hub {'finetune' if classes else 'pretrain'}`:")
+        how.append(f"The recipe, for `simclr-hub {_command(recipe, classes)}`:")
     return Card(
         name=repo_id.rpartition("/")[2],
         repo_id=repo_id,
@@ -134,6 +135,11 @@ def trained_card(
         licence_name=record.get("licence_name"),
         processor=processor or {},
     )
+
+
+def _command(recipe: str, classes: int) -> str:
+    """Return the command that a recipe is for."""
+    return "distill" if re.search("^teacher:", recipe, re.MULTILINE) else "finetune" if classes else "pretrain"
 
 
 def measured(record: Mapping[str, Any]) -> tuple[Result, ...]:

@@ -68,6 +68,7 @@ _ALLOWED = {
     "temperature": "must be positive",
     "loss": f"is not one of {', '.join(LOSSES)}",
     **dict.fromkeys(("momentum", "ema_decay", "memory_momentum"), "must be within [0, 1)"),
+    "alpha": "must be within [0, 1]",
     "optimizer": f"is not one of {', '.join(OPTIMIZERS)}",
     "lr_scaling": f"is not one of {', '.join(LR_SCALINGS)}",
 }

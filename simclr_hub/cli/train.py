@@ -54,3 +54,22 @@ def finetune_command(recipe: str, settings: tuple[str, ...]) -> None:
     except ImportError as e:
         raise MissingExtraError(e.name or "accelerate", "train") from e
     echo(f"classifier in {finetune(recipe, settings)}")
+
+
+@click.command("distill")
+@click.argument("recipe")
+@click.argument("settings", nargs=-1, metavar="[key=value ...]")
+def distill_command(recipe: str, settings: tuple[str, ...]) -> None:
+    """Train a student on a teacher's predictions by RECIPE, a name or a .yaml file; an interrupted run resumes.
+
+    \b
+    simclr-hub distill distill_photos data=FOLDER teacher=runs/finetune_photos/final
+    simclr-hub distill simclr_v2_distill_small data=FOLDER teacher=CLASSIFIER model.width_multiplier=1
+
+    FOLDER needs no labels. The teacher is a directory, an official name or a Hub id of an image classifier.
+    """  # noqa: D301 (click's mark of lines that are not to be filled)
+    try:
+        from ..training.distill import distill
+    except ImportError as e:
+        raise MissingExtraError(e.name or "accelerate", "train") from e
+    echo(f"student in {distill(recipe, settings)}")

@@ -32,11 +32,11 @@ from simclr_hub.training.finetune import (
     Evaluation,
     class_weights,
     finetune,
+    plan,
     since_best,
-    steps_in,
 )
 from simclr_hub.training.labelled import Part
-from simclr_hub.training.optimization import scale_learning_rate
+from simclr_hub.training.optimization import official_steps, scale_learning_rate
 from simclr_hub.training.pretrain import load_recipe
 from simclr_hub.training.supervised import TRAINED_FROM, choose_trained, start_from_zeros
 
@@ -107,7 +107,7 @@ def test_the_trainers_steps_are_the_official_ones(tmp_path: Path) -> None:
     start_from_zeros(model.classifier)
     choose_trained(model, TRAINED_FROM[flags["fine_tune_after_block"] + 1], "frozen")
     batch = flags["train_batch_size"]
-    steps = steps_in(flags["num_examples"], flags["train_epochs"], batch)
+    _, steps = official_steps(flags["num_examples"], batch, flags["train_epochs"], 0)
     pixels = [image for step in range(5) for image in images_of(data, step)]
     labels = [int(label) for step in range(5) for label in data["labels"][step]]
     rows = [{"pixels": p, "labels": label} for p, label in zip(pixels, labels, strict=True)]
@@ -163,12 +163,6 @@ def test_every_epoch_is_a_whole_one_and_batches_cross_its_end(photos: Path, tmp_
     assert [Draws(part, 1, 16, Views(8), tmp_path)[j]["labels"] for j in range(13)] != labels[:13]
 
 
-def test_steps_are_counted_as_officially() -> None:
-    imagenet = [(12_811, 60, 4096, 188), (128_116, 30, 4096, 939), (12_811, 60, 1024, 751), (128_116, 30, 1024, 3754)]
-    for images, epochs, batch, steps in [*imagenet, (1_281_167, 30, 1024, 37535)]:
-        assert steps_in(images, epochs, batch) == steps
-
-
 @pytest.mark.parametrize(
     ("name", "images", "steps", "peak"),
     [
@@ -182,7 +176,8 @@ def test_steps_are_counted_as_officially() -> None:
 def test_the_papers_recipes_say_what_the_papers_do(name: str, images: int, steps: int, peak: float) -> None:
     recipe = load_recipe(name, ("bf16=false",), FINETUNE)
     args = ClassifierArguments(**{**recipe["training"], "output_dir": "unused"})
-    assert steps_in(images, args.num_train_epochs, args.global_batch) == steps
+    plan(args, images)
+    assert args.max_steps == steps and args.eval_steps == args.save_steps == -(-images // args.global_batch)
     assert scale_learning_rate(args.learning_rate, args.global_batch, args.lr_scaling) == pytest.approx(peak)
     v2 = name.startswith("simclr_v2")
     assert args.optimizer == ("lars" if v2 else "sgd") and args.weight_decay == 0 and args.max_grad_norm == 0
@@ -306,7 +301,7 @@ def test_a_folder_to_a_classifier_that_names_labels(
 ) -> None:
     final = finetune(recipe, (f"data={photos}", f"output_dir={tmp_path / 'out'}", "num_train_epochs=15"))
     told = capsys.readouterr().err
-    assert "13 labelled images of 3 classes to learn from, 12 to evaluate on; 25 steps of 8 images" in told
+    assert "13 images to learn 3 classes from, 12 to evaluate on; 25 steps of 8 images" in told
     state = json.loads((tmp_path / "out" / "checkpoint-3" / "trainer_state.json").read_text())
     assert state["log_history"][0]["loss"] == pytest.approx(np.log(3), rel=1e-4)  # the classifier starts from zeros
     classifier = pipeline("image-classification", str(final), device="cpu")
