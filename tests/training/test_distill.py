@@ -12,10 +12,12 @@ from torch import Tensor
 
 from simclr_hub import SimCLRConfig, SimCLRForImageClassification, SimCLRImageProcessor, SimCLRModel
 from simclr_hub.errors import RecipeError
-from simclr_hub.training.distill import DISTILL, DistillArguments, Teacher, distill
-from simclr_hub.training.finetune import plan
+from simclr_hub.training.augmentations import Views
+from simclr_hub.training.distill import DISTILL, DistillArguments, DistillTrainer, Teacher, distill
+from simclr_hub.training.finetune import classifier_on, plan
 from simclr_hub.training.optimization import scale_learning_rate
 from simclr_hub.training.pretrain import load_recipe
+from simclr_hub.training.supervised import mixed_loss
 
 SECTION = {
     "depths": [1, 1],
@@ -114,6 +116,22 @@ def test_labels_are_found_by_name_and_mixed_in(photos: Path, teacher: Path, reci
     assert record["data"] == "data, split train: 12 images" and "8 images" in record["results"][0]["dataset"]
     with pytest.raises(RecipeError, match="alpha=0.5 needs labels"):
         distill(recipe, (*settings, "alpha=0.5", f"data={photos}", f"output_dir={tmp_path / 'none'}"))
+
+
+def test_the_loss_is_of_the_teachers_predictions_and_the_rates_warm_up(teacher: Path, tmp_path: Path) -> None:
+    training = {**RECIPE["training"], "num_train_epochs": 6, "warmup_epochs": 2, "output_dir": str(tmp_path / "run")}
+    args = DistillArguments(**{**training, "temperature": 0.5, "alpha": 0.25})
+    plan(args, 16)
+    taught = Teacher(str(teacher))
+    model = classifier_on(SimCLRModel(SimCLRConfig(**SECTION)), taught.classes)
+    trainer = DistillTrainer(taught, model, args, Views(16), None, train_dataset=[])
+    logits, pixels, labels = torch.randn(8, 2), torch.rand(8, 3, 16, 16), torch.tensor([0, 1, -1, 0, 1, 0, 0, -1])
+    loss, expected = trainer._loss(logits, pixels, labels)
+    predicted = taught(pixels)
+    assert loss == mixed_loss(logits, predicted, labels, 0.5, 0.25) and torch.equal(expected, predicted.argmax(1))
+    trainer.create_scheduler(args.max_steps)
+    factor = trainer.lr_scheduler.lr_lambdas[0]
+    assert args.max_steps == 13 and [factor(step) for step in (0, 2, 4)] == [0, 0.5, 1]
 
 
 def test_a_teacher_is_itself_and_stays(teacher: Path) -> None:
