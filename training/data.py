@@ -89,7 +89,7 @@ class ImageArray(Dataset[dict[str, Any]]):
         if not (meta.exists() and json.loads(meta.read_text())["key"] == key):
             shutil.rmtree(directory, ignore_errors=True)
             with new_directory(directory) as partial:
-                kept, unreadable = _decode_all(rows, side, partial / "images.npy")
+                kept, unreadable = decode_all(rows, side, partial / "images.npy")
                 if not kept:
                     raise RecipeError(f"data={source}: no readable image in split {split}; first: {unreadable[0]}")
                 record = {"key": key, "kept": kept, "unreadable": unreadable}
@@ -133,9 +133,8 @@ class ImageViews(Dataset[dict[str, Any]]):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         position, image = self._readable(i)
-        digest = hashlib.blake2b(f"{self.seed} {self.epoch} {i}".encode(), digest_size=8).digest()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int.from_bytes(digest, "big"))
+            torch.manual_seed(seed_of(self.seed, self.epoch, i))
             row: dict[str, Any] = {"views": self._now.of_image(image)}  # (k, 3, size, size) in [0, 1]
         return row if self.labels is None else {**row, "labels": self.labels[position]}
 
@@ -151,6 +150,11 @@ class ImageViews(Dataset[dict[str, Any]]):
                 with open(self.log, "a", encoding="utf-8") as file:
                     file.write(f"{e}\n")
         raise RecipeError(f"no readable image in {len(self)}; {self.log} says why")
+
+
+def seed_of(*parts: object) -> int:
+    """Return a seed that depends on all of the parts."""
+    return int.from_bytes(hashlib.blake2b(" ".join(map(str, parts)).encode(), digest_size=8).digest(), "big")
 
 
 class Rows(Sequence[FileBytes | str]):
@@ -338,7 +342,7 @@ def _open_one(source: str, split: str, rules: Rules | None) -> FolderRows | Rows
 _TABLES = (".parquet", ".arrow", ".tar", ".zip")
 
 
-def _decode_all(rows: Sequence[Any], side: int, path: Path) -> tuple[list[int], list[str]]:
+def decode_all(rows: Sequence[Any], side: int, path: Path) -> tuple[list[int], list[str]]:
     """Write every readable image to the array at `path`; the rows that are in it, and why the others are not."""
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(len(rows), 3, side, side))
     kept: list[int] = []

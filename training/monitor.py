@@ -59,8 +59,8 @@ class OnlineClassifier(nn.Module):
         return loss.detach(), (logits.argmax(1) == labels).float().mean()
 
 
-class Monitor:
-    """Means over the steps since the last log, and warnings that name what goes wrong."""
+class Meter:
+    """Means over the steps since the last log, and whether every loss was a number."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -68,8 +68,6 @@ class Monitor:
         self._images = 0
         self._waited = 0.0
         self._since = time.monotonic()
-        self._stuck = 0  # logs in a row with a loss of chance
-        self._warned: set[str] = set()
         self._bad_step: Tensor | None = None
 
     @contextmanager
@@ -79,18 +77,15 @@ class Monitor:
         yield
         self._waited += time.monotonic() - started
 
-    def add(self, step: int, loss: Tensor, z: Tensor, values: dict[str, Tensor], views: int = 2) -> None:
-        """Record one forward pass of z (kN, d), k `views` an image: its loss, and further scalars to average."""
+    def count(self, step: int, loss: Tensor, values: dict[str, Tensor], images: int) -> None:
+        """Record one forward pass: its loss, further scalars to average, and of how many images."""
         # The first step with a non-finite loss stays on the device until someone asks.
         bad = torch.where(loss.isfinite(), -1, step)
         self._bad_step = bad if self._bad_step is None else torch.where(self._bad_step >= 0, self._bad_step, bad)
-        with torch.no_grad():
-            # 1 where z is spread evenly over the sphere, 0 where all are alike.
-            spread = F.normalize(z.detach().float()).var(0, unbiased=False).sum()
-        for name, value in {"loss": loss, "z_spread": spread, **values}.items():
+        for name, value in {"loss": loss, **values}.items():
             self._sums[name] = self._sums.get(name, 0) + value.detach().float()
         self._steps += 1
-        self._images += len(z) // views
+        self._images += images
 
     def check_finite(self) -> None:
         """Raise if any loss so far was not finite.
@@ -104,11 +99,8 @@ class Monitor:
                 "Lower learning_rate, lengthen warm-up, or train without bf16/fp16"
             )
 
-    def means(self, rows: int) -> dict[str, float]:
-        """Return means since the last call; `rows` is kN, the views that a row is compared with, itself included.
-
-        Warns where all z are alike, or the loss is that of guessing.
-        """
+    def taken(self) -> dict[str, float]:
+        """Return means since the last call, the loss's among them."""
         if not self._steps:
             return {}
         self.check_finite()
@@ -116,9 +108,33 @@ class Monitor:
         elapsed = time.monotonic() - self._since
         found["images_per_second"] = self._images / max(elapsed, 1e-9)
         found["data_wait"] = self._waited / max(elapsed, 1e-9)
-        self._warn(found.pop("loss"), found["z_spread"], rows)
         self._sums, self._steps, self._images, self._waited = {}, 0, 0, 0.0
         self._since = time.monotonic()
+        return found
+
+
+class Monitor(Meter):
+    """What pretraining is watched by: warnings name what goes wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stuck = 0  # logs in a row with a loss of chance
+        self._warned: set[str] = set()
+
+    def add(self, step: int, loss: Tensor, z: Tensor, values: dict[str, Tensor], views: int = 2) -> None:
+        """Record one forward pass of z (kN, d), k `views` an image: its loss, and further scalars to average."""
+        with torch.no_grad():
+            # 1 where z is spread evenly over the sphere, 0 where all are alike.
+            spread = F.normalize(z.detach().float()).var(0, unbiased=False).sum()
+        self.count(step, loss, {"z_spread": spread, **values}, len(z) // views)
+
+    def means(self, rows: int) -> dict[str, float]:
+        """Return means since the last call; `rows` is kN, the views that a row is compared with, itself included.
+
+        Warns where all z are alike, or the loss is that of guessing.
+        """
+        if found := self.taken():
+            self._warn(found.pop("loss"), found["z_spread"], rows)
         return found
 
     def _warn(self, loss: float, spread: float, rows: int) -> None:
@@ -151,8 +167,17 @@ def contrastive_top1(z_a: Tensor, z_b: Tensor) -> Tensor:
 
 #: One panel each: its title, and the keys of the log that it shows, with their names.
 PANELS = (
-    ("NT-Xent loss", {"loss": "loss"}),
-    ("accuracy, %", {"contrastive_top1": "contrastive top-1", "probe_top1": "online probe", "eval_knn": "kNN"}),
+    ("loss", {"loss": "training", "eval_loss": "evaluation"}),
+    (
+        "accuracy, %",
+        {
+            "contrastive_top1": "contrastive top-1",
+            "probe_top1": "online probe",
+            "eval_knn": "kNN",
+            "top1": "training top-1",
+            "eval_top1": "evaluation top-1",
+        },
+    ),
     ("learning rate", {"learning_rate": "learning rate"}),
     ("images/s", {"images_per_second": "images/s"}),
 )
@@ -168,11 +193,11 @@ def draw_curves(log: Sequence[dict[str, Any]], path: Path, title: str) -> None:
         for key, label in series.items():
             points = [(entry["step"], float(entry[key])) for entry in log if key in entry]
             if points:
-                scale = 100 if key in ("contrastive_top1", "probe_top1") else 1
+                scale = 100 if key in ("contrastive_top1", "probe_top1", "top1") else 1
                 axes.plot(
                     *zip(*((x, y * scale) for x, y in points), strict=True),
                     label=label,
-                    marker="." * (key == "eval_knn"),
+                    marker="." * key.startswith("eval_"),
                 )
         axes.set_title(name)
         axes.set_xlabel("step")

@@ -1,7 +1,7 @@
 """`simclr-hub pretrain RECIPE [key=value ...]`: read a recipe, train, resume where an earlier run stopped.
 
 A recipe is YAML with three sections, `model` (SimCLRConfig), `views` (Views) and `training` (SimCLRTrainingArguments),
-and the keys of `TOP`. A setting names one of these, a key of `training`, or a dotted key of a section:
+and the keys of `KINDS`. A setting names one of these, a key of `training`, or a dotted key of a section:
 `views.size=48`.
 What stands below `gpu` replaces the rest where there is a CUDA GPU.
 
@@ -14,8 +14,8 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from importlib.resources import files
 from pathlib import Path
@@ -43,31 +43,56 @@ from .augmentations import Views
 from .data import ImageArray, ImageViews
 from .monitor import draw_curves
 from .trained_cards import write_record
-from .trainer import KIND_OF, SimCLRTrainer, SimCLRTrainingArguments, check_settings, shown, unknown
+from .trainer import KIND_OF, RunArguments, SimCLRTrainer, SimCLRTrainingArguments, check_settings, shown, unknown
 
 logger = logging.get_logger(__name__)
 
 SECTIONS = ("model", "views", "training")
-TOP = (
-    "data",  # a folder or a dataset's id on the Hub, or a list of them, which are joined
-    "split",
-    "eval_split",  # labelled images whose neighbours among those of `split` are looked up at each evaluation
-    "exclude",  # patterns of files and folders to leave out of a folder
-    "include_hidden",  # whether hidden files and folders are read
-    "side",  # images are kept decoded at side x side; null: decoded from the originals at every epoch, by workers
-    "init_from",  # a model's name, directory or Hub id to start from
-)
-
-
 #: Types that a value may have, of its own or in a list if `list` is among them; and these in words.
 Kind = tuple[tuple[type, ...], str]
-_KINDS: dict[str, Kind] = {
-    **dict.fromkeys(("data", "exclude"), ((str, list), "text, in quotes if need be, or a list of texts")),
-    **dict.fromkeys(("split", "eval_split", "init_from"), ((str,), "text")),
+TEXT: Kind = ((str,), "text")
+TEXTS: Kind = ((str, list), "text, in quotes if need be, or a list of texts")
+KINDS: dict[str, Kind] = {
+    # a folder or a dataset's id on the Hub, or a list of them, which are joined
+    "data": TEXTS,
+    "split": TEXT,
+    # labelled images whose neighbours among those of `split` are looked up at each evaluation
+    "eval_split": TEXT,
+    # patterns of files and folders to leave out of a folder
+    "exclude": TEXTS,
+    # whether hidden files and folders are read
     "include_hidden": ((bool,), "true or false"),
+    # images are kept decoded at side x side; null: decoded from the originals at every epoch, by workers
     "side": ((int,), "a whole number of pixels, or null for the originals"),
+    # a model's name, directory or Hub id to start from
+    "init_from": TEXT,
 }
-_TEXTS = {key for key, (kinds, _) in _KINDS.items() if str in kinds} | {k for k, v in KIND_OF.items() if v == "text"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """What the recipes of one command may say.
+
+    Attributes:
+        command: its name.
+        kinds: of the keys that stand beside the sections.
+        arguments: of the section `training`.
+    """
+
+    command: str
+    kinds: Mapping[str, Kind]
+    arguments: type[RunArguments]
+
+    def is_text(self, key: str) -> bool:
+        """Tell whether the value of a setting is taken as text, whatever it looks like."""
+        return str in self.kinds[key][0] if key in self.kinds else KIND_OF.get(key) == "text"
+
+    def has(self, recipe: str) -> bool:
+        """Tell whether a shipped recipe is of the command, by its name."""
+        return next((name for name in ("finetune", "distill") if name in recipe), "pretrain") == self.command
+
+
+PRETRAIN = Form("pretrain", KINDS, SimCLRTrainingArguments)
 #: Bytes of a recipe, and images' sides in it, in pixels.
 RECIPE_LIMIT, LARGEST_SIDE = 1 << 18, 2048
 
@@ -101,7 +126,7 @@ _Loader.add_implicit_resolver(
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(true|false|True|False)$"), list("tfTF"))
 
 
-def load_recipe(name: str, settings: tuple[str, ...] = ()) -> dict[str, Any]:
+def load_recipe(name: str, settings: tuple[str, ...] = (), form: Form = PRETRAIN) -> dict[str, Any]:
     """Load a recipe by name or path and apply `key=value` settings (values are YAML).
 
     Raises:
@@ -111,7 +136,7 @@ def load_recipe(name: str, settings: tuple[str, ...] = ()) -> dict[str, Any]:
     recipes = Path(str(files(__package__) / "recipes"))
     path = Path(name) if name.endswith((".yaml", ".yml")) else recipes / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in recipes.glob("*.yaml")))
+        known = ", ".join(sorted(p.stem for p in recipes.glob("*.yaml") if form.has(p.stem)))
         raise RecipeError(f"no recipe {name!r}; there are {known}, or give a path to a .yaml file")
     if (size := path.stat().st_size) > RECIPE_LIMIT:
         raise RecipeError(f"{path}: {size:,} bytes, more than the {RECIPE_LIMIT:,} of a recipe")
@@ -119,12 +144,12 @@ def load_recipe(name: str, settings: tuple[str, ...] = ()) -> dict[str, Any]:
         text = path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise RecipeError(f"{path}: cannot be read as text: {e}") from e
-    recipe = _sections(_parse(text, str(path)), f"{path}", (*TOP, "gpu"))
-    on_gpu = _sections(recipe.pop("gpu", None) or {}, f"{path}: gpu", TOP)
+    recipe = _sections(_parse(text, str(path)), f"{path}", (*form.kinds, "gpu"))
+    on_gpu = _sections(recipe.pop("gpu", None) or {}, f"{path}: gpu", tuple(form.kinds))
     if torch.cuda.is_available():
         recipe = {**recipe, **{k: {**recipe[k], **v} if k in SECTIONS else v for k, v in on_gpu.items()}}
     for part in (recipe, on_gpu):
-        _check(part, str(path))
+        _check(part, str(path), form)
         output = Path(str(part["training"].get("output_dir", ".")))
         if output.is_absolute() or ".." in output.parts or str(output).startswith("~"):  # whose `final` is replaced
             raise RecipeError(
@@ -136,13 +161,13 @@ def load_recipe(name: str, settings: tuple[str, ...] = ()) -> dict[str, Any]:
         if dot and section in SECTIONS:
             target, key = recipe[section], rest
         else:
-            target = recipe if key in TOP else recipe["training"]
-        target[key] = _text(value) if key in _TEXTS else _parse(value, setting)
-    _check(recipe, name)
+            target = recipe if key in form.kinds else recipe["training"]
+        target[key] = _text(value) if form.is_text(key) else _parse(value, setting)
+    _check(recipe, name, form)
     return recipe
 
 
-def _check(recipe: dict[str, Any], name: str) -> None:
+def _check(recipe: dict[str, Any], name: str, form: Form) -> None:
     """Refuse keys that no section has and values that make no sense, by name.
 
     Raises:
@@ -155,11 +180,10 @@ def _check(recipe: dict[str, Any], name: str) -> None:
             for key in recipe[section]:
                 if key not in keys:
                     raise RecipeError(unknown(f"key in {section}", key, keys))
-        check_settings(
-            recipe["training"], {*TOP, *(f"views.{key}" for key in views), *(f"model.{key}" for key in model)}
-        )
-        for key in _KINDS:
-            check_kind(key, recipe.get(key), _KINDS)
+        others = {*form.kinds, *(f"views.{key}" for key in views), *(f"model.{key}" for key in model)}
+        check_settings(recipe["training"], form.arguments, others)
+        for key in form.kinds:
+            check_kind(key, recipe.get(key), form.kinds)
         for key, value, largest in (
             ("side", recipe.get("side"), LARGEST_SIDE),
             ("views.size", recipe["views"].get("size"), LARGEST_SIDE),
@@ -249,21 +273,33 @@ def pretrain(name: str, settings: tuple[str, ...] = ()) -> Path:
     try:
         args = SimCLRTrainingArguments(**{**recipe["training"], "output_dir": str(output)})
         views = Views(**recipe["views"])
-        model = _model(recipe["model"], recipe.get("init_from"), args.seed)
+        model, _ = start_model(recipe["model"], recipe.get("init_from"), args.seed)
     except RecipeError as e:
         raise RecipeError(f"{name}: {e}") from e
     except (StrictDataclassError, TypeError, ValueError) as e:
         reason = " ".join(str(e.__cause__ or e).split())  # a strict error's own text is the whole config
         raise RecipeError(f"{name}: {reason}") from e
+    with alone_in(output, args):
+        with args.main_process_first(desc="decoding"):
+            train, evaluation = _data(recipe, views, args, output)
+        return _train(train, evaluation, views, args, model, output, recipe)
+
+
+@contextmanager
+def alone_in(output: Path, args: RunArguments) -> Iterator[None]:
+    """Make a run's directory, keep other runs out of it, and clear away what a kill left of a checkpoint.
+
+    Raises:
+        RecipeError: another process runs in it.
+    """
     output.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(output / ".lock", timeout=0)
     try:
-        with filelock.FileLock(output / ".lock", timeout=0) if args.process_index == 0 else nullcontext():
+        with lock if args.process_index == 0 else nullcontext():
             if args.process_index == 0:
-                for unfinished in output.glob(".checkpoint-*"):  # what a kill left of a checkpoint being written
+                for unfinished in output.glob(".checkpoint-*"):
                     shutil.rmtree(unfinished)
-            with args.main_process_first(desc="decoding"):
-                train, evaluation = _data(recipe, views, args, output)
-            return _train(train, evaluation, views, args, model, output, recipe)
+            yield
     except filelock.Timeout as e:
         raise RecipeError(f"another process trains in {output}; wait for it, or set another output_dir=") from e
 
@@ -362,13 +398,21 @@ def _tell_unreadable(log: Path) -> None:
         log.unlink(missing_ok=True)
 
 
-def _model(section: dict[str, Any], init_from: str | None, seed: int) -> SimCLRModel:
-    """Make a new model, or one that starts from another's encoder, and from its g if that has the same shape."""
+def start_model(section: dict[str, Any], init_from: str | None, seed: int) -> tuple[SimCLRModel, SimCLRImageProcessor]:
+    """Make a new model, or one that starts from another's encoder, and from its g if that has the same shape.
+
+    Returns:
+        It, and the processor of what it starts from.
+
+    Raises:
+        RecipeError: what it should start from cannot be loaded, or is another encoder than the section's.
+    """
     set_seed(seed)
     if not init_from:
-        return SimCLRModel(SimCLRConfig(**section))
+        model = SimCLRModel(SimCLRConfig(**section))
+        return model, SimCLRImageProcessor(size=model.config.image_size)
     try:
-        start, _ = load(init_from)
+        start, processor = load(init_from)
     except CheckpointError as e:
         raise RecipeError(f"init_from={init_from}: {e}") from e
     model = SimCLRModel(SimCLRConfig(**{**start.config.to_diff_dict(), **section}))
@@ -379,7 +423,7 @@ def _model(section: dict[str, Any], init_from: str | None, seed: int) -> SimCLRM
     ours, theirs = model.projection.state_dict(), start.projection.state_dict()
     if {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}:
         model.projection.load_state_dict(theirs)
-    return model
+    return model, processor
 
 
 def _train(
@@ -415,7 +459,11 @@ def _train(
             of = f"{args.global_batch} images" + (f" in {views.count} views" if views.count > 2 else "")
             trained = f"{state.global_step:,} steps of {of}, {state.epoch:.3g} epochs"
             trained += average if args.ema_decay else ""
-            write_record(partial, output.name, recipe, trained, len(train), knn)
+            measured = (
+                {} if knn is None else {"accuracy of nearest neighbours (%), among the images it was trained on": knn}
+            )
+            on = f"split {recipe.get('eval_split')}"
+            write_record(partial, output.name, recipe, trained, len(train), measured, on)
     return final
 
 

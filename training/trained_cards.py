@@ -24,7 +24,14 @@ from .stage import weights_sha256
 
 
 def write_record(
-    directory: Path, name: str, recipe: Mapping[str, Any], trained: str, images: int, knn: float | None
+    directory: Path,
+    name: str,
+    recipe: Mapping[str, Any],
+    trained: str,
+    images: int,
+    measured: Mapping[str, float],
+    on: str = "",
+    classes: int = 0,
 ) -> None:
     """Add the files to a directory that holds a run's final model.
 
@@ -34,26 +41,30 @@ def write_record(
         recipe: as `load_recipe` returned it.
         trained: how long, in words.
         images: that it was trained on.
-        knn: accuracy of the nearest neighbours on the recipe's `eval_split`, in percent; None if there is none.
+        measured: measure, with its unit -> value.
+        on: which images of the data those are of.
+        classes: of its classifier; 0 for none.
     """
     training = {key: value for key, value in recipe["training"].items() if key != "output_dir"}
     data = recipe["data"]
     kept = {**recipe, "data": [_last_part(d) for d in data] if isinstance(data, list) else _last_part(data)}
     kept["training"] = training
     named = " and ".join(kept["data"]) if isinstance(data, list) else kept["data"]
-    if kept.get("init_from"):
-        kept["init_from"] = _last_part(kept["init_from"])
+    for key in ("init_from", "teacher", "eval_data", "labels"):
+        if value := kept.get(key):
+            kept[key] = [_last_part(one) for one in value] if isinstance(value, list) else _last_part(value)
     (directory / "recipe.yaml").write_text(yaml.safe_dump(kept, sort_keys=False), encoding="utf-8")
-    results = []
-    if knn is not None:
-        results.append(
-            {
-                "value": round(knn, 2),
-                "measure": "accuracy of nearest neighbours (%), among the images it was trained on",
-                "dataset": f"{named}, split {recipe['eval_split']}",
-                "command": "simclr-hub pretrain recipe.yaml",
-            }
-        )
+    text = recipe_text(str(directory / "recipe.yaml"))
+    command = _command(text, classes)
+    results = [
+        {
+            "value": round(value, 2),
+            "measure": measure,
+            "dataset": f"{named}, {on}",
+            "command": f"simclr-hub {command} recipe.yaml",
+        }
+        for measure, value in measured.items()
+    ]
     record = {
         "data": f"{named}, split {recipe.get('split') or 'train'}: {images:,} images",
         "trained": trained,
@@ -64,7 +75,7 @@ def write_record(
     repo_id = f"org/{re.sub(r'[^A-Za-z0-9-]+', '-', name).strip('-') or 'model'}"
     config = SimCLRConfig.from_pretrained(directory, local_files_only=True)
     processor = json.loads((directory / "preprocessor_config.json").read_text(encoding="utf-8"))
-    card = trained_card(repo_id, config, 0, record, recipe_text(str(directory / "recipe.yaml")), processor=processor)
+    card = trained_card(repo_id, config, classes, record, text, processor=processor)
     (directory / "README.md").write_text(render(card), encoding="utf-8")
 
 
@@ -107,7 +118,7 @@ def trained_card(
     if record.get("trained"):
         how.append(f"{record['trained']}.")
     if recipe:
-        how.append("The recipe, for `simclr-hub pretrain`:")
+        how.append(f"The recipe, for `simclr-hub {_command(recipe, classes)}`:")
     return Card(
         name=repo_id.rpartition("/")[2],
         repo_id=repo_id,
@@ -119,10 +130,16 @@ def trained_card(
         recipe=recipe.strip(),
         measured=measured(record),
         limits=tuple(record.get("limits", ())),
+        task="image-classification" if classes else "image-feature-extraction",
         licence=licence,
         licence_name=record.get("licence_name"),
         processor=processor or {},
     )
+
+
+def _command(recipe: str, classes: int) -> str:
+    """Return the command that a recipe is for."""
+    return "distill" if re.search("^teacher:", recipe, re.MULTILINE) else "finetune" if classes else "pretrain"
 
 
 def measured(record: Mapping[str, Any]) -> tuple[Result, ...]:

@@ -1,4 +1,4 @@
-"""A run: its settings, and transformers' Trainer with two views, NT-Xent over the global batch, LARS and averages.
+"""A run: its settings, transformers' Trainer with whole checkpoints and averages, and SimCLR's own with its loss.
 
 Accumulating gradients gives the mean over small batches, not more negatives, which a gradient cache or a memory does.
 """
@@ -29,7 +29,7 @@ from simclr_hub.errors import RecipeError, TrainingError
 from .augmentations import Views
 from .distributed import global_multi_view_loss, synchronize_batch_norm, use_biased_moving_variance
 from .large_batch import MomentumMemory, cached_backward
-from .monitor import Monitor, OnlineClassifier, contrastive_top1
+from .monitor import Meter, Monitor, OnlineClassifier, contrastive_top1
 from .optimization import LR_SCALINGS, OPTIMIZERS, create_optimizer, official_steps, scale_learning_rate, warmup_cosine
 from .protocols import features, knn_accuracy
 
@@ -68,25 +68,94 @@ _ALLOWED = {
     "temperature": "must be positive",
     "loss": f"is not one of {', '.join(LOSSES)}",
     **dict.fromkeys(("momentum", "ema_decay", "memory_momentum"), "must be within [0, 1)"),
+    "alpha": "must be within [0, 1]",
     "optimizer": f"is not one of {', '.join(OPTIMIZERS)}",
     "lr_scaling": f"is not one of {', '.join(LR_SCALINGS)}",
 }
 
 
 @dataclass
-class SimCLRTrainingArguments(TrainingArguments):
-    """transformers' arguments, and SimCLR's own.
+class RunArguments(TrainingArguments):
+    """transformers' arguments, and those of every run here.
 
     Args:
         batch_size: images in the global batch, shared out among all processes; 0: per_device_train_batch_size counts.
-        loss: "nt_xent", or "dcl": without the positive in the denominator (arXiv 2110.06848).
-        temperature: of the loss.
         optimizer: "lars", "sgd" (Nesterov, as the official momentum optimiser) or "adamw".
         momentum: of LARS and SGD.
         lr_scaling: "none": learning_rate is the peak; "linear": times batch / 256; "sqrt": times the batch's root.
-        warmup_epochs: epochs of linear warm-up, when the schedule is the official one, step by step; 0: the
-            Trainer's lr_scheduler_type and warmup_steps.
+        warmup_epochs: epochs of linear warm-up, step by step.
         ema_decay: share of the averaged weights kept at a step; 0 keeps no average.
+
+    Raises:
+        RecipeError: a value out of range, or several GPUs in one process.
+    """
+
+    batch_size: int = field(default=0)
+    optimizer: str = field(default="lars")
+    momentum: float = field(default=0.9)
+    lr_scaling: str = field(default="none")
+    warmup_epochs: float = field(default=0)
+    ema_decay: float = field(default=0.0)
+
+    report_to: None | str | list[str] = field(default="none")  # whatever the version of transformers asks for
+
+    def __post_init__(self) -> None:
+        self.check(
+            momentum=0 <= self.momentum < 1,
+            ema_decay=0 <= self.ema_decay < 1,
+            optimizer=self.optimizer in OPTIMIZERS,
+            lr_scaling=self.lr_scaling in LR_SCALINGS,
+            batch_size=self.batch_size >= 0,
+            warmup_epochs=self.warmup_epochs >= 0,
+        )
+        super().__post_init__()
+        self.remove_unused_columns = False
+        self.dataloader_drop_last = True
+        if self.data_seed is None:  # the order of the images is one for all processes, whatever else they draw
+            self.data_seed = self.seed
+        self.dataloader_pin_memory = self.device.type == "cuda"
+        if self.n_gpu > 1:
+            raise RecipeError(
+                f"{self.n_gpu} GPUs in one process would be DataParallel, whose BatchNorm sees a part of the batch; "
+                f"{self.processes()}set CUDA_VISIBLE_DEVICES to one GPU"
+            )
+        if self.batch_size:
+            if self.batch_size % self.world_size:
+                raise RecipeError(f"batch_size={self.batch_size} is not a multiple of the {self.world_size} processes")
+            self.per_device_train_batch_size = self.batch_size // self.world_size
+        if self.global_batch < 2:
+            raise RecipeError(
+                f"a batch of {self.global_batch} has no other images to tell apart: set batch_size=2 or more"
+            )
+
+    def check(self, **allowed: bool) -> None:
+        """Refuse the first key whose value is not allowed.
+
+        Raises:
+            RecipeError: names it.
+        """
+        for name, is_allowed in allowed.items():
+            if not is_allowed:
+                raise RecipeError(f"{name}={getattr(self, name)} {_ALLOWED.get(name, 'must not be negative')}")
+
+    def processes(self) -> str:
+        """Return the advice to start a process for each GPU, if a run may have several."""
+        return ""
+
+    @property
+    def global_batch(self) -> int:
+        """Return the images in a step, over all processes."""
+        return int(self.per_device_train_batch_size * self.world_size)
+
+
+@dataclass
+class SimCLRTrainingArguments(RunArguments):
+    """The arguments of pretraining.
+
+    Args:
+        loss: "nt_xent", or "dcl": without the positive in the denominator (arXiv 2110.06848).
+        temperature: of the loss.
+        warmup_epochs: with any the schedule is the official one; 0: the Trainer's lr_scheduler_type and warmup_steps.
         gradient_cache: views that are embedded at a time, for batches larger than memory; 0: all at once.
         memory: z of earlier batches that are kept as negatives, made by a momentum encoder (SimCLR v2); 0: none.
         memory_momentum: share of the momentum encoder's weights kept at a step.
@@ -97,92 +166,56 @@ class SimCLRTrainingArguments(TrainingArguments):
         RecipeError: a value out of range, or several GPUs in one process.
     """
 
-    batch_size: int = field(default=0)
     loss: str = field(default="nt_xent")
     temperature: float = field(default=0.1)
-    optimizer: str = field(default="lars")
-    momentum: float = field(default=0.9)
-    lr_scaling: str = field(default="none")
-    warmup_epochs: float = field(default=0)
-    ema_decay: float = field(default=0.0)
     gradient_cache: int = field(default=0)
     memory: int = field(default=0)
     memory_momentum: float = field(default=0.999)
     knn_bank: int = field(default=20_000)
     knn_queries: int = field(default=5_000)
 
-    report_to: None | str | list[str] = field(default="none")  # whatever the version of transformers asks for
-
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("temperature", self.temperature > 0),
-            ("loss", self.loss in LOSSES),
-            ("momentum", 0 <= self.momentum < 1),
-            ("ema_decay", 0 <= self.ema_decay < 1),
-            ("memory_momentum", 0 <= self.memory_momentum < 1),
-            ("optimizer", self.optimizer in OPTIMIZERS),
-            ("lr_scaling", self.lr_scaling in LR_SCALINGS),
-            *(
-                (name, getattr(self, name) >= 0)
-                for name in ("batch_size", "warmup_epochs", "gradient_cache", "memory")
-            ),
-        ):
-            if not allowed:
-                raise RecipeError(f"{name}={getattr(self, name)} {_ALLOWED.get(name, 'must not be negative')}")
+        self.check(
+            temperature=self.temperature > 0,
+            loss=self.loss in LOSSES,
+            memory_momentum=0 <= self.memory_momentum < 1,
+            gradient_cache=self.gradient_cache >= 0,
+            memory=self.memory >= 0,
+        )
         super().__post_init__()
-        self.remove_unused_columns = False
-        self.dataloader_drop_last = True
-        if self.data_seed is None:  # the order of the images is one for all processes, whatever else they draw
-            self.data_seed = self.seed
-        self.dataloader_pin_memory = self.device.type == "cuda"
-        if self.n_gpu > 1:
-            raise RecipeError(
-                f"{self.n_gpu} GPUs in one process would be DataParallel, whose BatchNorm sees a part of the batch; "
-                f"start `torchrun --nproc-per-node={self.n_gpu} -m simclr_hub.training.pretrain ...`, or set "
-                "CUDA_VISIBLE_DEVICES to one GPU"
-            )
         if self.gradient_cache == 1:
             raise RecipeError("gradient_cache=1 leaves BatchNorm a single view to normalise; set 2 or more")
         if self.gradient_cache and self.gradient_accumulation_steps > 1:
             raise RecipeError("gradient_cache and gradient_accumulation_steps: the cache alone gives the large batch")
-        if self.batch_size:
-            if self.batch_size % self.world_size:
-                raise RecipeError(f"batch_size={self.batch_size} is not a multiple of the {self.world_size} processes")
-            self.per_device_train_batch_size = self.batch_size // self.world_size
-        if self.global_batch < 2:
-            raise RecipeError(
-                f"a batch of {self.global_batch} has no other images to tell apart: set batch_size=2 or more"
-            )
 
-    @property
-    def global_batch(self) -> int:
-        """Return the images in a step, over all processes."""
-        return int(self.per_device_train_batch_size * self.world_size)
+    def processes(self) -> str:
+        """Return the command that starts a process for each GPU."""
+        return f"start `torchrun --nproc-per-node={self.n_gpu} -m simclr_hub.training.pretrain ...`, or "
 
 
-def check_settings(settings: Mapping[Any, Any], others: Iterable[str] = ()) -> None:
+def check_settings(settings: Mapping[Any, Any], kind: type[RunArguments], others: Iterable[str] = ()) -> None:
     """Refuse what a recipe's section `training` may not say, before any of it has an effect.
 
     Args:
         settings: the section.
+        kind: what it is for.
         others: keys of other sections, which may have been meant.
 
     Raises:
         RecipeError: a key that is not among those allowed, or a value of another kind; names it.
     """
-    own = {
-        name: _OWN_KINDS[kind] for name, kind in SimCLRTrainingArguments.__annotations__.items() if kind in _OWN_KINDS
-    }
+    ours = [one for one in kind.__mro__ if issubclass(one, RunArguments)]
+    own = {name: _OWN_KINDS[k] for one in ours for name, k in one.__annotations__.items() if k in _OWN_KINDS}
     kinds = own | KIND_OF
     for name, value in settings.items():
         if name not in kinds:
-            if name in SimCLRTrainingArguments.__dataclass_fields__:
+            if name in kind.__dataclass_fields__:
                 raise RecipeError(
                     f"{name} cannot be set for a run: it would upload, report, or read or run something else; publish "
                     "with `simclr-hub publish`"
                 )
             raise RecipeError(unknown("key", name, [*kinds, *others]))
-        default = SimCLRTrainingArguments.__dataclass_fields__[name].default
+        default = kind.__dataclass_fields__[name].default
         if not (_is(kinds[name], value) or (value is None and default is None)):
             raise RecipeError(f"{name}={shown(value)} must be {kinds[name]}")
         if isinstance(value, int) and not -1 <= value <= _LARGEST.get(name, _BEYOND):
@@ -258,38 +291,27 @@ class Memory(TrainerCallback):
         self.module.update(kwargs["model"])
 
 
-class SimCLRTrainer(Trainer):
-    """Pretrains a `SimCLRModel`; `views` draws the k views of each image, unless the data loader's workers did.
+class RunTrainer(Trainer):
+    """transformers' Trainer with the official BatchNorm, an average, and checkpoints that are whole or not there."""
 
-    Batches hold "images", uint8 (N, 3, side, side), or "views", (N, k, 3, size, size); and perhaps "labels", (N,).
-    """
-
-    args: SimCLRTrainingArguments
+    args: RunArguments
     model: nn.Module
     train_dataset: Any
     eval_dataset: Any
     loss_is_scaled_for_ga = False  # compute_loss gives a mean; the Trainer divides it by the accumulation steps
+    #: Parts without which a checkpoint is not gone on from.
+    needed: tuple[str, ...] = ()
 
-    def __init__(self, model: PreTrainedModel, args: SimCLRTrainingArguments, views: Views, **kwargs: Any):
+    def __init__(self, model: PreTrainedModel, args: RunArguments, **kwargs: Any):
         if args.world_size > 1:
             synchronize_batch_norm(model, args.device)
         use_biased_moving_variance(model)
         super().__init__(model=model, args=args, data_collator=default_collate, **kwargs)
-        self.views = views
-        self.monitor = Monitor()
+        self.monitor = Meter()
         self._partial: str | None = None  # where a checkpoint is being written
         self.average = WeightAverage(model, args.ema_decay) if args.ema_decay > 0 else None
-        self.memory = Memory(model, args) if args.memory else None
-        epochs = Epochs(self.train_dataset, args) if hasattr(self.train_dataset, "set_epoch") else None
-        for callback in (self.average, self.memory, epochs):
-            if callback is not None:
-                self.add_callback(callback)
-        labels = getattr(self.train_dataset, "labels", None)
-        self.probe: OnlineClassifier | None = None
-        if labels is not None:
-            classes = int(max(labels)) + 1
-            self.probe = OnlineClassifier(model.config.hidden_size, classes, args.weight_decay, args.momentum)
-            self.probe.to(args.device)
+        if self.average is not None:
+            self.add_callback(self.average)
 
     @property
     def result(self) -> Any:
@@ -303,6 +325,114 @@ class SimCLRTrainer(Trainer):
             lr = scale_learning_rate(args.learning_rate, args.global_batch, args.lr_scaling)
             self.optimizer = create_optimizer(self.model, args.optimizer, lr, args.weight_decay, args.momentum)
         return self.optimizer
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Get the Trainer's batches, and count the time that it takes."""
+        with self.monitor.waiting():
+            return super().get_batch_samples(*args, **kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._partial or str(super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write the checkpoint beside its place and rename it there whole, then drop the older ones."""
+        output_dir = Path(str(self.args.output_dir))
+        name = f"checkpoint-{self.state.global_step}"
+        if (output_dir / name).exists():  # saved at this step already (the last step is also an epoch's end)
+            return
+        self.check_finite()
+        first = self.args.process_index == 0  # the others only add their random states
+        with new_directory(output_dir / name) if first else nullcontext(None) as partial:
+            shared = [str(partial)]
+            broadcast_object_list(shared)
+            try:
+                self._partial = shared[0]
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._partial = None
+            self.accelerator.wait_for_everyone()
+            if partial is not None:
+                for path in (partial / name).iterdir():
+                    os.replace(path, partial / path.name)
+                (partial / name).rmdir()
+                if self.average is not None:
+                    self.average.model.save_pretrained(partial / "ema")
+                for part, module in self._parts():
+                    state = {key: value.contiguous() for key, value in module.state_dict().items()}
+                    save_file(state, partial / f"{part}.safetensors")
+        self.accelerator.wait_for_everyone()
+        if first:
+            self._drop_old(output_dir)
+
+    def check_finite(self) -> None:
+        """Raise if a loss so far, or a weight now, is not finite: an update can break what its own loss did not show.
+
+        Raises:
+            TrainingError: names the step.
+        """
+        self.monitor.check_finite()
+        if not bool(torch.stack([p.detach().sum() for p in self.model.parameters()]).isfinite().all()):
+            raise TrainingError(
+                f"weights are not finite after step {self.state.global_step}; the last checkpoint is from before it. "
+                "Lower learning_rate, or lengthen warm-up"
+            )
+
+    def _parts(self) -> Iterator[tuple[str, nn.Module]]:
+        """Return what else goes on where it was when a run is resumed."""
+        yield from ()
+
+    def _drop_old(self, output_dir: Path) -> None:
+        keep = self.args.save_total_limit or 0
+        if keep > 0:
+            for old in map(Path, sort_checkpoints(str(output_dir))[:-keep]):
+                away = old.with_name(f".{old.name}.dropped")  # a kill must not leave half of it under its name
+                shutil.rmtree(away, ignore_errors=True)
+                os.replace(old, away)
+                shutil.rmtree(away)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.average is not None:
+            weights = Path(resume_from_checkpoint, "ema", "model.safetensors")
+            if not weights.exists():
+                raise RecipeError(
+                    f"{resume_from_checkpoint} has no averaged weights to go on from; "
+                    "set ema_decay=0 as when it was made, or another output_dir="
+                )
+            self.average.model.load_state_dict(load_file(weights))
+        for part, module in self._parts():
+            path = Path(resume_from_checkpoint, f"{part}.safetensors")
+            if path.exists():
+                module.load_state_dict(load_file(path))
+            elif part in self.needed:
+                raise RecipeError(f"{resume_from_checkpoint} has no {part} to go on from; set another output_dir=")
+
+
+class SimCLRTrainer(RunTrainer):
+    """Pretrains a `SimCLRModel`; `views` draws the k views of each image, unless the data loader's workers did.
+
+    Batches hold "images", uint8 (N, 3, side, side), or "views", (N, k, 3, size, size); and perhaps "labels", (N,).
+    """
+
+    args: SimCLRTrainingArguments
+    monitor: Monitor
+    needed = ("memory",)
+
+    def __init__(self, model: PreTrainedModel, args: SimCLRTrainingArguments, views: Views, **kwargs: Any):
+        super().__init__(model, args, **kwargs)
+        self.views = views
+        self.monitor = Monitor()
+        self.memory = Memory(model, args) if args.memory else None
+        epochs = Epochs(self.train_dataset, args) if hasattr(self.train_dataset, "set_epoch") else None
+        for callback in (self.memory, epochs):
+            if callback is not None:
+                self.add_callback(callback)
+        labels = getattr(self.train_dataset, "labels", None)
+        self.probe: OnlineClassifier | None = None
+        if labels is not None:
+            classes = int(max(labels)) + 1
+            self.probe = OnlineClassifier(model.config.hidden_size, classes, args.weight_decay, args.momentum)
+            self.probe.to(args.device)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """Make the official warm-up and cosine if `args.warmup_epochs` asks for it, else the Trainer's schedule."""
@@ -375,11 +505,6 @@ class SimCLRTrainer(Trainer):
             _, values["probe_top1"] = self.probe.step(h, labels.repeat(self.views.count), lr)
         self.monitor.add(self.state.global_step + 1, loss.detach(), z, values, self.views.count)
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """Get the Trainer's batches, and count the time that it takes."""
-        with self.monitor.waiting():
-            return super().get_batch_samples(*args, **kwargs)
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what the monitor saw since the last log."""
         if "loss" in logs:  # of training
@@ -396,84 +521,11 @@ class SimCLRTrainer(Trainer):
         self.log(metrics)
         return metrics
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return self._partial or str(super()._get_output_dir(trial))
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write the checkpoint beside its place and rename it there whole, then drop the older ones."""
-        output_dir = Path(str(self.args.output_dir))
-        name = f"checkpoint-{self.state.global_step}"
-        if (output_dir / name).exists():  # saved at this step already (the last step is also an epoch's end)
-            return
-        self.check_finite()
-        first = self.args.process_index == 0  # the others only add their random states
-        with new_directory(output_dir / name) if first else nullcontext(None) as partial:
-            shared = [str(partial)]
-            broadcast_object_list(shared)
-            try:
-                self._partial = shared[0]
-                super()._save_checkpoint(model, trial)
-            finally:
-                self._partial = None
-            self.accelerator.wait_for_everyone()
-            if partial is not None:
-                for path in (partial / name).iterdir():
-                    os.replace(path, partial / path.name)
-                (partial / name).rmdir()
-                if self.average is not None:
-                    self.average.model.save_pretrained(partial / "ema")
-                for part, module in self._parts():
-                    state = {key: value.contiguous() for key, value in module.state_dict().items()}
-                    save_file(state, partial / f"{part}.safetensors")
-        self.accelerator.wait_for_everyone()
-        if first:
-            self._drop_old(output_dir)
-
-    def check_finite(self) -> None:
-        """Raise if a loss so far, or a weight now, is not finite: an update can break what its own loss did not show.
-
-        Raises:
-            TrainingError: names the step.
-        """
-        self.monitor.check_finite()
-        if not bool(torch.stack([p.detach().sum() for p in self.model.parameters()]).isfinite().all()):
-            raise TrainingError(
-                f"weights are not finite after step {self.state.global_step}; the last checkpoint is from before it. "
-                "Lower learning_rate, or lengthen warm-up"
-            )
-
     def _parts(self) -> Iterator[tuple[str, nn.Module]]:
-        """Return what else goes on where it was when a run is resumed."""
         if self.probe is not None:
             yield "probe", self.probe
         if self.memory is not None:
             yield "memory", self.memory.module
-
-    def _drop_old(self, output_dir: Path) -> None:
-        keep = self.args.save_total_limit or 0
-        if keep > 0:
-            for old in map(Path, sort_checkpoints(str(output_dir))[:-keep]):
-                away = old.with_name(f".{old.name}.dropped")  # a kill must not leave half of it under its name
-                shutil.rmtree(away, ignore_errors=True)
-                os.replace(old, away)
-                shutil.rmtree(away)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.average is not None:
-            weights = Path(resume_from_checkpoint, "ema", "model.safetensors")
-            if not weights.exists():
-                raise RecipeError(
-                    f"{resume_from_checkpoint} has no averaged weights to go on from; "
-                    "set ema_decay=0 as when it was made, or another output_dir="
-                )
-            self.average.model.load_state_dict(load_file(weights))
-        for part, module in self._parts():
-            path = Path(resume_from_checkpoint, f"{part}.safetensors")
-            if path.exists():
-                module.load_state_dict(load_file(path))
-            elif part == "memory":
-                raise RecipeError(f"{resume_from_checkpoint} has no memory to go on from; set another output_dir=")
 
 
 def _embed(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,8 @@ COMMANDS = {
     "convert": ("convert", "Make a TensorFlow or PyTorch checkpoint loadable."),
     "doctor": ("doctor", "Show what is installed, and whether it computes what it should."),
     "pretrain": ("train", "Pretrain an encoder by a recipe; resumes where it stopped."),
+    "finetune": ("train", "Train a classifier from few labels; resumes where it stopped."),
+    "distill": ("train", "Train a student on a teacher's predictions; no labels needed."),
     "evaluate": ("evaluate", "Measure how good a model's features are on labelled images."),
     "publish": ("publish", "Put a model on the Hub, with its card and code."),
 }

@@ -381,7 +381,7 @@ def test_a_pipeline_starts_with_crop_or_resize_and_one_branch_needs_something_sh
 
 @pytest.mark.parametrize("recipe", sorted((files("simclr_hub.training") / "recipes").iterdir()), ids=lambda p: p.stem)
 def test_the_views_of_every_recipe_can_be_drawn(recipe: Path) -> None:
-    views = Views(**yaml.safe_load(recipe.read_text())["views"])
+    views = Views(**{"size": 24, **yaml.safe_load(recipe.read_text())["views"]})  # 24: where it is the model's own
     torch.manual_seed(0)
     out = views.of_image(random_images(1, 80, 70)[0])
     assert out.shape == (views.count, 3, views.size, views.size)

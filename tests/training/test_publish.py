@@ -112,7 +112,7 @@ def test_the_record_of_a_model_in_shards(tiny_model, tiny_dir, tmp_path, stage):
         source = tmp_path / size
         tiny_model.save_pretrained(source, max_shard_size=size)
         shutil.copy(tiny_dir / "preprocessor_config.json", source)
-        write_record(source, "a run", {"data": "photos", "training": {"seed": 3}}, "1 step", 10, None)
+        write_record(source, "a run", {"data": "photos", "training": {"seed": 3}}, "1 step", 10, {})
         files = sorted(source.glob("*.safetensors"))
         assert (len(files) > 10) == (size == "10KB")
         hashes.append(json.loads((source / "results.json").read_text())["weights"])
