@@ -30,6 +30,8 @@ from simclr_hub.checkpoints.official import convert_official, official
 from simclr_hub.cli import main
 from simclr_hub.errors import CheckpointError
 
+pytestmark = pytest.mark.slow  # a real server
+
 NAME = "simclr-v2-r50-finetuned-10pct"
 PLACE, STEP = entries()[NAME].location, entries()[NAME].step
 PREFIX = f"model.ckpt-{STEP}"

@@ -17,6 +17,8 @@ from simclr_hub.checkpoints.catalog import config_of
 from simclr_hub.checkpoints.official import official
 from simclr_hub.errors import CheckpointError
 
+pytestmark = pytest.mark.slow  # a real server
+
 # Stand-ins keep depth, kernels, g, selector and step, but are this many times narrower.
 NARROWER = 16
 

@@ -61,3 +61,12 @@ def test_a_whole_width_is_the_same_written_either_way():
     before = weights_hash(model)
     model.config.width_multiplier = 1.0
     assert weights_hash(model) == before
+
+
+def test_a_damaged_answer_of_the_hub_is_one_error(monkeypatch):
+    def answer(*_: object, **__: object) -> str:
+        raise KeyError("path")  # of a listing in which a bit changed
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", answer)
+    with pytest.raises(errors.CheckpointError, match="org/model: no such directory here, and from the Hub: 'path'"):
+        load("org/model")

@@ -174,9 +174,9 @@ def snapshot(repo_id: str, revision: str | None, patterns: Sequence[str]) -> Pat
         before = {blob.name for blob in blobs.glob("*")}
         try:
             folder = Path(huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=list(patterns)))
-        except (OSError, ValueError, HTTPError) as e:
+        except (OSError, ValueError, LookupError, TypeError, HTTPError) as e:  # of a damaged answer, too
             raise CheckpointError(
-                f"{name}: no such directory here, and from the Hub: {' '.join(str(e).split())}"
+                f"{name}: no such directory here, and from the Hub: {' '.join(str(e).split()) or type(e).__name__}"
             ) from e
         damaged = [file for file in folder.rglob("*") if file.is_symlink() and _damaged(file.resolve(), before)]
         if not damaged:

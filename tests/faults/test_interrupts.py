@@ -275,7 +275,7 @@ def test_other_doors(
             case "a file object":
                 embedder(Slow())
             case _:
-                data._decode_all([FileBytes("a.jpg", STUCK)], 64, photos / "array")
+                data.decode_all([FileBytes("a.jpg", STUCK)], 64, photos / "array")
 
 
 def test_a_bar_is_shown_before_the_first_photo_is_done(monkeypatch: pytest.MonkeyPatch) -> None:

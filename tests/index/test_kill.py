@@ -20,6 +20,8 @@ from index_fakes import FakeEmbedder, check_index, make_photo
 
 from simclr_hub.index import SimilarityIndex
 
+pytestmark = pytest.mark.slow  # child processes that are killed
+
 STEPS = ["start", "statement", "BEGIN", "SELECT", "INSERT", "DELETE", "COMMIT", "after commit"]
 STEPS += ["before cache", "before rename", "after rename", "after cache"]
 CONTEXT = multiprocessing.get_context("forkserver")
