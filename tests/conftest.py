@@ -1,5 +1,6 @@
 """Shared fixtures: no network, tiny models, a small folder of photos."""
 
+import gc
 import os
 import tempfile
 
@@ -19,6 +20,8 @@ from tiny import randomized, tiny_config  # noqa: E402
 
 from simclr_hub import SimCLRImageProcessor, SimCLRModel  # noqa: E402
 from simclr_hub.cli import main  # noqa: E402
+
+gc.freeze()  # what is imported stays: the collector need not look through it after every few tests
 
 
 @pytest.fixture(scope="session")
