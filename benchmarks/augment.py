@@ -57,7 +57,7 @@ def kornia_pipeline(size: int, area: tuple[float, float], jitter: tuple[float, .
 
 
 def tiny() -> dict[str, Run]:
-    """64 to 32 pixels."""
+    """Make the runs at 64 to 32 pixels."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (256, 3, 64, 64), dtype=torch.uint8, generator=generator)
     keys: dict[str, Any] = {"area": (0.2, 1.0), "jitter": (0.4, 0.4, 0.4), "greyscale_p": 0, "blur_p": 0}
@@ -76,7 +76,7 @@ def tiny() -> dict[str, Run]:
 
 
 def official() -> dict[str, Run]:
-    """375 x 500 to 224 pixels."""
+    """Make the runs at 375 x 500 to 224 pixels."""
     paths = folder_images(str(files("simclr_hub") / "assets" / "sample-photos"))[:32]
     images = torch.stack([_enlarged(torch.from_numpy(load_image(path).pixels)) for path in paths])  # (32, 3, 375, 500)
     views = Views(224)

@@ -92,7 +92,7 @@ def contenders(model: SimCLRModel, model_dir: Path) -> dict[str, Callable[[Path]
 
 
 def indexing(embedder: Embedder) -> Callable[[Path], Any]:
-    """What makes a new index of a folder."""
+    """Return what makes a new index of a folder."""
 
     def run(folder: Path) -> None:
         with tempfile.TemporaryDirectory() as scratch:
@@ -198,7 +198,7 @@ def share_of_peak(model: SimCLRModel) -> None:
 
 
 def best_time(run: Callable[[], Any], repeat: int = 15) -> float:
-    """The least CPU time of this process for a call, in seconds."""
+    """Return the least CPU time of this process for a call, in seconds."""
     times = []
     for _ in range(repeat):
         start = time.process_time()
@@ -243,14 +243,14 @@ def drift(photos: dict[str, list[Path]], resnet: SimCLRModel) -> None:
 
 
 def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """1 - cosine, row by row."""
+    """Return 1 - cosine, row by row."""
     result: np.ndarray = 1 - (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
     return result
 
 
 @torch.no_grad()
 def random_resnet(paths: list[Path]) -> SimCLRModel:
-    """A ResNet-50 with random weights, whose BatchNorm has seen photos."""
+    """Make a ResNet-50 with random weights, whose BatchNorm has seen photos."""
     torch.manual_seed(0)
     model = SimCLRModel(SimCLRConfig.v1(50)).train()
     for module in model.modules():

@@ -168,7 +168,7 @@ def mutant(data: bytes, other: bytes, draw: random.Random) -> bytes:
 
 
 def decode_mutants(count: int, seed: int, extra: list[Path]) -> None:
-    """The child: decode mutants under limits, print the counts; exit code 1 after 60 s with one."""
+    """Be the child: decode mutants under limits, print the counts; exit code 1 after 60 s with one."""
     import faulthandler
 
     import torch  # noqa: F401  (for the first picture it would be imported within the limit, which is too little for it)

@@ -88,7 +88,7 @@ class Photos:
 
     @classmethod
     def load(cls, source: Path) -> "Photos":
-        """A tar, or a folder, of class folders, in the order of their names."""
+        """Load a tar, or a folder, of class folders, in the order of their names."""
         if source.is_dir():
             paths = [path for path in source.rglob("*") if is_image_name(path)]
             files = {path.relative_to(source).as_posix(): path.read_bytes() for path in paths}
@@ -113,7 +113,7 @@ class Data:
 
     @cached_property
     def clothes(self) -> Tensor:
-        """Which photos show clothes, (N,)."""
+        """Tell which photos show clothes, (N,)."""
         return torch.tensor([name.startswith("clothing") for name in self.photos.classes])[self.photos.labels]
 
     @cached_property
@@ -127,7 +127,7 @@ class Data:
 
     @cached_property
     def key(self) -> str:
-        """Of the images' content."""
+        """Hash the images' content."""
         digest = hashlib.blake2b(digest_size=8)
         for array in (self.train.images, self.validation.images):
             for start in range(0, len(array), 1000):
@@ -156,7 +156,7 @@ def extracted(extract: Extract, data: Data) -> Features:
 
 
 def network(embedder: Embedder, data: Data, cache: Path) -> Features:
-    """The encoder's h, from the cache if it was computed before."""
+    """Return the encoder's h, from the cache if it was computed before."""
 
     def h(images: Iterable[Any], n: int) -> Tensor:
         rows = np.empty((n, embedder.dim), np.float32)
@@ -180,7 +180,7 @@ def network(embedder: Embedder, data: Data, cache: Path) -> Features:
 
 
 def pixels(side: int) -> Extract:
-    """The central square of each image averaged to side x side, less its mean, (N, 3 side^2)."""
+    """Average the central square of each image to side x side, less its mean, (N, 3 side^2)."""
 
     def one(image: Any) -> Tensor:
         x = torch.from_numpy(load_image(image).pixels).float() / 255  # (3, H, W)
@@ -341,13 +341,13 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def extremes(row: Row, measure: str, classes: Sequence[str], n: int) -> tuple[list[str], list[str]]:
-    """The n classes with the lowest values, lowest first, and the n with the highest, highest first."""
+    """Return the n classes with the lowest values, lowest first, and the n with the highest, highest first."""
     order = sorted(classes, key=lambda name: row.mean(f"{measure} {name}"))
     return order[:n], order[::-1][:n]
 
 
 def tables(rows: Sequence[Row], data: Data) -> str:
-    """What is found; kNN by few labels; and the classes that the checkpoint finds worst and best."""
+    """Render what is found; kNN by few labels; and the classes that the checkpoint finds worst and best."""
     whole = f"kNN, bank {len(data.train):,}"
     measures = {"knn_all": whole, "knn_25k": f"kNN, bank {BANK:,}", "p_at_1": "P@1", "p_at_5": "P@5"}
     finding = table(

@@ -31,7 +31,7 @@ from test_colour import P3  # type: ignore[import-not-found]  # noqa: E402
 
 
 def in_p3(image: Image.Image) -> Image.Image:
-    """The same colours by Display P3's numbers."""
+    """Write the same colours by Display P3's numbers."""
     turned = ImageCms.profileToProfile(image, ImageCms.createProfile("sRGB"), io.BytesIO(P3))
     assert turned is not None
     return turned

@@ -32,7 +32,7 @@ def ours() -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def dense() -> Callable[[Tensor, Tensor], Tensor]:
-    """The whole matrix through torch's cross entropy, as it is usually written."""
+    """Compute the whole matrix through torch's cross entropy, as it is usually written."""
 
     def loss(a: Tensor, b: Tensor) -> Tensor:
         z = torch.nn.functional.normalize(torch.cat([a, b]))

@@ -41,7 +41,7 @@ def write_files(folder: Path, count: int) -> None:
 
 
 def path_of(folder: Path, i: int) -> Path:
-    """The i-th file."""
+    """Return the path of the i-th file."""
     return folder / f"{i // 1000:03}" / f"{i:06}.jpg"
 
 

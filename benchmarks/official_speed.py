@@ -50,7 +50,7 @@ def measure(entry: CatalogEntry, seconds: float) -> dict[str, Any]:
 
 
 def machine() -> str:
-    """The processor's name, where the system tells it, and its instructions."""
+    """Tell the processor's name, where the system knows it, and its instructions."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -28,7 +28,7 @@ LIMIT = 220_000  # bytes of a page
 
 
 def nearest(vectors: Tensor, queries: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The best MATCHES other rows of each query and their cosines, both (Q, MATCHES)."""
+    """Find the best MATCHES other rows of each query and their cosines, both (Q, MATCHES)."""
     unit = F.normalize(vectors)
     cosines = unit[list(queries)] @ unit.T  # (Q, N)
     cosines[torch.arange(len(queries)), list(queries)] = -2  # the query's own file is left out
@@ -62,7 +62,7 @@ def sheet(photos: Photos, queries: Sequence[int], matches: Tensor, scores: Tenso
 
 
 def save(page: Image.Image, path: Path) -> None:
-    """As a JPEG below LIMIT, of the best quality that allows it."""
+    """Save as a JPEG below LIMIT, of the best quality that allows it."""
     for quality in range(85, 20, -5):
         packed = io.BytesIO()
         page.save(packed, "jpeg", quality=quality, optimize=True)

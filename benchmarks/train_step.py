@@ -35,7 +35,7 @@ RECIPE = load_recipe("tiny_imagenet_default")
 
 
 def ours(data: ImageArray, options: argparse.Namespace) -> tuple[float, float]:
-    """Images/s and share of waiting of the Trainer's loop, without its first step."""
+    """Measure images/s and share of waiting of the Trainer's loop, without its first step."""
     with tempfile.TemporaryDirectory() as output:
         args = SimCLRTrainingArguments(
             output_dir=output,
@@ -65,7 +65,7 @@ class Timed(SimCLRTrainer):
     waited = 0.0
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's, timed."""
+        """Time the Trainer's own."""
         if self.state.global_step == 1:
             self.started = time.perf_counter()
         before = time.perf_counter()
@@ -91,7 +91,7 @@ class TwoViews(Dataset[list[torch.Tensor]]):
 
 
 def lightly(rows: Rows, options: argparse.Namespace) -> tuple[float, float]:
-    """The same of lightly's loop."""
+    """Measure the same of lightly's loop."""
     peer: Any = importlib.import_module("lightly.loss")
     transforms: Any = importlib.import_module("lightly.transforms")
     views = RECIPE["views"]

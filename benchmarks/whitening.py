@@ -30,7 +30,7 @@ PARTS = ("own photos", "random R50", "layers", "search")
 
 
 def precision(vectors: np.ndarray, labels: np.ndarray) -> float:
-    """P@5 of (N, D)."""
+    """Return P@5 of (N, D)."""
     units = unit_rows(vectors)[0]
     cosines = units @ units.T
     np.fill_diagonal(cosines, -2)
@@ -39,7 +39,7 @@ def precision(vectors: np.ndarray, labels: np.ndarray) -> float:
 
 
 def found_pairs(vectors: np.ndarray, labels: np.ndarray, least: float = 0.9) -> float:
-    """Of all pairs of one class, the share in percent above the lowest cosine with so much precision."""
+    """Return the share in percent of a class's pairs above the lowest cosine with so much precision."""
     units = unit_rows(vectors)[0].astype(np.float32)
     upper = np.triu_indices(len(units), 1)
     cosines, same = (units @ units.T)[upper], (labels[:, None] == labels)[upper]
@@ -50,7 +50,7 @@ def found_pairs(vectors: np.ndarray, labels: np.ndarray, least: float = 0.9) -> 
 
 
 def own_photos(features: np.ndarray, labels: np.ndarray, numbers: list[int], seeds: int) -> None:
-    """The table by how many photos there are."""
+    """Print the table by how many photos there are."""
     print("| photos | raw | whitened | gain, mean | gain, least | shrinkage chosen |\n|---|---|---|---|---|---|")
     for number in numbers:
         rows = []

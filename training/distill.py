@@ -87,7 +87,12 @@ class Teacher(nn.Module):
         labels = self.model.config.id2label
         self.classes = [str(labels[i]) for i in range(len(labels))]
         size = processor.size
-        self.side = int(size.get("height") or size.get("shortest_edge"))
+        side = size.get("height") or size.get("shortest_edge")
+        if not side:
+            raise RecipeError(
+                f"teacher={name}: its image processor names no size; set one in preprocessor_config.json"
+            )
+        self.side = int(side)
         self.normalizes = bool(processor.do_normalize)
         self.mean, self.std = processor.image_mean, processor.image_std
 

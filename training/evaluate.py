@@ -30,7 +30,8 @@ from simclr_hub.progress import progress_bar
 from .features import Features, layers_of
 from .figures import PICTURE, draw_accuracies, draw_confusion
 from .labelled import HELD_OUT, Part, open_parts, share_of_each_class
-from .linear import steps_of, train_linear
+from .linear import train_linear
+from .optimization import official_steps
 from .pretrain import Kind, _listed, _parse, _say, _text, check_kind, key_and_value
 from .protocols import L2_GRID, choose_l2, few_shot, interval, knn_scores, mean_per_class, retrieval, top1
 from .trainer import shown, unknown
@@ -258,7 +259,7 @@ def _linear(
     labels = torch.from_numpy(train.labels[places])
     keys = ("epochs", "batch_size", "learning_rate", "weight_decay", "seed")
     told = {key: settings[key] for key in keys}
-    told["steps"] = steps_of(len(places), told["epochs"], told["batch_size"])
+    _, told["steps"] = official_steps(len(places), told["batch_size"], told["epochs"], 0)
     told["learning_rate"] = settings["learning_rate"] or 0.1 * settings["batch_size"] / 256
     with Pool(os.cpu_count() or 1, "simclr-decode") as pool, progress_bar(f"linear, {name}", told["steps"]) as advance:
 

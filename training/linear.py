@@ -14,14 +14,10 @@ from simclr_hub.modeling_simclr import SimCLRModel
 from simclr_hub.pixels import normalize_pixels
 
 from .augmentations import Views
+from .optimization import official_steps
 from .supervised import start_from_zeros, supervised_loss
 
 MOMENTUM = 0.9
-
-
-def steps_of(images: int, epochs: int, batch_size: int) -> int:
-    """Count the official steps: n x epochs // batch + 1."""
-    return images * epochs // batch_size + 1
 
 
 def learning_rates(steps: int, batch_size: int, learning_rate: float | None = None) -> Iterator[float]:
@@ -91,7 +87,7 @@ def train_linear(
         nesterov=True,
         weight_decay=weight_decay,
     )
-    steps = steps_of(len(labels), epochs, batch_size)
+    _, steps = official_steps(len(labels), batch_size, epochs, 0)
     order = batches(len(labels), batch_size, steps, torch.Generator().manual_seed(seed))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

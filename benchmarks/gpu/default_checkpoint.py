@@ -114,7 +114,7 @@ def pack(files: Sequence[bytes], labels: Sequence[int], folder: Path, name: str,
 
 
 def unpack(folder: Path, name: str) -> tuple[list[bytes], Tensor]:
-    """The images and classes that `pack` wrote.
+    """Read the images and classes that `pack` wrote.
 
     Raises:
         FileNotFoundError: a shard is missing.
@@ -168,16 +168,16 @@ class Images:
         return len(self.pixels)
 
     def image(self, i: int) -> Tensor:
-        """(3, H, W), uint8."""
+        """Return image i, uint8 (3, H, W)."""
         return self.pixels[i]
 
     def first(self, n: int) -> "Images":
-        """The first n of them."""
+        """Return the first n of them."""
         return Images(self.pixels[:n], self.labels[:n])
 
 
 def decoded(folder: Path, name: str, side: int | None = None) -> Images:
-    """The images of a packing, resized to one side, or each as it is."""
+    """Decode the images of a packing, resized to one side, or each as it is."""
     files, labels = unpack(folder, name)
 
     def one(file: bytes) -> Tensor:
@@ -208,7 +208,7 @@ class Producer:
         self.waiting: deque[Future[tuple[Tensor, Any]]] = deque()
 
     def make(self, share: float) -> tuple[Tensor, Any]:
-        """The views of the next images, (kB, 3, size, size), and the event after which they are there."""
+        """Make the views of the next images, (kB, 3, size, size), and the event after which they are there."""
         if len(self.order) < self.batch:  # what is left of an epoch is dropped, as the Trainer does
             self.order = torch.randperm(len(self.images))
         rows, self.order = self.order[: self.batch], self.order[self.batch :]
@@ -278,7 +278,7 @@ class Progress:
 
 
 def sizes_of(views: Views) -> list[int]:
-    """The sizes that a run's views have, in order."""
+    """List the sizes that a run's views have, in order."""
     return list(dict.fromkeys(views.at(i / 1000).size for i in range(1000)))
 
 
@@ -381,7 +381,7 @@ class Learner:
         return found
 
     def run(self, images: Tensor, views: Views, batch: int, steps: int | None, deadline: float) -> Trained:
-        """The whole recipe on images (N, 3, side, side), uint8, on the device."""
+        """Run the whole recipe on images (N, 3, side, side), uint8, on the device."""
         producer = Producer(images, views, batch)
         self.wait()  # the images are there before another stream reads them
         timed = self.warm_up(producer)

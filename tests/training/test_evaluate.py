@@ -17,7 +17,8 @@ from simclr_hub.errors import OutputError, RecipeError
 from simclr_hub.training.augmentations import Views
 from simclr_hub.training.evaluate import SETTINGS, evaluate, read_settings, table
 from simclr_hub.training.labelled import Part, class_balanced, labelled, open_parts, share_of_each_class
-from simclr_hub.training.linear import batches, crops, learning_rates, steps_of, train_linear
+from simclr_hub.training.linear import batches, crops, learning_rates, train_linear
+from simclr_hub.training.optimization import official_steps
 from simclr_hub.training.protocols import few_shot, interval, knn_predictions, retrieval
 from simclr_hub.whitening import Whitening
 
@@ -375,9 +376,10 @@ def test_parquet_with_labels(
 
 
 def test_batches_cross_epoch_ends_and_nothing_is_dropped() -> None:
-    steps = steps_of(10, 3, 4)
+    _, steps = official_steps(10, 4, 3, 0)
     assert steps == 10 * 3 // 4 + 1 == 8
-    assert steps_of(50_000, 100, 512) == 9766 and steps_of(1_281_167, 90, 4096) == 28151  # the official commands
+    assert official_steps(50_000, 512, 100, 0)[1] == 9766  # as the official commands
+    assert official_steps(1_281_167, 4096, 90, 0)[1] == 28151
     seen = [i for batch in batches(10, 4, steps, torch.Generator().manual_seed(0)) for i in batch]
     assert len(seen) == 32
     for epoch in range(3):
