@@ -141,6 +141,11 @@ class SimilarityIndex:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def store(self) -> Store:
+        """Return the store, for this package's own doors."""
+        return self._store
+
     def __len__(self) -> int:
         """Return how many photos a search can find."""
         return self._store.live()
@@ -289,11 +294,25 @@ class SimilarityIndex:
             left_out = [] if with_self or not any(own) else own
             return Search(snapshot, number, condition, same).run(vectors, left_out)
 
-        found = self._use(find)
+        found = self.use_snapshot(find)
         if together and len(queries) + len(unlike) > 1:
             for match in found[0]:
                 match.closer_than = None  # which is of pairs of photos
         return found if isinstance(query, (list, tuple)) and not together else found[0]
+
+    def query_vector(self, query: Any) -> np.ndarray:
+        """Return what a search compares for a query (D,), of length 1, and takes in the query's place.
+
+        Raises:
+            ImageError: an image that cannot be read.
+            IndexMismatchError: the model that made the index cannot be had.
+        """
+
+        def embed(snapshot: Snapshot) -> np.ndarray:
+            vectors, _ = query_vectors([query], self._store, self._maker, snapshot.whitening)
+            return vectors[0]
+
+        return self.use_snapshot(embed)
 
     def explain_empty(
         self, *, path: str | os.PathLike[str] | None = None, where: Mapping[str, Any] | None = None
@@ -305,14 +324,14 @@ class SimilarityIndex:
         """
         condition = make_condition(path, where)
         missing = 0 if len(self) else self._store.counts()["missing"]
-        return self._use(lambda snapshot: explain_empty(snapshot, condition, missing))
+        return self.use_snapshot(lambda snapshot: explain_empty(snapshot, condition, missing))
 
     def vectors(self) -> tuple[list[str], np.ndarray]:
         """Return the paths of the live photos, sorted, and what a search compares: float32 (N, D) of length 1.
 
         They are whitened if the index is; `whiten(False)` makes them h again, as does `embed`.
         """
-        return self._use(Snapshot.vectors)
+        return self.use_snapshot(Snapshot.vectors)
 
     def status(self) -> dict[str, Any]:
         """Return what the index holds and what made it; plain values, ready for JSON."""
@@ -533,7 +552,7 @@ class SimilarityIndex:
                 self._snapshot_cost = self._snapshot_time - now
             return snapshot
 
-    def _use(self, work: Callable[[Snapshot], _T]) -> _T:
+    def use_snapshot(self, work: Callable[[Snapshot], _T]) -> _T:
         """Work on the newest snapshot; if its cache turns out to be damaged, on one from the store alone."""
         try:
             return work(self._current())
