@@ -30,6 +30,7 @@ from .pictures import LARGEST, THUMBNAIL, Thumbnails, draw, media_type, view
 UPLOADS = 64
 #: The most photos of one page of the grid, and the most groups that a page lists.
 PAGE, GROUPS = 1000, 20_000
+_DAY = r"^\d{4}(-\d\d(-\d\d)?)?$"
 _UPLOAD = re.compile(r"upload-[0-9a-f]{32}")
 _FOREVER = {"cache-control": "private, max-age=31536000, immutable"}  # an id names its content
 _T = TypeVar("_T")
@@ -41,10 +42,8 @@ class Filters(BaseModel):
     folder: str | None = Field(default=None, max_length=4096, description="absolute; with the folders below it")
     path: str | None = Field(default=None, max_length=1024, description="a pattern, as of `simclr-hub search --path`")
     camera: str | None = Field(default=None, max_length=1024)
-    taken_from: str | None = Field(
-        default=None, pattern=r"^\d{4}(-\d\d(-\d\d)?)?$", description="2019, 2019-06 or 2019-06-30"
-    )
-    taken_to: str | None = Field(default=None, pattern=r"^\d{4}(-\d\d(-\d\d)?)?$", description="included")
+    taken_from: str | None = Field(default=None, pattern=_DAY, description="2019, 2019-06 or 2019-06-30")
+    taken_to: str | None = Field(default=None, pattern=_DAY, description="included")
     min_side: int | None = Field(default=None, ge=1, le=1 << 20, description="pixels of the shorter side")
     min_bytes: int | None = Field(default=None, ge=1, le=1 << 40)
 
@@ -76,9 +75,7 @@ class SearchRequest(BaseModel):
     unlike: PhotoIds = []
     weight: float = Field(default=0.5, ge=0, le=10, description="how much `unlike` counts")
     k: int = Field(default=60, ge=1, le=1000)
-    all_copies: bool = Field(
-        default=False, description="a result for every file, instead of one for all copies of a picture"
-    )
+    all_copies: bool = Field(default=False, description="a result for every file, not one for all copies")
     filters: Filters = Filters()
 
 

@@ -23,7 +23,7 @@ try:
     from fastapi.staticfiles import StaticFiles
     from starlette.types import ASGIApp
 except ImportError as e:
-    raise MissingExtraError("browse", "web") from e
+    raise MissingExtraError(e.name or "fastapi", "web") from e
 
 from .api import make_api
 from .guard import Guard

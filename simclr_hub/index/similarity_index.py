@@ -309,8 +309,8 @@ class SimilarityIndex:
         """
 
         def embed(snapshot: Snapshot) -> np.ndarray:
-            vectors, _ = query_vectors([query], self._store, self._maker, snapshot.whitening)
-            return vectors[0]
+            vector: np.ndarray = query_vectors([query], self._store, self._maker, snapshot.whitening)[0][0]
+            return vector
 
         return self.use_snapshot(embed)
 
