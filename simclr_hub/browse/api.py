@@ -24,7 +24,7 @@ from ..index import Match, SimilarityIndex
 from ..index.search.filters import Condition, make_condition
 from .jobs import Jobs, Progress
 from .library import SORTS, Library, Sort, filter_arguments
-from .pictures import LARGEST, THUMBNAIL, Thumbnails, draw, media_type, view
+from .pictures import LARGEST, THUMBNAIL, Thumbnails, draw, media_type, quality, view
 
 #: Uploaded photos that are remembered, with a thumbnail and a vector each.
 UPLOADS = 64
@@ -210,6 +210,11 @@ def make_api(index: SimilarityIndex, library: Library, jobs: Jobs, *, local: boo
         """Return a JPEG of any photo, also of formats that no browser shows."""
         work = partial(_view, library, photo, side)
         return Response(await decoded(request, work), media_type="image/jpeg", headers=_FOREVER)
+
+    @router.get("/photos/{photo}/quality")
+    async def measured(request: Request, photo: str) -> dict[str, float]:
+        """Return how sharp and how well exposed a photo is, to compare shots of one scene."""
+        return await decoded(request, lambda: quality(bytes.fromhex(photo[:64]), library.paths_of(photo)))
 
     @router.get("/photos/{photo}/original", response_class=FileResponse)
     def original(photo: str) -> Response:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from .._files import check_place
@@ -125,12 +126,40 @@ def view(content_hash: bytes, paths: Iterable[str], side: int) -> bytes:
     return draw(_read(content_hash, paths), min(side, LARGEST))
 
 
+def quality(content_hash: bytes, paths: Iterable[str]) -> dict[str, float]:
+    """Measure what tells the better of two shots of one scene.
+
+    Returns:
+        "sharpness": the variance of the Laplacian of the brightness, at 1024 pixels a side, over the brightness'
+            variance, so that contrast alone does not count; "clipped": the share of pixels that are black or white;
+            "brightness": the mean, 0 to 1.
+
+    Raises:
+        ImageError: see `Thumbnails.get`.
+    """
+    picture = _picture(_read(content_hash, paths), 1024).convert("L")
+    grey = np.asarray(picture, np.float32) / 255
+    inner = grey[1:-1, 1:-1]
+    laplacian = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * inner
+    return {
+        "sharpness": float(laplacian.var() / (grey.var() + 1e-6)) if inner.size else 0.0,
+        "clipped": float(((grey < 2 / 255) | (grey > 253 / 255)).mean()),
+        "brightness": float(grey.mean()),
+    }
+
+
 def draw(file: tuple[bytes, str], side: int) -> bytes:
     """Decode a file's bytes and return a JPEG of at most so many pixels a side, upright, in sRGB, without metadata.
 
     Raises:
         ImageError: it cannot be decoded.
     """
+    buffer = io.BytesIO()
+    _picture(file, side).save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def _picture(file: tuple[bytes, str], side: int) -> Image.Image:
     data, name = file
     loaded = load_bytes(data, name, reduce_to=side)
     pixels = loaded.pixels
@@ -138,9 +167,7 @@ def draw(file: tuple[bytes, str], side: int) -> bytes:
         pixels = (pixels * 255 + 0.5).astype("uint8")
     picture = Image.fromarray(pixels.transpose(1, 2, 0))
     picture.thumbnail((side, side))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()
+    return picture
 
 
 def media_type(path: str) -> str:

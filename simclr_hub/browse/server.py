@@ -26,6 +26,7 @@ except ImportError as e:
     raise MissingExtraError(e.name or "fastapi", "web") from e
 
 from .api import make_api
+from .duplicates import make_duplicates_api
 from .guard import Guard
 from .jobs import Jobs
 from .library import Library, UnknownPhotoError
@@ -51,6 +52,7 @@ def make_app(index: SimilarityIndex, *, local: bool = True) -> FastAPI:
     )
     library, jobs = Library(index), Jobs()
     app.include_router(make_api(index, library, jobs, local=local))
+    app.include_router(make_duplicates_api(index, library, jobs))
 
     @app.get("/", include_in_schema=False)
     def page() -> FileResponse:
@@ -61,6 +63,7 @@ def make_app(index: SimilarityIndex, *, local: bool = True) -> FastAPI:
         (UnknownPhotoError, 404),
         (ImageError, 422),
         (IndexLockedError, 409),
+        (OutputError, 422),
         (SimCLRHubError, 500),
         (ValueError, 422),
     ):

@@ -183,7 +183,7 @@ def test_the_same_file_under_two_names_stays(tmp_path: Path) -> None:
 
 
 def test_a_list_names_both_files_and_their_hashes() -> None:
-    move = Move("/a/it's, \"odd\"", "0" * 64, "/b", "1" * 64, "same picture")
+    move = Move('/a/it\'s, "odd"', "0" * 64, "/b", "1" * 64, "same picture")
     rows = list(csv.DictReader(write_plan([move], "/t", ".csv").decode().splitlines()))
     assert rows == [
         {"move": move.path, "to": f"/t{move.path}", "sha256": "0" * 64, "keep": "/b", "keep_sha256": "1" * 64}

@@ -1,11 +1,12 @@
 // The page's frame: tabs, the view that the address names, keys, and what the server is doing.
 
 import { address, get, go, h, notice } from "./page.js";
+import * as duplicates from "./duplicates.js";
 import * as photos from "./photos.js";
 import * as search from "./search.js";
 import * as status from "./status.js";
 
-const VIEWS = { photos, search, status };
+const VIEWS = { photos, search, duplicates, status };
 const main = document.getElementById("main");
 const tabs = document.getElementById("tabs");
 const activity = document.getElementById("activity");
