@@ -8,6 +8,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import anyio
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,10 +29,6 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
 }
-
-
-class TooLargeError(Exception):
-    """A body is larger than is taken."""
 
 
 class Guard:
@@ -60,21 +57,8 @@ class Guard:
         if refusal := self._refusal(scope):
             await refusal(scope, receive, with_headers(send))
             return
-        answered = False
-
-        async def answer(message: Message) -> None:
-            nonlocal answered
-            answered = answered or message["type"] == "http.response.start"
-            await with_headers(send)(message)
-
-        try:
-            await self._app(scope, limited(receive, UPLOAD if scope["path"] == "/api/uploads" else BODY), answer)
-        except TooLargeError:
-            if not answered:
-                await _refused(413, "this is larger than what is taken")(scope, receive, with_headers(send))
-        except TimeoutError:
-            if not answered:
-                await _refused(408, "nothing came for too long")(scope, receive, with_headers(send))
+        most = UPLOAD if scope["path"] == "/api/uploads" else BODY
+        await self._app(scope, limited(receive, most), with_headers(send))
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
@@ -155,13 +139,16 @@ def limited(receive: Receive, most: int) -> Receive:
         nonlocal taken, done
         if done:  # what follows is that the client leaves, for which one waits
             return await receive()
-        with anyio.fail_after(PATIENCE):
-            message = await receive()
+        try:
+            with anyio.fail_after(PATIENCE):
+                message = await receive()
+        except TimeoutError:
+            raise HTTPException(408, "nothing came for too long", {"connection": "close"}) from None
         if message["type"] == "http.request":
             taken += len(message.get("body", b""))
             done = not message.get("more_body", False)
             if taken > most:
-                raise TooLargeError
+                raise HTTPException(413, f"this is larger than {most:,} bytes", {"connection": "close"})
         return message
 
     return receiving

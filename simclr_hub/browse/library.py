@@ -186,6 +186,26 @@ class Library:
 
         return self.index.use_snapshot(read)
 
+    def of_contents(self, contents: Sequence[bytes]) -> list[dict[str, Any] | None]:
+        """Return a file of each content as the page names it, None where none is live."""
+
+        def read(snapshot: Snapshot) -> list[dict[str, Any] | None]:
+            found: list[dict[str, Any] | None] = [None] * len(contents)
+            place = {content: at for at, content in enumerate(contents)}
+            wanted = np.array(list(contents), HASH)
+            for number, (segment, allowed) in enumerate(zip(snapshot.segments, snapshot.allowed, strict=True)):
+                rows = segment.photos.find(wanted) if len(wanted) else np.empty(0, np.int64)
+                if allowed is not None:
+                    rows = rows[allowed[rows]]
+                rows = rows + snapshot.starts[number]
+                first, last = snapshot.photos_of(rows)
+                rows, first = rows[last > first], first[last > first]
+                for content, path in zip(snapshot.hashes(rows), snapshot.paths(first), strict=True):
+                    found[place[content]] = named(content, path)
+            return found
+
+        return self.index.use_snapshot(read)
+
     @staticmethod
     def named_match(match: Match) -> dict[str, Any]:
         """Return a match for the page."""

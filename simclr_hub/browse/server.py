@@ -30,6 +30,7 @@ from .duplicates import make_duplicates_api
 from .guard import Guard
 from .jobs import Jobs
 from .library import Library, UnknownPhotoError
+from .map_api import make_map_api
 
 STATIC = Path(__file__).parent / "static"
 #: Seconds that requests which are being answered may take when the server ends.
@@ -53,6 +54,7 @@ def make_app(index: SimilarityIndex, *, local: bool = True) -> FastAPI:
     library, jobs = Library(index), Jobs()
     app.include_router(make_api(index, library, jobs, local=local))
     app.include_router(make_duplicates_api(index, library, jobs))
+    app.include_router(make_map_api(index, library, jobs))
 
     @app.get("/", include_in_schema=False)
     def page() -> FileResponse:

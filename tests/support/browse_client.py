@@ -1,0 +1,55 @@
+"""A client of `browse` that asks as a program or as a browser does."""
+
+import http.client
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from simclr_hub.browse.server import Address
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Client:
+    """Asks a server; every request is one connection."""
+
+    def __init__(self, address: Address):
+        self.address = address
+
+    def raw(self, method: str, path: str, headers: dict[str, str], body: bytes | None = None) -> Answer:
+        """Ask with these headers and no others but Content-Length."""
+        connection = http.client.HTTPConnection(self.address.host, self.address.port, timeout=30)
+        try:
+            connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+            for name, value in headers.items():
+                connection.putheader(name, value)
+            if body is not None:
+                connection.putheader("Content-Length", str(len(body)))
+            connection.endheaders(body)
+            answer = connection.getresponse()
+            return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+        finally:
+            connection.close()
+
+    @property
+    def host(self) -> str:
+        return f"{self.address.host}:{self.address.port}"
+
+    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
+        """Ask as a program that knows the token."""
+        known = {"Host": self.host, "Authorization": f"Bearer {self.address.token}"}
+        return self.raw(method, path, known | {k.replace("_", "-"): v for k, v in headers.items()}, body)
+
+    def get(self, path: str, **headers: str) -> Answer:
+        return self.ask("GET", path, **headers)
+
+    def post(self, path: str, values: Any = None) -> Answer:
+        return self.ask("POST", path, json.dumps(values or {}).encode(), Content_Type="application/json")
