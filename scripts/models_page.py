@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from simclr_hub.checkpoints.catalog import MARGIN, PROTOCOLS, Choice, choices, measurement, recommend
+from simclr_hub.checkpoints.catalog import MARGIN, OTHERS, PROTOCOLS, Choice, choices, measurement, recommend
 
 _DOCS = Path(__file__).parents[1] / "docs"
 PAGE, PLOT = _DOCS / "models.md", _DOCS / "models.svg"
@@ -55,6 +55,14 @@ def tables() -> str:
             _table(["model", "parameters, M", "h", *labels, "images/s"], rows),
             f"images/s: `{m['command']}`, {m['date']}: {m['method']}. {m['machine']}; threads: {m['threads']}; torch "
             f"{m['torch']}.",
+            "## On the Hub, by others",
+            _table(
+                ["id", "network", "h", "trained, as its page says", "licence", "known from"],
+                [
+                    [f"`{o.name}`", o.network, str(o.hidden_size), o.trained, o.licence or "none told", o.source]
+                    for o in OTHERS
+                ],
+            ),
         ]
     )
 
