@@ -390,7 +390,7 @@ def page(values: Values, seconds: float) -> str:
         "Made by `python benchmarks/claims.py --report` from benchmarks/claims.csv; not edited by hand.",
         "",
         *textwrap.wrap(
-            f"CIFAR-10 (JPEG copy), {10 * IMAGES:,} images to learn from and as many to test on; a ResNet of one block "
+            f"CIFAR-10 (JPEG copy), {10 * IMAGES:,} images to learn from, as many to test on; a ResNet of one block "
             f"a stage and a quarter of the width on 24 pixels, {EPOCHS} epochs of batches of {BATCH}. The papers have "
             "ImageNet, a ResNet-50 and 100 to 1000 epochs: what does not come out here is not thereby wrong there. "
             "Percent of the test images; +- is the standard deviation over seeds. A claim counts as reproduced if the "
