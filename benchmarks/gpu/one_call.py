@@ -27,6 +27,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ def speed(options: argparse.Namespace, write: Write) -> None:
         with timed(told[name], "first_step_seconds"):
             learner.step(views, 0.0)
             wait(device)
-        told[name]["training"] = rate(lambda learner=learner: learner.step(views, 0.0))
+        told[name]["training"] = rate(partial(learner.step, views, 0.0))
         if device.type == "cuda":
             told[name]["peak_gigabytes"] = torch.cuda.max_memory_allocated(device) / 1e9
         write(told)
