@@ -121,8 +121,9 @@ def _check_keys(data: dict[str, Any]) -> Iterator[str]:
         elif key == "datasets":
             yield from (f"datasets: {item!r} is no data set's id" for item in value if not _ID.fullmatch(item))
     base = data.get("base_model")
-    if base is not None and not (isinstance(base, str) and _ID.fullmatch(base)):
-        yield f"base_model: {base!r} is no model's id"
+    for one in base if isinstance(base, list) else [] if base is None else [base]:
+        if not (isinstance(one, str) and _ID.fullmatch(one)):
+            yield f"base_model: {one!r} is no model's id"
 
 
 def _check_index(index: Any) -> Iterator[str]:
@@ -227,7 +228,7 @@ class Card:
         licence_name: with "other", its name.
         licence_text: what is under it, in words.
         versions: of SimCLR, for the citation.
-        base_model: the id of what it was fine-tuned from.
+        base_model: the id of what it was fine-tuned from or taught by, or several.
         task: the pipeline that shows it.
         processor: the image processor's options, if they are not the official ones.
         whitening: of h, if one comes with the weights.
@@ -251,7 +252,7 @@ class Card:
     licence_name: str | None = None
     licence_text: str = ""
     versions: tuple[int, ...] = (1,)
-    base_model: str | None = None
+    base_model: str | list[str] | None = None
     task: str = "image-feature-extraction"
     processor: Mapping[str, Any] = field(default_factory=dict)
     whitening: Whitening | None = None

@@ -416,6 +416,8 @@ def start_model(section: dict[str, Any], init_from: str | None, seed: int) -> tu
     except CheckpointError as e:
         raise RecipeError(f"init_from={init_from}: {e}") from e
     model = SimCLRModel(SimCLRConfig(**{**start.config.to_diff_dict(), **section}))
+    if "image_size" in section:
+        processor.size = {"height": model.config.image_size, "width": model.config.image_size}
     try:
         model.encoder.load_state_dict(start.encoder.state_dict())
     except RuntimeError as e:
