@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """Write tests/data/corruptions.npz: what imagecorruptions makes of one picture, by which ours are tested.
 
     python -m venv /tmp/corruptions && /tmp/corruptions/bin/pip install imagecorruptions==1.1.2 "setuptools<81"

@@ -1,9 +1,9 @@
 """The fifteen corruptions of ImageNet-C at five severities, written anew with numpy, PIL and torch.
 
-Source: Hendrycks and Dietterich, arXiv 1903.12261, and hendrycks/robustness, `ImageNet-C/create_c`, whose three sets of
-strengths are here: CIFAR-10-C's for pictures of about 32 pixels, Tiny ImageNet-C's for 64, ImageNet-C's for what is
-larger. imagecorruptions, the package of these, has had no release since 2020 and fails in two of them (glass blur and
-fog) with numpy 2 and scikit-image 0.26.
+Source: Hendrycks and Dietterich, arXiv 1903.12261, and hendrycks/robustness, `ImageNet-C/create_c`, which has three
+sets of strengths: CIFAR-10-C's for pictures of about 32 pixels, Tiny ImageNet-C's for 64, ImageNet-C's for what is
+larger. Their package, imagecorruptions, has had no release since 2020 and fails in two of them (glass blur and fog)
+with numpy 2 and scikit-image 0.26.
 
 Unusual: glass blur copies pixels, as the published code does, where its comment says that it swaps them; motion blur
 is along whole pixels, as ImageMagick has it; the published sets of 64 and 224 pixels were then stored as JPEG, which
@@ -119,9 +119,7 @@ def framed(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(image.crop((left, top, left + 224, top + 224)))
 
 
-def corrupt(
-    pixels: np.ndarray, name: str, severity: int, random: Any, frost: Sequence[np.ndarray] = ()
-) -> np.ndarray:
+def corrupt(pixels: np.ndarray, name: str, severity: int, random: Any, frost: Sequence[np.ndarray] = ()) -> np.ndarray:
     """Corrupt a picture.
 
     Args:
@@ -240,9 +238,9 @@ def _zoomed(x: np.ndarray, factor: float) -> np.ndarray:
         crop = int(np.ceil(side / factor))
         starts.append((side - crop) // 2)
         sides.append(crop)
-    crop = x[starts[0] : starts[0] + sides[0], starts[1] : starts[1] + sides[1]]
+    middle = x[starts[0] : starts[0] + sides[0], starts[1] : starts[1] + sides[1]]
     size = [round(side * factor) for side in sides]
-    channels = torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1)[None]
+    channels = torch.from_numpy(np.ascontiguousarray(middle)).permute(2, 0, 1)[None]
     large = F.interpolate(channels, size, mode="bilinear", align_corners=True)[0].permute(1, 2, 0).numpy()
     top, left = ((n - side) // 2 for n, side in zip(size, x.shape[:2], strict=True))
     return np.asarray(large[top : top + x.shape[0], left : left + x.shape[1]])
