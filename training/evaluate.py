@@ -22,6 +22,7 @@ from simclr_hub._files import check_output, check_place, write_output
 from simclr_hub.errors import RecipeError
 from simclr_hub.pages import PAGE, write_photos
 
+from .evaluated_cards import command_of
 from .features import Features, layers_of
 from .figures import PICTURE, draw_accuracies, draw_calibration, draw_confusion
 from .labelled import Part, open_parts
@@ -211,6 +212,7 @@ def evaluate(models: Sequence[str], given: Sequence[str] = ()) -> dict[str, Any]
     short = _short(models)
     results = {
         "simclr_hub": simclr_hub.__version__,
+        "command": command_of(models, given),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "models": {name: {of.layer: dict(of.fingerprint) for of, _ in found if of.model == name} for name in models},
         "data": {"train": train.told(), "evaluation": evaluation.told(), "classes": classes},

@@ -110,12 +110,17 @@ class Part:
         shown = self.labels[self.chosen] if self.several is None else np.nonzero(self.several[self.chosen])[1]
         return {
             "source": self.source,
+            "dataset": None if _is_folder(self.source) else self.source,  # its id on the Hub
             "split": self.split,
             "images": len(self.chosen) - len(self.unreadable),
             "unreadable": [self.unreadable[place] for place in sorted(self.unreadable)],
             "classes": len(np.unique(shown)),
             "version": self.rows.version,
         }
+
+
+def _is_folder(source: str | list[str]) -> bool:
+    return isinstance(source, list) or os.path.exists(os.path.expanduser(source))
 
 
 def several_labels(rows: FolderRows | Rows | JoinedRows, labels: Sequence[int]) -> tuple[np.ndarray, list[list[int]]]:
