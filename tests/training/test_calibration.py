@@ -1,9 +1,13 @@
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from simclr_hub.training.calibration import BINS, calibration, fit_temperature
+from simclr_hub.training.measures import _scaled
+from simclr_hub.training.protocols import fit_linear
 
 
 def test_by_hand() -> None:
@@ -42,3 +46,19 @@ def test_the_temperature_is_the_likeliest() -> None:
     assert nll(found) < min(nll(found * 1.001), nll(found / 1.001))
     assert calibration((3 * scores / found).softmax(1), labels)["ece"] < 3
     assert fit_temperature(scores, scores.argmax(1)) == pytest.approx(0.01)  # always right: its end
+
+
+def test_the_temperature_is_fitted_on_labels_that_its_classifier_did_not_see() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(260, 30, generator=generator), torch.randint(0, 3, (260,), generator=generator)
+    x[:, 0] += labels
+    rest, validation = (x[:100], labels[:100]), (x[100:160], labels[100:160])
+    best = fit_linear(x[:160], labels[:160], 1e-3)
+    features: Any = SimpleNamespace(evaluation=x[160:], labels=labels[160:])
+    found = _scaled(best, rest, validation, features)
+    honest = fit_linear(*rest, 1e-3, 3)
+    assert found["temperature"] == pytest.approx(
+        fit_temperature(honest.scores(validation[0]), validation[1]), rel=1e-2
+    )
+    assert found["temperature"] > 1.5 * fit_temperature(best.scores(validation[0]), validation[1])
+    assert found["nll, scaled"] < calibration(best.scores(x[160:]).softmax(1), labels[160:])["nll"]
