@@ -5,6 +5,7 @@ written by scripts/render_cards.py. Source of the checks: the Hub's model card s
 identifiers (huggingface/hub-docs, `modelcard.md`, `docs/hub/repositories-licenses.md`).
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -182,6 +183,7 @@ class Result:
         command: what measured it here.
         dataset_id: the data set's id on the Hub; with it the number goes into `model-index`.
         split: of that data set.
+        metric: its type in `model-index`.
 
     Raises:
         PublishError: neither a source with an address nor a command.
@@ -195,9 +197,10 @@ class Result:
     command: str = ""
     dataset_id: str = ""
     split: str = ""
+    metric: str = "accuracy"
 
     def __post_init__(self) -> None:
-        if isinstance(self.value, bool) or not isinstance(self.value, int | float):
+        if isinstance(self.value, bool) or not isinstance(self.value, int | float) or not math.isfinite(self.value):
             raise PublishError(f"{self.measure} = {self.value!r} is not a number")
         if not self.command and not (self.source and self.source_url):
             raise PublishError(
@@ -297,7 +300,7 @@ def _metadata(card: Card) -> str:
             dataset_type=result.dataset_id,
             dataset_name=result.dataset,
             dataset_split=result.split or None,
-            metric_type="accuracy",
+            metric_type=result.metric,
             metric_name=result.measure,
             metric_value=result.value,
             metric_args={"command": result.command} if result.command else None,

@@ -49,12 +49,12 @@ def write_record(
     """
     training = {key: value for key, value in recipe["training"].items() if key != "output_dir"}
     data = recipe["data"]
-    kept = {**recipe, "data": [_last_part(d) for d in data] if isinstance(data, list) else _last_part(data)}
+    kept = {**recipe, "data": [last_part(d) for d in data] if isinstance(data, list) else last_part(data)}
     kept["training"] = training
     named = " and ".join(kept["data"]) if isinstance(data, list) else kept["data"]
     for key in ("init_from", "teacher", "eval_data", "labels", "cache"):
         if value := kept.get(key):
-            kept[key] = [_last_part(one) for one in value] if isinstance(value, list) else _last_part(value)
+            kept[key] = [last_part(one) for one in value] if isinstance(value, list) else last_part(value)
     (directory / "recipe.yaml").write_text(yaml.safe_dump(kept, sort_keys=False), encoding="utf-8")
     text = recipe_text(str(directory / "recipe.yaml"))
     command = _command(text, classes)
@@ -90,7 +90,7 @@ def _is_id(name: str) -> bool:
     return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?", name)) and not os.path.exists(name)
 
 
-def _last_part(place: Any) -> str:
+def last_part(place: Any) -> str:
     """Return a folder's own name; the id of a data set or model as it is."""
     return os.path.basename(os.path.abspath(place)) if os.path.exists(place) else str(place)
 
