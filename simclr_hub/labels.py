@@ -13,7 +13,7 @@ import numpy as np
 
 #: Of the likeness exp((cosine - 1) / width): this share of the mean of 1 - cosine between examples.
 WIDTH = 0.4
-#: Added to an example's likeness to itself, more for classes with more examples, so that classes count alike.
+#: Added to an example's likeness to itself, more for classes with more examples, so that small ones are not drowned.
 RIDGE = 0.3
 #: Score that a class must surpass to be more likely than none of them; a photo unlike all examples has 0.
 NONE = 0.1

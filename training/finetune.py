@@ -27,12 +27,14 @@ from simclr_hub.configuration_simclr import SimCLRConfig
 from simclr_hub.errors import ImageError, RecipeError
 from simclr_hub.image_processing_simclr import SimCLRImageProcessor
 from simclr_hub.images import load_image
+from simclr_hub.labels import sure_above
 from simclr_hub.modeling_simclr import SimCLRForImageClassification, SimCLRModel
 from simclr_hub.pixels import normalize_pixels
 
 from .augmentations import Views
 from .data import decode_all, seed_of
 from .labelled import Part, open_parts
+from .logistic import choose_method, fit_photos
 from .monitor import draw_curves
 from .optimization import official_steps, warmup_cosine
 from .pretrain import (
@@ -45,6 +47,7 @@ from .pretrain import (
     _say,
     _tell_unreadable,
     alone_in,
+    full_name,
     load_recipe,
     start_model,
 )
@@ -117,6 +120,7 @@ FINETUNE = Form(
         # the images to evaluate on, if they are not a split of `data`
         "eval_data": TEXTS,
         "eval_split": TEXT,  # validation, else test, else a tenth of each class is held out
+        "method": TEXT,  # logistic, network, or auto, which chooses by how many labels there are; see `logistic`
     },
     ClassifierArguments,
 )
@@ -227,8 +231,8 @@ class Evaluation:
 
 
 @torch.no_grad()
-def accuracies(model: nn.Module, evaluation: Evaluation) -> tuple[dict[str, float], int]:
-    """Measure top-1 and, with more than five classes, top-5 in percent, and the mean cross entropy; and of how many.
+def predictions(model: nn.Module, evaluation: Evaluation) -> tuple[Tensor, Tensor]:
+    """Return the logits (N, C) and classes (N,) of the images that can be read.
 
     Raises:
         RecipeError: none of the images can be read.
@@ -244,7 +248,16 @@ def accuracies(model: nn.Module, evaluation: Evaluation) -> tuple[dict[str, floa
         raise RecipeError(
             f"none of the images to evaluate on can be read: {next(iter(evaluation.part.unreadable.values()))}"
         )
-    scores, of = torch.cat(logits), torch.cat(labels)
+    return torch.cat(logits), torch.cat(labels)
+
+
+def accuracies(model: nn.Module, evaluation: Evaluation) -> tuple[dict[str, float], int]:
+    """Measure top-1 and, with more than five classes, top-5 in percent, and the mean cross entropy; and of how many."""
+    return measured(*predictions(model, evaluation))
+
+
+def measured(scores: Tensor, of: Tensor) -> tuple[dict[str, float], int]:
+    """Do what `accuracies` does, of logits (N, C) and classes (N,)."""
     found = {
         f"top{k}": 100 * float((scores.topk(k).indices == of[:, None]).any(1).double().mean())
         for k in ((1, 5) if scores.shape[1] > 5 else (1,))
@@ -362,6 +375,7 @@ def finetune(name: str, settings: tuple[str, ...] = ()) -> Path:
         OutputError: the output directory lies among the images.
         TrainingError: the loss is no longer a number; names the step.
     """
+    name = full_name(name, FINETUNE)
     recipe = load_recipe(name, settings, FINETUNE)
     if not recipe.get("data"):
         raise RecipeError(f"{name} needs data=FOLDER (class folders or parquet) or a dataset's id on the Hub")
@@ -375,10 +389,16 @@ def finetune(name: str, settings: tuple[str, ...] = ()) -> Path:
             raise RecipeError(f"projection_layer={args.projection_layer}: the model's g has {layers} layers; 0 is h")
         size = processor.size["height"]
         views = Views(**{"size": size, "operations": ("crop", "flip"), **recipe["views"]})
+        method, why = choose_method(recipe, args.seed)
     except RecipeError as e:
         raise RecipeError(f"{name}: {e}") from e
     except (StrictDataclassError, TypeError, ValueError) as e:
         raise RecipeError(f"{name}: {' '.join(str(e.__cause__ or e).split())}") from e
+    if recipe.get("method"):
+        _say(why)
+    if method == "logistic":
+        with alone_in(output, args):
+            return fit_photos(recipe, output, args.seed, balanced=args.class_weights == "balanced")
     given = {"split": "train", "labels": None, "eval_data": None, "eval_split": None, **recipe, "seed": args.seed}
     labels = given["labels"]
     train, evaluation, classes, notes = open_parts({**given, "labels": None if labels is None else str(labels)})
@@ -403,7 +423,10 @@ def classifier_on(start: SimCLRModel, classes: Sequence[str], layer: int = 0) ->
     """Make a classifier, starting from zeros, on h or on a layer of g of a model."""
     names = {"id2label": dict(enumerate(classes)), "label2id": {label: i for i, label in enumerate(classes)}}
     model = SimCLRForImageClassification(
-        SimCLRConfig(**{**start.config.to_diff_dict(), "classifier_layer": layer, **names})
+        SimCLRConfig(
+            **{**start.config.to_diff_dict(), "classifier_normalized": False, "sure_above": None}
+            | {"classifier_layer": layer, **names}
+        )
     )
     model.simclr.load_state_dict(start.state_dict())
     start_from_zeros(model.classifier)
@@ -458,7 +481,9 @@ def run(
     trained += "; of several evaluations the best weights were kept" if chosen else ""
     measures, on, unreadable = {}, "", [*train.unreadable.values()]
     if evaluation:
-        found, n = accuracies(result, evaluation)
+        scores, of = predictions(result, evaluation)
+        found, n = measured(scores, of)
+        result.config.sure_above = sure_above(scores.softmax(1).amax(1).numpy(), (scores.argmax(1) == of).numpy())
         for key, value in found.items():
             if key != "loss":
                 low, high = interval(value, n)

@@ -114,7 +114,7 @@ def open_parts(settings: Mapping[str, Any]) -> tuple[Part, Part, list[str], list
     rules, seed = rules_of(settings), settings["seed"]
     train = Part.open(_sources(settings["data"]), settings["split"], rules)
     classes, notes = train.rows.classes, list(train.rows.notes)
-    evaluation = _evaluation(settings, train, rules)
+    evaluation = evaluation_part(settings, train, rules)
     if evaluation is None:
         held_out = train.chosen[share_of_each_class(train.labels[train.chosen], HELD_OUT, seed)]
         evaluation = train.of(held_out)
@@ -123,19 +123,31 @@ def open_parts(settings: Mapping[str, Any]) -> tuple[Part, Part, list[str], list
             f"no labelled split to evaluate on: {len(held_out):,} images, a tenth of each class, are held out"
         )
     else:
-        place = {name: i for i, name in enumerate(classes)}
-        theirs = evaluation.rows.classes
-        used = np.unique(evaluation.labels[evaluation.chosen])
-        if strange := [theirs[label] for label in used if theirs[label] not in place]:
-            more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
-            raise RecipeError(f"split {train.split} has no class {', '.join(map(shown, strange[:3]))}{more}")
-        to_ours = np.array([place.get(name, -1) for name in theirs] + [-1])
-        evaluation.labels = to_ours[evaluation.labels]
         notes += evaluation.rows.notes
     train.chosen, told = labelled(train, settings["labels"], seed)
     if not len(train.chosen) or len(evaluation.chosen) < 2:
         raise RecipeError("too few labelled images: one to learn from and two to evaluate on are the least")
     return train, evaluation, classes, notes + told
+
+
+def evaluation_part(settings: Mapping[str, Any], train: Part, rules: Rules) -> Part | None:
+    """Open the split to evaluate on, with the classes of what is learnt from; None if there is none.
+
+    Raises:
+        RecipeError: it cannot be opened, has no labels, or classes that the other does not have.
+    """
+    evaluation = _evaluation(settings, train, rules)
+    if evaluation is None:
+        return None
+    place = {name: i for i, name in enumerate(train.rows.classes)}
+    theirs = evaluation.rows.classes
+    used = np.unique(evaluation.labels[evaluation.chosen])
+    if strange := [theirs[label] for label in used if theirs[label] not in place]:
+        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+        raise RecipeError(f"split {train.split} has no class {', '.join(map(shown, strange[:3]))}{more}")
+    to_ours = np.array([place.get(name, -1) for name in theirs] + [-1])
+    evaluation.labels = to_ours[evaluation.labels]
+    return evaluation
 
 
 def _evaluation(settings: Mapping[str, Any], train: Part, rules: Rules) -> Part | None:
