@@ -100,8 +100,8 @@ class Classifier:
                     )
             if not self._normalized:
                 raise IndexMismatchError(
-                    f"{describe(path)}: an index keeps which way a vector points, not its length, which the classifier "
-                    f"of {self.name} needs; {advice}"
+                    f"{describe(path)}: an index keeps which way a vector points, not its length, which the "
+                    f"classifier of {self.name} needs; {advice}"
                 )
             paths, vectors = index.features()
         return self.label(paths, vectors)

@@ -140,7 +140,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def first_two(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the two likeliest of C >= 2 classes and their probabilities, (N, 2) each, of (N, C); the first of equals."""
+    """Return the two likeliest of two or more classes (N, C), and their probabilities: (N, 2) each."""
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :2]
     return order, np.take_along_axis(probabilities, order, 1)
 
@@ -148,8 +148,8 @@ def first_two(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def sure_above(confidence: np.ndarray, right: np.ndarray) -> float:
     """Choose the confidence above which predictions are sure, from some whose truth is known.
 
-    The least from `LEAST` on with which those above it are wrong at most 1 / `RATIO` as often as those below. The first
-    count with one standard error more (Wilson), the others with one wrong more: few examples do not prove much.
+    The least from `LEAST` on with which those above are wrong at most 1 / `RATIO` as often as those below. The former
+    count with one standard error more (Wilson), the latter with one more wrong: few examples do not prove much.
 
     Args:
         confidence: (N,), of predictions that were not learnt from.

@@ -18,6 +18,7 @@ from .errors import ImageError
 from .images import describe, load_image
 from .index.search.find import Match, tell_share
 from .labels import Label
+from .progress import progress_bar
 
 #: The templates' first lines, by which a page of this package is recognised.
 _HEAD = b"""<!doctype html>
@@ -170,22 +171,25 @@ def write_labelled(
     for label in labels:
         if not label.example:
             of_class[label.label].append(label)
-    sections = []
+    shown: list[tuple[str, list[Label]]] = []
     for name in classes:
         falling = sorted(of_class[name], key=lambda label: -label.confidence)
         unsure = [label for label in reversed(falling) if label.unsure]
-        for word, some in (("", [label for label in falling if not label.unsure]), ("unsure", unsure)):
+        sure = [label for label in falling if not label.unsure]
+        for word, some in (("" if sure and sure[0].unsure is None else "sure", sure), ("unsure", unsure)):
             if some:
-                heading = f"{describe(name)}: {len(some):,} {word}".rstrip() + (
-                    f", {most} shown" if len(some) > most else ""
-                )
-                shown = [
-                    _picture(label.path)
-                    | {"label": f"{label.confidence:.2f}", "closer_than": "", "copies": []}
-                    | {"line": describe(f"or {label.second}: {label.second_confidence:.2f}")}
-                    for label in some[:most]
-                ]
-                sections.append({"heading": heading, "queries": [], "matches": shown})
+                more = f", {most} shown" if len(some) > most else ""
+                shown.append((f"{describe(name)}: {len(some):,} {word}".rstrip() + more, some[:most]))
+    sections = []
+    with progress_bar("drawing", sum(len(some) for _, some in shown)) as advance:
+        for heading, some in shown:
+            matches = []
+            for label in some:
+                line = describe(f"or {label.second}: {label.second_confidence:.2f}")
+                texts = {"label": f"{label.confidence:.2f}", "line": line, "closer_than": "", "copies": []}
+                matches.append(_picture(label.path) | texts)
+                advance(1)
+            sections.append({"heading": heading, "queries": [], "matches": matches})
     _write(path, "gallery.html", title, note, sections, force)
 
 

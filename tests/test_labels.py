@@ -22,7 +22,9 @@ def clusters(counts: tuple[int, ...], spread: float, seed: int = 0) -> tuple[np.
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), labels
 
 
-def scores_of(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, width: float, ridge: np.ndarray) -> np.ndarray:
+def scores_of(
+    bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, width: float, ridge: np.ndarray
+) -> np.ndarray:
     kernel = np.exp((bank.astype(float) @ bank.T - 1) / width)
     weights = np.linalg.solve(kernel + np.diag(ridge), np.eye(labels.max() + 1)[labels])
     return np.exp((queries.astype(float) @ bank.T - 1) / width) @ weights

@@ -252,7 +252,7 @@ def predictions(model: nn.Module, evaluation: Evaluation) -> tuple[Tensor, Tenso
 
 
 def accuracies(model: nn.Module, evaluation: Evaluation) -> tuple[dict[str, float], int]:
-    """Measure top-1 and, with more than five classes, top-5 in percent, and the mean cross entropy; and of how many."""
+    """Measure top-1, with more than five classes top-5, in percent, and the mean cross entropy; and of how many."""
     return measured(*predictions(model, evaluation))
 
 

@@ -1,8 +1,8 @@
 """A classifier from a few hundred labels or less: logistic regression on whitened h, on the frozen encoder.
 
 It becomes a `SimCLRForImageClassification`: whitening is (h / |h| - mean) @ matrix, so matrix and mean fold into the
-classifier's weight and bias, exactly, and `classifier_normalized` tells the model to divide by |h|. Without a whitening
-it is the regression on h / |h|.
+classifier's weight and bias, exactly, and `classifier_normalized` tells the model to divide by |h|. Where no whitening
+comes with the model it is the regression on h / |h|.
 """
 
 import shutil
@@ -59,8 +59,8 @@ def choose_method(recipe: Mapping[str, Any], seed: int) -> tuple[str, str]:
     count = len(_labelled(recipe, seed)[0].chosen)
     if count < FEW:
         return "logistic", (
-            f"{count:,} labelled images, fewer than {FEW}: logistic regression on whitened h; method=network trains the "
-            "network instead"
+            f"{count:,} labelled images, fewer than {FEW}: logistic regression on whitened h; method=network trains "
+            "the network instead"
         )
     return "network", (
         f"{count:,} labelled images, {FEW} or more: the network learns; method=logistic takes seconds instead"

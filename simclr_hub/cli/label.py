@@ -174,7 +174,9 @@ def _print(labels: Sequence[Label], classes: Sequence[str], failures: Iterable[t
 def _tell(left_out: LeftOut) -> str:
     """Tell what leaving examples out says, in a sentence or two."""
     if not left_out.examples:
-        return "Every class has one: how right the labels are cannot be estimated, so all are unsure. Give two or more."
+        return (
+            "Every class has one: how right the labels are cannot be estimated, so all are unsure. Give two or more."
+        )
     right = f"{left_out.right:,} of {left_out.examples:,} were labelled right by the others"
     if not left_out.sure:
         return f"{right}: too few, or too few examples, to call any label sure. Give more, and look at all."

@@ -105,7 +105,9 @@ def test_unbalanced_classes_count_alike() -> None:
     y = torch.tensor([0] * 180 + [1] * 20)
     x = torch.randn(200, 4, generator=generator)
     x[:, 0] += 1.5 * y
-    rates = [(_Fit(2, balanced, 0)(x, y).scores(x).argmax(1)[y == 1] == 1).double().mean() for balanced in (True, False)]
+    rates = [
+        (_Fit(2, balanced, 0)(x, y).scores(x).argmax(1)[y == 1] == 1).double().mean() for balanced in (True, False)
+    ]
     assert rates[0] > rates[1] + 0.2
 
 
