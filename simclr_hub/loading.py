@@ -129,6 +129,8 @@ _NOT_IDENTITY = {
     "projection_dim",
     "projection_hidden_dim",
     "classifier_layer",
+    "classifier_normalized",
+    "sure_above",
     "image_size",
 }
 

@@ -410,7 +410,8 @@ class SimCLRForImageClassification(SimCLRPreTrainedModel):
             output_projections=layer > 0 or all_projections,
             return_dict=True,
         )
-        logits = self.classifier(features.projections[layer - 1] if layer else features.pooler_output)
+        vectors = features.projections[layer - 1] if layer else features.pooler_output
+        logits = self.classifier(F.normalize(vectors) if self.config.classifier_normalized else vectors)
         output = ImageClassifierOutputWithNoAttention(
             loss=None if labels is None else self.loss_function(labels, logits, self.config),
             logits=logits,

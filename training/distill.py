@@ -31,7 +31,7 @@ from .distributed import mean_over_processes
 from .draws import Draws, Evaluation
 from .finetune import FINETUNE, ClassifierArguments, ClassifierTrainer, agreement, classifier_on, plan, run
 from .labelled import Part, labelled
-from .pretrain import TEXT, Form, _listed, _say, _sources, alone_in, load_recipe, rules_of, start_model
+from .pretrain import TEXT, Form, _listed, _say, _sources, alone_in, full_name, load_recipe, rules_of, start_model
 from .supervised import choose_trained, mixed_loss
 from .teacher import EncoderTeacher, Teacher, teach_once
 
@@ -165,6 +165,7 @@ def distill(name: str, settings: tuple[str, ...] = ()) -> Path:
         OutputError: the output directory lies among the images.
         TrainingError: the loss is no longer a number; names the step.
     """
+    name = full_name(name, DISTILL)
     recipe = load_recipe(name, settings, DISTILL)
     for key, wanted in (("data", "FOLDER"), ("teacher", "CLASSIFIER")):
         if not recipe.get(key):

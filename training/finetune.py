@@ -29,12 +29,14 @@ from simclr_hub._files import check_place, new_directory
 from simclr_hub.configuration_simclr import SimCLRConfig
 from simclr_hub.errors import RecipeError
 from simclr_hub.image_processing_simclr import SimCLRImageProcessor
+from simclr_hub.labels import sure_above
 from simclr_hub.modeling_simclr import SimCLRForImageClassification, SimCLRModel
 from simclr_hub.pixels import normalize_pixels
 
 from .augmentations import Views
 from .draws import Draws, Evaluation
 from .labelled import Part, open_parts
+from .logistic import choose_method, fit_photos
 from .monitor import draw_curves
 from .optimization import official_steps, warmup_cosine
 from .pretrain import (
@@ -47,6 +49,7 @@ from .pretrain import (
     _say,
     _tell_unreadable,
     alone_in,
+    full_name,
     load_recipe,
     start_model,
 )
@@ -115,14 +118,15 @@ FINETUNE = Form(
         # the images to evaluate on, if they are not a split of `data`
         "eval_data": TEXTS,
         "eval_split": TEXT,  # validation, else test, else a tenth of each class is held out
+        "method": TEXT,  # logistic, network, or auto, which chooses by how many labels there are; see `logistic`
     },
     ClassifierArguments,
 )
 
 
 @torch.no_grad()
-def accuracies(model: nn.Module, evaluation: Evaluation) -> tuple[dict[str, float], int]:
-    """Measure top-1 and, with more than five classes, top-5 in percent, and the mean cross entropy; and of how many.
+def predictions(model: nn.Module, evaluation: Evaluation) -> tuple[Tensor, Tensor]:
+    """Return the logits (N, C) and classes (N,) of the images that can be read.
 
     Raises:
         RecipeError: none of the images can be read.
@@ -138,7 +142,16 @@ def accuracies(model: nn.Module, evaluation: Evaluation) -> tuple[dict[str, floa
         raise RecipeError(
             f"none of the images to evaluate on can be read: {next(iter(evaluation.part.unreadable.values()))}"
         )
-    scores, of = torch.cat(logits), torch.cat(labels)
+    return torch.cat(logits), torch.cat(labels)
+
+
+def measured(scores: Tensor, of: Tensor) -> tuple[dict[str, float], int]:
+    """Measure top-1, with more than five classes top-5, in percent, and the mean cross entropy; and of how many.
+
+    Args:
+        scores: logits (N, C).
+        of: the classes (N,).
+    """
     found = {
         f"top{k}": 100 * float((scores.topk(k).indices == of[:, None]).any(1).double().mean())
         for k in ((1, 5) if scores.shape[1] > 5 else (1,))
@@ -244,7 +257,11 @@ class ClassifierTrainer(RunTrainer):
 
     def measure(self, model: nn.Module | None = None) -> tuple[dict[str, float], int]:
         """Measure the result so far, or another model, on the images to evaluate on; and of how many."""
-        return accuracies(model or self.result, self.eval_dataset)
+        model = model or self.result
+        scores, of = predictions(model, self.eval_dataset)
+        right = (scores.argmax(1) == of).numpy()
+        model.config.sure_above = sure_above(scores.softmax(1).amax(1).numpy(), right)  # type: ignore[union-attr]
+        return measured(scores, of)
 
     def told(self, found: Mapping[str, float], n: int) -> dict[str, float]:
         """Return what was measured at the end, in words."""
@@ -297,6 +314,7 @@ def finetune(name: str, settings: tuple[str, ...] = ()) -> Path:
         OutputError: the output directory lies among the images.
         TrainingError: the loss is no longer a number; names the step.
     """
+    name = full_name(name, FINETUNE)
     recipe = load_recipe(name, settings, FINETUNE)
     if not recipe.get("data"):
         raise RecipeError(f"{name} needs data=FOLDER (class folders or parquet) or a dataset's id on the Hub")
@@ -310,10 +328,16 @@ def finetune(name: str, settings: tuple[str, ...] = ()) -> Path:
             raise RecipeError(f"projection_layer={args.projection_layer}: the model's g has {layers} layers; 0 is h")
         size = processor.size["height"]
         views = Views(**{"size": size, "operations": ("crop", "flip"), **recipe["views"]})
+        method, why = choose_method(recipe, args.seed)
     except RecipeError as e:
         raise RecipeError(f"{name}: {e}") from e
     except (StrictDataclassError, TypeError, ValueError) as e:
         raise RecipeError(f"{name}: {' '.join(str(e.__cause__ or e).split())}") from e
+    if recipe.get("method"):
+        _say(why)
+    if method == "logistic":
+        with alone_in(output, args):
+            return fit_photos(recipe, output, args.seed, balanced=args.class_weights == "balanced")
     given = {"split": "train", "labels": None, "eval_data": None, "eval_split": None, **recipe, "seed": args.seed}
     labels = given["labels"]
     train, evaluation, classes, notes = open_parts({**given, "labels": None if labels is None else str(labels)})
@@ -341,7 +365,10 @@ def classifier_on(start: SimCLRModel, classes: Sequence[str], layer: int = 0) ->
     """Make a classifier, starting from zeros, on h or on a layer of g of a model."""
     names = {"id2label": dict(enumerate(classes)), "label2id": {label: i for i, label in enumerate(classes)}}
     model = SimCLRForImageClassification(
-        SimCLRConfig(**{**start.config.to_diff_dict(), "classifier_layer": layer, **names})
+        SimCLRConfig(
+            **{**start.config.to_diff_dict(), "classifier_normalized": False, "sure_above": None}
+            | {"classifier_layer": layer, **names}
+        )
     )
     model.simclr.load_state_dict(start.state_dict())
     start_from_zeros(model.classifier)

@@ -180,10 +180,10 @@ def open_parts(settings: Mapping[str, Any]) -> tuple[Part, Part, list[str], list
     Raises:
         RecipeError: one of them cannot be opened, or there are no labels, or classes that the other does not have.
     """
-    rules, seed, several = rules_of(settings), settings["seed"], settings["metric"] == "map11"
+    rules, seed, several = rules_of(settings), settings["seed"], settings.get("metric") == "map11"
     train = Part.open(_sources(settings["data"]), settings["split"], rules, several)
     classes, notes = train.rows.classes, list(train.rows.notes)
-    evaluation = _evaluation(settings, train, rules, several)
+    evaluation = evaluation_part(settings, train, rules, several)
     if evaluation is None:
         held_out = train.chosen[share_of_each_class(train.labels[train.chosen], HELD_OUT, seed)]
         evaluation = train.of(held_out)
@@ -192,20 +192,32 @@ def open_parts(settings: Mapping[str, Any]) -> tuple[Part, Part, list[str], list
             f"no labelled split to evaluate on: {len(held_out):,} images, a tenth of each class, are held out"
         )
     else:
-        place = {name: i for i, name in enumerate(classes)}
-        theirs = evaluation.rows.classes
-        used = np.unique(evaluation.labels[evaluation.chosen])
-        if evaluation.several is not None:
-            used = np.flatnonzero(evaluation.several.any(0))
-        if strange := [theirs[label] for label in used if theirs[label] not in place]:
-            more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
-            raise RecipeError(f"split {train.split} has no class {', '.join(map(shown, strange[:3]))}{more}")
-        evaluation.renamed(place)
         notes += evaluation.rows.notes
     train.chosen, told = labelled(train, settings["labels"], seed)
     if not len(train.chosen) or len(evaluation.chosen) < 2:
         raise RecipeError("too few labelled images: one to learn from and two to evaluate on are the least")
     return train, evaluation, classes, notes + told
+
+
+def evaluation_part(settings: Mapping[str, Any], train: Part, rules: Rules, several: bool = False) -> Part | None:
+    """Open the split to evaluate on, with the classes of what is learnt from; None if there is none.
+
+    Raises:
+        RecipeError: it cannot be opened, has no labels, or classes that the other does not have.
+    """
+    evaluation = _evaluation(settings, train, rules, several)
+    if evaluation is None:
+        return None
+    place = {name: i for i, name in enumerate(train.rows.classes)}
+    theirs = evaluation.rows.classes
+    used = np.unique(evaluation.labels[evaluation.chosen])
+    if evaluation.several is not None:
+        used = np.flatnonzero(evaluation.several.any(0))
+    if strange := [theirs[label] for label in used if theirs[label] not in place]:
+        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+        raise RecipeError(f"split {train.split} has no class {', '.join(map(shown, strange[:3]))}{more}")
+    evaluation.renamed(place)
+    return evaluation
 
 
 def _evaluation(settings: Mapping[str, Any], train: Part, rules: Rules, several: bool) -> Part | None:

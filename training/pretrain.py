@@ -128,6 +128,12 @@ _Loader.add_implicit_resolver(
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(true|false|True|False)$"), list("tfTF"))
 
 
+def full_name(name: str, form: Form) -> str:
+    """Return a shipped recipe's name, which may be given without its command: `finetune photos` is finetune_photos."""
+    there = (files(__package__) / "recipes" / f"{form.command}_{name}.yaml").is_file()
+    return f"{form.command}_{name}" if there else name
+
+
 def load_recipe(name: str, settings: tuple[str, ...] = (), form: Form = PRETRAIN) -> dict[str, Any]:
     """Load a recipe by name or path and apply `key=value` settings (values are YAML).
 

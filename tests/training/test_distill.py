@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import (
+from torch import Tensor
+from training_runs import (
     RECIPE,
     SECTION,
     assert_killed_runs_end_alike,
@@ -15,7 +16,6 @@ from runs import (
     weights_of,
     write_recipe,
 )
-from torch import Tensor
 
 import simclr_hub
 from simclr_hub import SimCLRConfig, SimCLRForImageClassification, SimCLRImageProcessor, SimCLRModel

@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import (
+from safetensors.torch import load_file
+from test_supervised import CASES, DATA, assert_weights_are, images_of, network, relative
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from training_runs import (
     RECIPE,
     SECTION,
     assert_killed_runs_end_alike,
@@ -16,17 +20,12 @@ from runs import (
     weights_of,
     write_recipe,
 )
-from safetensors.torch import load_file
-from test_supervised import CASES, DATA, assert_weights_are, images_of, network, relative
-from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import TrainerCallback, pipeline
 from transformers.trainer_utils import get_last_checkpoint
 
 from simclr_hub import SimCLRConfig, SimCLRForImageClassification, SimCLRImageProcessor, SimCLRModel
 from simclr_hub.errors import RecipeError
 from simclr_hub.scan import Rules
-from simclr_hub.training import finetune as module
 from simclr_hub.training.augmentations import Views
 from simclr_hub.training.finetune import (
     FINETUNE,
@@ -263,11 +262,12 @@ def test_a_run_ends_where_nothing_gets_better_and_keeps_the_best(
     values = iter([50.0, 60.0, 60.0, 55.0, 99.0, 99.0])
     seen: list[dict[str, Tensor]] = []
 
-    def told(model: SimCLRForImageClassification, evaluation: Evaluation) -> tuple[dict[str, float], int]:
-        seen.append({key: value.clone() for key, value in model.state_dict().items()})
+    def told(trainer: ClassifierTrainer, model: SimCLRForImageClassification | None = None) -> Any:
+        found = (model or trainer.result).state_dict()
+        seen.append({key: value.clone() for key, value in found.items()})
         return {"top1": next(values), "loss": 1.0}, 12
 
-    monkeypatch.setattr(module, "accuracies", told)
+    monkeypatch.setattr(ClassifierTrainer, "measure", told)
     output = tmp_path / "out"
     settings = (f"data={photos}", f"output_dir={output}", "patience=2", "eval_strategy=epoch", "num_train_epochs=20")
     settings = (*settings, "save_steps=8")
