@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from simclr_hub.checkpoints.catalog import MARGIN, PROTOCOLS, Choice, choices, measurement, recommend
+from simclr_hub.checkpoints.catalog import MARGIN, OTHERS, PROTOCOLS, Choice, choices, measurement, recommend
 
 _DOCS = Path(__file__).parents[1] / "docs"
 PAGE, PLOT = _DOCS / "models.md", _DOCS / "models.svg"
@@ -21,6 +21,35 @@ KINDS = {"v2, selective kernels": "o", "v2": "s", "v1": "x"}  # markers
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+#: How a checkpoint was trained -> what its classifier is, what it may be used for, and what not.
+CLASSIFIERS = {
+    "(nothing)": (
+        "a linear one on h, of ImageNet's 1,000 classes, trained beside the encoder, which it did not change",
+        "to check a conversion by its linear accuracy; take h, and a classifier of your own",
+    ),
+    "`-finetuned-1pct`, `-finetuned-10pct`": (
+        "on g's first layer in v2, on h in v1; the network was fine-tuned with that share of the labels",
+        "ImageNet's classes with few labels; numbers to compare a semi-supervised method with",
+    ),
+    "`-finetuned-100pct`": (
+        "on h; the network was fine-tuned with all labels",
+        "ImageNet's classes; a teacher for `distill`; not as features that saw no labels",
+    ),
+    "`-supervised`": ("on h; the network was trained with labels alone", "the comparison without pretraining"),
+    "`-distilled-1pct`": (
+        "taught by a checkpoint that was fine-tuned with 1 % of the labels",
+        "ImageNet's classes; no accuracy was published for this very checkpoint, nor on which layer it sits",
+    ),
+    "`default`": ("none", "features, and a start for `finetune`"),
+}
+
+
+def classifiers() -> str:
+    """Render the table of classifiers."""
+    head = ("trained", "its classifier", "may be used for")
+    return _table(head, [(name, *told) for name, told in CLASSIFIERS.items()])
 
 
 def tables() -> str:
@@ -53,8 +82,24 @@ def tables() -> str:
             _table(["parameters, at most", "trained with", "most accurate", near_head, "speed-up"], picks),
             "## All of them",
             _table(["model", "parameters, M", "h", *labels, "images/s"], rows),
+            "## What their classifiers may be used for",
+            classifiers(),
+            "None of them is for people, health or safety: ImageNet's classes hardly have persons, and what is unlike "
+            "its photos is called one of the 1,000 all the same, often confidently. Google released weights and code "
+            "under the Apache License 2.0; ImageNet's images have terms of their own (non-commercial research), and "
+            "what these mean for weights trained on them is not settled here. `simclr-hub evaluate` says how good the "
+            "features are on your photos, `calibration=true` how far a classifier's confidence can be believed.",
+            "## How speed was measured",
             f"images/s: `{m['command']}`, {m['date']}: {m['method']}. {m['machine']}; threads: {m['threads']}; torch "
             f"{m['torch']}.",
+            "## On the Hub, by others",
+            _table(
+                ["id", "network", "h", "trained, as its page says", "licence", "known from"],
+                [
+                    [f"`{o.name}`", o.network, str(o.hidden_size), o.trained, o.licence or "none told", o.source]
+                    for o in OTHERS
+                ],
+            ),
         ]
     )
 

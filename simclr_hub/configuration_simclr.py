@@ -35,6 +35,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "projection_dim": (1, 1 << 16),
     "projection_hidden_dim": (1, 1 << 16),
     "classifier_layer": (0, 16),
+    "sure_above": (0, 1),
     "image_size": (1, 2048),
     "batch_norm_eps": (1e-9, 1),
     "batch_norm_momentum": (0, 1),
@@ -80,6 +81,9 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
         projection_hidden_dim: width of g's layers before the last; None: h's, as in the released checkpoints.
         classifier_layer: what the classifier sits on: 0 = h, j = the output of g's layer j after its ReLU.
             The released 1 % and 10 % fine-tuned v2 checkpoints use 1.
+        classifier_normalized: whether the classifier sees its layer's vectors scaled to length 1.
+        sure_above: softmax probability above which a prediction is sure, measured on images that it was not learnt
+            from; 1: none is; None: not measured.
         image_size: side in pixels that the weights were trained for.
         batch_norm_eps: BatchNorm's epsilon.
         batch_norm_momentum: PyTorch's momentum of the moving statistics (1 - TensorFlow's decay).
@@ -108,6 +112,8 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
     projection_dim: int = 128
     projection_hidden_dim: int | None = None
     classifier_layer: int = 0
+    classifier_normalized: bool = False
+    sure_above: float | int | None = None
     image_size: int = 224
     batch_norm_eps: float = 1e-5
     batch_norm_momentum: float = 0.1

@@ -16,6 +16,7 @@ SimCLRHubError
 |   +-- IndexMismatchError (ValueError) made by another model or processing; names both
 |   +-- ExportError (ValueError)        an exported file that is damaged, or that no import can take
 |   +-- PruneRefusedError               too much is missing at once: a disk may be unplugged
++-- LabelError (ValueError)             examples that do not teach classes
 +-- OutputError (OSError)               a file or folder cannot be written under the name that was given
 +-- RecipeError (ValueError)            a training recipe or one of its key=value settings
 +-- PublishError                        a model cannot be published; the repository is as it was
@@ -90,6 +91,10 @@ class RootUnavailableError(IndexError_):
 
 class PruneRefusedError(IndexError_):
     """So much is missing that a disk may be unplugged."""
+
+
+class LabelError(SimCLRHubError, ValueError):
+    """Examples that do not teach classes, or a model that has none."""
 
 
 class OutputError(SimCLRHubError, OSError):

@@ -29,8 +29,9 @@ def load(name: str | os.PathLike[str] | None = None) -> "tuple[SimCLRModel, SimC
     Args:
         name: None or "default" (the checkpoint inside this package); a directory that `from_pretrained` or
             `simclr-hub convert` knows; an official checkpoint's name, such as "simclr-v2-r50-sk", which is downloaded
-            and converted once; or a Hub id, "org/name" or "org/name@revision". For an official classifier's logits
-            see `simclr_hub.checkpoints.official.official`.
+            and converted once; or a Hub id, "org/name" or "org/name@revision". Of a repository without our config a
+            file of weights of a known layout is converted once; "org/name/file.pth" says which. For an official
+            classifier's logits see `simclr_hub.checkpoints.official.official`.
 
     Raises:
         CheckpointError: there is no such model; its weights are damaged, incomplete, of another model, no safetensors
@@ -128,6 +129,8 @@ _NOT_IDENTITY = {
     "projection_dim",
     "projection_hidden_dim",
     "classifier_layer",
+    "classifier_normalized",
+    "sure_above",
     "image_size",
 }
 
@@ -146,20 +149,29 @@ def locate(name: str | os.PathLike[str] | None) -> tuple[Path, str]:
     path = Path(name)
     if path.is_dir():
         return path, str(path.resolve())
+    from .checkpoints.hub_weights import hub_weights, is_known, parse
+    from .checkpoints.hub_weights import lasting_name as lasting_name_on_the_hub
+
     inside_one = isinstance(name, str) and "/" in name and os.path.isdir(name.partition("/")[0])  # a misspelt path
-    if inside_one or not isinstance(name, str) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", name):
+    parsed = parse(name) if isinstance(name, str) and not inside_one else None
+    official_one = isinstance(name, str) and re.fullmatch(r"[\w.-]+(@[\w./-]+)?", name)
+    if not parsed and not official_one:
         raise CheckpointError(
-            f"{os.fspath(name)}: neither a directory, nor an official name, nor a Hub id such as org/name or "
-            "org/name@revision"
+            f"{os.fspath(name)}: neither a directory, nor an official name, nor a Hub id such as org/name, "
+            "org/name@revision or org/name/file.pth"
         )
-    if "/" not in name.partition("@")[0]:
+    if not parsed:
         from .checkpoints.official import lasting_name, official
 
-        directory = official(name)
+        directory = official(str(name))
         return directory, lasting_name(directory)
-    from .checkpoints.download import snapshot
+    repo, revision, file = parsed
+    if not file and not is_known(repo):
+        from .checkpoints.download import snapshot
 
-    repo, _, revision = name.partition("@")
-    # The snapshot's folder is the commit: the name is resolved once, and offline works from the cache.
-    folder = snapshot(repo, revision or None, _PATTERNS)
-    return folder, f"{repo}@{folder.name}"
+        # The snapshot's folder is the commit: the name is resolved once, and offline works from the cache.
+        folder = snapshot(repo, revision or None, _PATTERNS)
+        if os.path.lexists(folder / "config.json"):
+            return folder, f"{repo}@{folder.name}"
+    directory = hub_weights(str(name))
+    return directory, lasting_name_on_the_hub(directory)

@@ -389,15 +389,29 @@ class SimCLRForImageClassification(SimCLRPreTrainedModel):
         pixel_values: Tensor,
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
+        all_projections: bool = False,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> ImageClassifierOutputWithNoAttention | tuple[Any, ...]:
-        """Compute logits (B, num_labels) and, with labels (B,), the loss."""
+        """Compute logits (B, num_labels) and, with labels (B,), the loss.
+
+        Args:
+            pixel_values: (B, 3, H, W), RGB in [0, 1], as `SimCLRImageProcessor` gives it.
+            labels: (B,), classes.
+            output_hidden_states: also return the stem's and the block groups' maps.
+            all_projections: compute g above the classifier, too, whose moving statistics then move in training.
+            return_dict: False gives a tuple.
+            **kwargs: ignored, as in every transformers model.
+        """
         layer = self.config.classifier_layer
         features = self.simclr(
-            pixel_values, output_hidden_states=output_hidden_states, output_projections=layer > 0, return_dict=True
+            pixel_values,
+            output_hidden_states=output_hidden_states,
+            output_projections=layer > 0 or all_projections,
+            return_dict=True,
         )
-        logits = self.classifier(features.projections[layer - 1] if layer else features.pooler_output)
+        vectors = features.projections[layer - 1] if layer else features.pooler_output
+        logits = self.classifier(F.normalize(vectors) if self.config.classifier_normalized else vectors)
         output = ImageClassifierOutputWithNoAttention(
             loss=None if labels is None else self.loss_function(labels, logits, self.config),
             logits=logits,

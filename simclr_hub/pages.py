@@ -17,6 +17,8 @@ from .duplicates.find import DuplicateGroup, Member, day
 from .errors import ImageError
 from .images import describe, load_image
 from .index.search.find import Match, tell_share
+from .labels import Label
+from .progress import progress_bar
 
 #: The templates' first lines, by which a page of this package is recognised.
 _HEAD = b"""<!doctype html>
@@ -35,6 +37,8 @@ TIERS = {
 }
 #: Files of a group that a page shows beside the first.
 MOST_FILES = 100
+#: Labelled photos that a page shows of a class, sure or unsure, and about how many of all.
+MOST_LABELS, MOST_LABELLED = 12, 1000
 
 
 def _is_page(path: Path) -> bool:
@@ -150,6 +154,43 @@ def write_photos(path: Path, photos: Sequence[tuple[Any, str, str]], *, title: s
         for photo, label, line in photos
     ]
     _write(path, "gallery.html", title, note, [{"queries": [], "matches": matches}], False)
+
+
+def write_labelled(
+    path: Path, labels: Sequence[Label], classes: Sequence[str], *, title: str, note: str = "", force: bool = False
+) -> None:
+    """Write labels to check: of each class the most confident, and the least confident of those that are unsure.
+
+    Args and errors as of `write_gallery`, and:
+        labels: of the photos; examples are not shown.
+        classes: their names, in the order they are shown.
+    """
+    check_output(path, PAGE, force=force)
+    most = max(2, min(MOST_LABELS, MOST_LABELLED // (2 * len(classes))))
+    of_class: dict[str, list[Label]] = {name: [] for name in classes}
+    for label in labels:
+        if not label.example:
+            of_class[label.label].append(label)
+    shown: list[tuple[str, list[Label]]] = []
+    for name in classes:
+        falling = sorted(of_class[name], key=lambda label: -label.confidence)
+        unsure = [label for label in reversed(falling) if label.unsure]
+        sure = [label for label in falling if not label.unsure]
+        for word, some in (("" if sure and sure[0].unsure is None else "sure", sure), ("unsure", unsure)):
+            if some:
+                more = f", {most} shown" if len(some) > most else ""
+                shown.append((f"{describe(name)}: {len(some):,} {word}".rstrip() + more, some[:most]))
+    sections = []
+    with progress_bar("drawing", sum(len(some) for _, some in shown)) as advance:
+        for heading, some in shown:
+            matches = []
+            for label in some:
+                line = describe(f"or {label.second}: {label.second_confidence:.2f}")
+                texts = {"label": f"{label.confidence:.2f}", "line": line, "closer_than": "", "copies": []}
+                matches.append(_picture(label.path) | texts)
+                advance(1)
+            sections.append({"heading": heading, "queries": [], "matches": matches})
+    _write(path, "gallery.html", title, note, sections, force)
 
 
 def _write(path: Path, template: str, title: str, note: str, sections: list[dict[str, Any]], force: bool) -> None:

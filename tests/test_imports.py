@@ -19,6 +19,8 @@ from simclr_hub.cli import COMMANDS
 HEAVY = "torch torchvision transformers datasets accelerate onnxruntime matplotlib pyarrow faiss"
 NEEDED = {
     "search": {"faiss", "onnxruntime"},
+    "label": {"faiss", "onnxruntime"},
+    "classify": {"faiss", "onnxruntime"},
     "index": {"faiss", "onnxruntime"},
     "embed": {"faiss", "onnxruntime"},
     "duplicates": {"faiss"},
@@ -65,6 +67,9 @@ def test_help_and_the_catalog_load_nothing_heavy(tmp_path: Path) -> None:
 def test_commands_on_an_index_load_no_model_and_no_torch(tmp_path: Path, photos: Path) -> None:
     Image.open(photos / "0.jpg").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(photos / "copy.png")  # compared
     (photos / "broken.jpg").write_bytes(b"no photo")
+    for name, of in (("a", "0.jpg"), ("b", "1.jpg")):
+        (tmp_path / "examples" / name).mkdir(parents=True)
+        shutil.copy(photos / of, tmp_path / "examples" / name)
     with SimilarityIndex.create(tmp_path / "i", FakeEmbedder()) as index:
         index.sync(photos)
     commands = [
@@ -74,6 +79,7 @@ def test_commands_on_an_index_load_no_model_and_no_torch(tmp_path: Path, photos:
         ["prune", "i"],
         ["check", "i"],
         ["search", "i", str(photos / "0.jpg"), "--html", "page.html"],
+        ["label", "i", "examples", "-o", "l.csv", "--html", "l.html"],
         ["duplicates", "i", "--tier", "same-bytes"],
         ["duplicates", "i"],
         ["export", "i", "i.parquet"],
@@ -87,12 +93,16 @@ def test_a_new_photo_and_a_folder_need_no_torch_with_the_default_checkpoint(tmp_
     Image.open(photos / "0.jpg").resize((4000, 3000)).save(photos / "large.jpg")
     shutil.copytree(photos, tmp_path / "new")
     Image.open(photos / "1.jpg").rotate(5).save(tmp_path / "new" / "1.jpg")
+    for angle in (3, 7):
+        (tmp_path / "examples" / str(angle)).mkdir(parents=True)
+        Image.open(photos / "1.jpg").rotate(angle).save(tmp_path / "examples" / str(angle) / "1.jpg")
     commands = [
         ["index", str(photos), "-o", "i"],
         ["index", str(tmp_path / "new"), "-o", "i"],
         ["search", "i", str(tmp_path / "new" / "2.jpg"), "--not", str(SAMPLE_PHOTOS / "cat_1.jpg")],
         ["search", "i", str(SAMPLE_PHOTOS / "cat_2.jpg")],
         ["embed", str(photos / "0.jpg"), "-o", "e.npz"],
+        ["label", "i", "examples"],
     ]
     assert_light(commands, tmp_path)
 

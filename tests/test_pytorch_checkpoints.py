@@ -1,5 +1,6 @@
 """PyTorch files of other projects become loadable directories that compute the same, or are refused by name."""
 
+import argparse
 import json
 import os
 import re
@@ -300,6 +301,57 @@ def test_lightly(tmp_path):
             with torch.no_grad():
                 z = encoder(model)(image(ODD), output_projections=True).projections
                 assert relative(z[0], head[:3](h)) < 1e-5 and relative(z[1], head(h)) < 1e-5
+
+
+def mmselfsup(net, last_shift=True):
+    """A checkpoint of mmcv's runner, and its neck: fc0, bn0, ReLU, fc1, bn1."""
+    neck = dense_norm(256, 256, 16, last_shift=last_shift)
+    names = {"0": "fc0", "1": "bn0", "3": "fc1", "4": "bn1"}
+    named = {f"neck.{names[k.split('.')[0]]}.{k.split('.')[1]}": t for k, t in neck.state_dict().items()}
+    moments = {"state": {0: {"momentum_buffer": torch.rand(3)}}, "param_groups": [{"lr": 0.3, "params": [0]}]}
+    meta = {"mmselfsup_version": "0.9.1", "config": "model = dict(type='SimCLR')", "epoch": 800, "hook_msgs": {}}
+    state = OrderedDict(prefixed("backbone.", without_fc(net)) | named)
+    return {"meta": meta, "state_dict": state, "optimizer": moments}, neck
+
+
+def test_mmselfsup(tmp_path):
+    net = resnet(depths=(1, 1, 1, 1))
+    model, processor, notes = converted(saved(tmp_path / "latest.pth", mmselfsup(net)[0]))
+    assert_same_h(model, net)
+    assert processor.do_normalize and type(model) is SimCLRModel
+    noted(notes, "^g: left out.*its last BatchNorm has a shift", "^left out: meta, optimizer")
+    content, neck = mmselfsup(net, last_shift=False)
+    model, _, _ = converted(saved(tmp_path / "affine.pth", content))
+    with torch.no_grad():
+        z = model(image(ODD), output_projections=True).projections[-1]
+        assert relative(z, neck(h_of(net, image(ODD)))) < 1e-5
+
+
+def fastssl(net):
+    """FastSSL's: the backbone's fc is the projection's first layer, and the command line lies beside."""
+    width = net.fc.in_features
+    net.fc = nn.Linear(width, width)
+    projector = nn.Sequential(
+        nn.BatchNorm1d(width),
+        nn.ReLU(),
+        nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 16, bias=False)),
+        nn.LayerNorm(16),
+    )
+    state = prefixed("backbone.", net.state_dict()) | prefixed("projector.", randomized(projector).state_dict())
+    args = argparse.Namespace(batch_size=1024, output_dir="out", lr=None, betas=(0.9, 0.999))
+    return {"model": state, "optimizer": {"state": {}}, "epoch": 965, "scaler": {"scale": 1.0}, "args": args}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_fastssl(tmp_path, zipped):
+    net = resnet()
+    path = saved(tmp_path / "checkpoint.pth", fastssl(net), _use_new_zipfile_serialization=zipped)
+    model, processor, notes = converted(path)
+    assert type(model) is SimCLRModel and model.config.projection_layers == 0 and processor.do_normalize
+    assert_same_h(model, net)
+    noted(
+        notes, "^g: left out.*it has a LayerNorm", r"^left out: \d+ tensors of backbone, projector", "args, which are"
+    )
 
 
 @pytest.mark.parametrize("block", [BasicBlock, Bottleneck])

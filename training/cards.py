@@ -5,6 +5,7 @@ written by scripts/render_cards.py. Source of the checks: the Hub's model card s
 identifiers (huggingface/hub-docs, `modelcard.md`, `docs/hub/repositories-licenses.md`).
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -121,8 +122,9 @@ def _check_keys(data: dict[str, Any]) -> Iterator[str]:
         elif key == "datasets":
             yield from (f"datasets: {item!r} is no data set's id" for item in value if not _ID.fullmatch(item))
     base = data.get("base_model")
-    if base is not None and not (isinstance(base, str) and _ID.fullmatch(base)):
-        yield f"base_model: {base!r} is no model's id"
+    for one in base if isinstance(base, list) else [] if base is None else [base]:
+        if not (isinstance(one, str) and _ID.fullmatch(one)):
+            yield f"base_model: {one!r} is no model's id"
 
 
 def _check_index(index: Any) -> Iterator[str]:
@@ -181,6 +183,7 @@ class Result:
         command: what measured it here.
         dataset_id: the data set's id on the Hub; with it the number goes into `model-index`.
         split: of that data set.
+        metric: its type in `model-index`.
 
     Raises:
         PublishError: neither a source with an address nor a command.
@@ -194,9 +197,10 @@ class Result:
     command: str = ""
     dataset_id: str = ""
     split: str = ""
+    metric: str = "accuracy"
 
     def __post_init__(self) -> None:
-        if isinstance(self.value, bool) or not isinstance(self.value, int | float):
+        if isinstance(self.value, bool) or not isinstance(self.value, int | float) or not math.isfinite(self.value):
             raise PublishError(f"{self.measure} = {self.value!r} is not a number")
         if not self.command and not (self.source and self.source_url):
             raise PublishError(
@@ -227,7 +231,7 @@ class Card:
         licence_name: with "other", its name.
         licence_text: what is under it, in words.
         versions: of SimCLR, for the citation.
-        base_model: the id of what it was fine-tuned from.
+        base_model: the id of what it was fine-tuned from or taught by, or several.
         task: the pipeline that shows it.
         processor: the image processor's options, if they are not the official ones.
         whitening: of h, if one comes with the weights.
@@ -251,7 +255,7 @@ class Card:
     licence_name: str | None = None
     licence_text: str = ""
     versions: tuple[int, ...] = (1,)
-    base_model: str | None = None
+    base_model: str | list[str] | None = None
     task: str = "image-feature-extraction"
     processor: Mapping[str, Any] = field(default_factory=dict)
     whitening: Whitening | None = None
@@ -296,7 +300,7 @@ def _metadata(card: Card) -> str:
             dataset_type=result.dataset_id,
             dataset_name=result.dataset,
             dataset_split=result.split or None,
-            metric_type="accuracy",
+            metric_type=result.metric,
             metric_name=result.measure,
             metric_value=result.value,
             metric_args={"command": result.command} if result.command else None,

@@ -162,6 +162,7 @@ class Rows(Sequence[FileBytes | str]):
 
     Attributes:
         labels: class of each, or None.
+        several: classes of each, of a column of lists of classes, or None.
         classes: their names.
         version: changes when the source's files do.
     """
@@ -186,6 +187,14 @@ class Rows(Sequence[FileBytes | str]):
         labels = [name for name, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)]
         self.labels: list[int] | None = list(data[labels[0]]) if labels else None
         self.classes: list[str] = data.features[labels[0]].names if labels else []
+        self.several: list[list[int]] | None = None
+        lists = [
+            name
+            for name, kind in data.features.items()
+            if isinstance(getattr(kind, "feature", None), datasets.ClassLabel)
+        ]
+        if lists and not labels:
+            self.several, self.classes = list(data[lists[0]]), data.features[lists[0]].feature.names
         self.notes: list[str] = []
 
     def __len__(self) -> int:
@@ -208,6 +217,7 @@ class JoinedRows(Sequence[Any]):
 
     Attributes:
         labels: class of each, or None if one of the sources has none.
+        several: classes of each, if one of the sources has several, and all have some.
         classes: their names.
         version: changes when a source's files do.
     """
@@ -219,9 +229,16 @@ class JoinedRows(Sequence[Any]):
         self.notes = [note for part in parts for note in part.notes]
         self.classes = list(dict.fromkeys(name for part in parts for name in part.classes))
         self.labels: list[int] | None = None
+        self.several: list[list[int]] | None = None
+        place = {name: i for i, name in enumerate(self.classes)}
         if all(part.labels is not None for part in parts):
-            place = {name: i for i, name in enumerate(self.classes)}
             self.labels = [place[part.classes[label]] for part in parts for label in part.labels or ()]
+        elif all(part.labels is not None or part.several is not None for part in parts):
+            self.several = [
+                [place[part.classes[label]] for label in some]
+                for part in parts
+                for some in (part.several if part.several is not None else [[label] for label in part.labels or ()])
+            ]
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -246,6 +263,7 @@ class FolderRows(Sequence[str]):
 
     Attributes:
         labels: class of each, or None.
+        several: None: a file lies in one folder; copies of it may lie in others, see `labelled.several_labels`.
         classes: their names.
         version: changes when the files do.
         skipped: how many entries were left out, by reason.
@@ -271,6 +289,7 @@ class FolderRows(Sequence[str]):
             photos = [path for path in photos if path.startswith(top + SEPARATOR)]
         parts = [path[len(top) + 1 if top else 0 :].split(SEPARATOR) for path in photos]
         self.labels: list[int] | None = None
+        self.several: list[list[int]] | None = None
         self.classes = sorted({os.fsdecode(part[0]) for part in parts})
         if len(self.classes) > 1 and all(len(part) == 2 for part in parts):
             place = {os.fsencode(name): i for i, name in enumerate(self.classes)}

@@ -22,6 +22,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def mean_over_processes(x: Tensor) -> Tensor:
+    """Return the mean of every process's x, without gradient."""
+    return _sum(x) / world_size() if world_size() > 1 else x
+
+
 def gather(x: Tensor) -> Tensor:
     """Concatenate every process's x (N, ...) in the order of ranks to (W x N, ...), with gradient.
 

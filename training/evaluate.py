@@ -9,7 +9,6 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +19,19 @@ from torch import Tensor
 import simclr_hub
 from simclr_hub._files import Kind as Output
 from simclr_hub._files import check_output, check_place, write_output
-from simclr_hub._threads import Pool
-from simclr_hub.errors import ImageError, RecipeError
-from simclr_hub.images import load_image
-from simclr_hub.loading import load
+from simclr_hub.errors import RecipeError
 from simclr_hub.pages import PAGE, write_photos
-from simclr_hub.progress import progress_bar
 
+from .evaluated_cards import command_of
 from .features import Features, layers_of
-from .figures import PICTURE, draw_accuracies, draw_confusion
-from .labelled import HELD_OUT, Part, open_parts, share_of_each_class
-from .linear import train_linear
-from .optimization import official_steps
+from .figures import PICTURE, draw_accuracies, draw_calibration, draw_confusion
+from .labelled import Part, open_parts
+from .measures import METRICS, Measured, measure, measure_linear
 from .pretrain import Kind, _listed, _parse, _say, _text, check_kind, key_and_value
-from .protocols import L2_GRID, choose_l2, few_shot, interval, knn_scores, mean_per_class, retrieval, top1
+from .robustness import CLEAN, by_corruption, corruptions_of, measure_corrupted
 from .trainer import shown, unknown
 
 PROTOCOLS = ("knn", "retrieval", "few_shot", "linear_features", "linear")
-METRICS = {"top1": ("top-1", top1), "mean_per_class": ("mean per class", mean_per_class)}
 _TEXT, _TEXTS = ((str,), "text"), ((str, list), "text, in quotes if need be, or a list of texts")
 _COUNT, _COUNTS = ((int,), "a whole number, 1 or more"), ((int, list), "whole numbers, 1 or more")
 _NUMBER = ((int, float), "a number")
@@ -52,7 +46,7 @@ SETTINGS: dict[str, tuple[Kind, Any]] = {
     "labels": (_TEXT, None),  # all; 1%, 10%; a number for each class; a file of file names
     "protocols": (_TEXTS, list(PROTOCOLS[:-1])),
     "layers": (_TEXTS, ["h"]),
-    "metric": (_TEXT, "top1"),  # of linear_features
+    "metric": (_TEXT, "top1"),  # of linear_features; map11: an image may show several classes
     "k": (_COUNT, 20),  # neighbours that vote
     "temperature": (_NUMBER, 0.07),  # of their weighted vote
     "ks": (_COUNTS, [1, 5, 10]),  # of retrieval
@@ -62,6 +56,11 @@ SETTINGS: dict[str, tuple[Kind, Any]] = {
     "batch_size": (_COUNT, 512),
     "learning_rate": (_NUMBER, None),
     "weight_decay": (_NUMBER, 0.0),
+    "calibration": (((bool,), "true or false"), False),
+    "corruptions": (_TEXTS, None),  # all, or names of ImageNet-C's
+    "severities": (_COUNTS, [1, 2, 3, 4, 5]),
+    "corruption_images": (_COUNT, 1000),  # at most so many are corrupted, class-balanced
+    "frost": (_TEXT, None),  # a folder of photos of frost
     "seed": (((int,), "a whole number"), 0),
     "output_dir": (_TEXT, "runs/evaluate"),
     "cache": (_TEXT, None),  # where features are kept; with what else is kept of the Hub, if not given
@@ -81,7 +80,14 @@ def _is_results(path: Path) -> bool:
 
 #: What is written, see `simclr_hub._files.check_output`.
 RESULTS = Output("a file of results", (".json",), _is_results)
-OUTPUTS = {"results.json": RESULTS, "accuracy.png": PICTURE, "confusion.png": PICTURE, "mistakes.html": PAGE}
+OUTPUTS = {
+    "results.json": RESULTS,
+    "accuracy.png": PICTURE,
+    "confusion.png": PICTURE,
+    "calibration.png": PICTURE,
+    "corruptions.png": PICTURE,
+    "mistakes.html": PAGE,
+}
 
 
 def read_settings(given: Sequence[str]) -> dict[str, Any]:
@@ -91,6 +97,8 @@ def read_settings(given: Sequence[str]) -> dict[str, Any]:
         RecipeError: an unknown key, or a value of another kind or out of range; names it.
     """
     settings: dict[str, Any] = {key: default for key, (_, default) in SETTINGS.items()}
+    if any(setting.split("=") == ["metric", "map11"] for setting in given):
+        settings["protocols"] = ["linear_features"]
     for setting in given:
         key, text = key_and_value(setting)
         if key not in SETTINGS:
@@ -103,13 +111,26 @@ def read_settings(given: Sequence[str]) -> dict[str, Any]:
         raise RecipeError("evaluate needs data=FOLDER (class folders or parquet) or a dataset's id on the Hub")
     for key in ("protocols", "layers"):
         settings[key] = list(dict.fromkeys(_listed(settings[key])))
-    for key in ("ks", "shots"):
+    for key in ("ks", "shots", "severities"):
         settings[key] = settings[key] if isinstance(settings[key], list) else [settings[key]]
     for name in settings["protocols"]:
         if name not in PROTOCOLS:
             raise RecipeError(f"{unknown('protocol', name, PROTOCOLS)}; there are {', '.join(PROTOCOLS)}")
     if settings["metric"] not in METRICS:
         raise RecipeError(f"metric={shown(settings['metric'])} is not one of {', '.join(METRICS)}")
+    if settings["metric"] == "map11":
+        if others := [name for name in settings["protocols"] if name != "linear_features"]:
+            raise RecipeError(
+                f"protocols={', '.join(others)}: with metric=map11 an image may show several classes, which only "
+                "linear_features takes"
+            )
+        if settings["calibration"] or settings["corruptions"]:
+            raise RecipeError("metric=map11 is without calibration and corruptions, which are of one class an image")
+    elif settings["calibration"] or settings["corruptions"]:
+        if not set(settings["protocols"]) & {"knn", "linear_features", "linear"}:
+            raise RecipeError(
+                "calibration and corruptions need a protocol that predicts: knn, linear_features or linear"
+            )
     for key, (kind, _) in SETTINGS.items():
         for value in settings[key] if isinstance(settings[key], list) else [settings[key]]:
             if kind in (_COUNT, _COUNTS) and not 1 <= value <= 1 << 24:
@@ -118,184 +139,11 @@ def read_settings(given: Sequence[str]) -> dict[str, Any]:
                 raise RecipeError(f"{key}={value} must be 0 or more")
     if not settings["temperature"] > 0:
         raise RecipeError("temperature=0 must be above 0")
+    if max(settings["severities"]) > 5:
+        raise RecipeError(f"severities={max(settings['severities'])} must be 1 to 5")
     if settings["seed"] < 0:
         raise RecipeError(f"seed={settings['seed']} must be 0 or more")
     return settings
-
-
-@dataclass
-class Measured:
-    """One number: percent, of one layer of one model.
-
-    Attributes:
-        protocol: one of `PROTOCOLS`.
-        measure: what of it.
-        value: in percent.
-        interval: Wilson's 95 %, of what is a share of images.
-        spread: standard deviation over draws.
-        images: on how many.
-        settings: what the protocol was told, and chose.
-        scores: (M, C), of which the classes were predicted.
-        seconds: what it took, without the features.
-    """
-
-    protocol: str
-    measure: str
-    value: float
-    images: int
-    settings: dict[str, Any] = field(default_factory=dict)
-    interval: tuple[float, float] | None = None
-    spread: float | None = None
-    scores: Tensor | None = None
-    seconds: float = 0.0
-
-    def shown(self) -> str:
-        """Return it for a table."""
-        if self.interval:
-            return f"{self.value:.2f} [{self.interval[0]:.1f}, {self.interval[1]:.1f}]"
-        return f"{self.value:.2f}" + (f" +- {self.spread:.2f}" if self.spread is not None else "")
-
-    def ends(self) -> tuple[float, float, float]:
-        """Return it and the ends of its interval or spread."""
-        low, high = self.interval or (self.value - (self.spread or 0), self.value + (self.spread or 0))
-        return self.value, low, high
-
-
-def measure(protocol: str, of: Features, classes: int, settings: Mapping[str, Any]) -> list[Measured]:
-    """Measure a layer by a protocol that works on features."""
-    started = time.monotonic()
-    found = {
-        "knn": _knn,
-        "retrieval": _retrieval,
-        "few_shot": _few_shot,
-        "linear_features": _linear_features,
-    }[protocol](of, classes, settings)
-    for one in found:
-        one.seconds = time.monotonic() - started
-    return found
-
-
-def _accuracy(
-    protocol: str, of: Features, name: str, scores: Tensor, settings: dict[str, Any], k: int = 1
-) -> Measured:
-    right = (scores.topk(k).indices == of.labels[:, None]).any(1)
-    value, n = 100 * float(right.double().mean()), len(of.labels)
-    return Measured(protocol, name, value, n, settings, interval(value, n), scores=scores if k == 1 else None)
-
-
-def _knn(of: Features, classes: int, settings: Mapping[str, Any]) -> list[Measured]:
-    k, temperature = settings["k"], float(settings["temperature"])
-    found = []
-    for name, told in (("top-1", {"k": k}), ("top-1, weighted", {"k": k, "temperature": temperature})):
-        weight = temperature if "temperature" in told else None
-        scores = knn_scores(of.evaluation, of.train, of.train_labels, classes, k, weight)
-        found.append(_accuracy("knn", of, name, scores, told))
-    return found
-
-
-def _retrieval(of: Features, classes: int, settings: Mapping[str, Any]) -> list[Measured]:
-    vectors, labels = of.evaluation, of.labels
-    if of.one_set:  # nothing is learnt: a tenth of the set would make it another task
-        vectors, labels = torch.cat([of.train, vectors]), torch.cat([of.train_labels, labels])
-    try:
-        values = retrieval(vectors, labels, [k for k in settings["ks"] if k < len(labels)])
-    except ValueError as e:
-        raise RecipeError(f"retrieval: {e}") from e
-    queries = int((torch.bincount(labels)[labels] > 1).sum())
-    return [
-        Measured("retrieval", name, value, queries, {}, interval(value, queries) if "recall" in name else None)
-        for name, value in values.items()
-    ]
-
-
-def _few_shot(of: Features, classes: int, settings: Mapping[str, Any]) -> list[Measured]:
-    most = int(torch.bincount(of.train_labels).max())
-    shots = [n for n in settings["shots"] if n <= most]
-    told = {"draws": settings["draws"], "seed": settings["seed"]}
-    found = few_shot(of.evaluation, of.labels, of.train, of.train_labels, shots, **told)
-    return [
-        Measured(
-            "few_shot", f"top-1, {n} a class", mean, len(of.labels), {"labels a class": n, **told}, spread=deviation
-        )
-        for n, (mean, deviation) in found.items()
-    ]
-
-
-def _linear_features(of: Features, classes: int, settings: Mapping[str, Any]) -> list[Measured]:
-    name, metric = METRICS[settings["metric"]]
-    held_out = torch.zeros(len(of.train_labels), dtype=torch.bool)
-    held_out[torch.from_numpy(share_of_each_class(of.train_labels.numpy(), HELD_OUT, settings["seed"]))] = True
-    if not held_out.any():
-        raise RecipeError("linear_features needs two labels of a class at least: l2 is chosen on some of them")
-    with progress_bar(f"linear_features, {of.layer}", len(L2_GRID)) as advance:
-        best, measured = choose_l2(
-            (of.train[~held_out], of.train_labels[~held_out]),
-            (of.train[held_out], of.train_labels[held_out]),
-            metric,
-            on_step=lambda: advance(1),
-        )
-    scores = best.scores(of.evaluation).softmax(1)
-    told = {
-        "l2": best.l2,
-        "loss": best.loss,
-        "validation images": int(held_out.sum()),
-        "validation": {f"{l2:.3g}": round(value, 3) for l2, value in measured.items()},
-        "seed": settings["seed"],
-    }
-    found = _accuracy("linear_features", of, name, scores, told)
-    if settings["metric"] != "top1":
-        found.value, found.interval = metric(scores, of.labels), None
-    return [found]
-
-
-def _linear(
-    name: str, layers: Sequence[Features], train: Part, classes: int, settings: Mapping[str, Any]
-) -> list[list[Measured]]:
-    """Measure the layers of one model by the official linear evaluation: two numbers each."""
-    started = time.monotonic()
-    model, processor = load(name)
-    torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
-    places = np.setdiff1d(train.chosen, np.array(list(train.unreadable), dtype=np.int64))
-    labels = torch.from_numpy(train.labels[places])
-    keys = ("epochs", "batch_size", "learning_rate", "weight_decay", "seed")
-    told = {key: settings[key] for key in keys}
-    _, told["steps"] = official_steps(len(places), told["batch_size"], told["epochs"], 0)
-    told["learning_rate"] = settings["learning_rate"] or 0.1 * settings["batch_size"] / 256
-    with Pool(os.cpu_count() or 1, "simclr-decode") as pool, progress_bar(f"linear, {name}", told["steps"]) as advance:
-
-        def decoded(row: Any) -> Tensor | ImageError:
-            try:
-                return torch.from_numpy(load_image(row).pixels)
-            except ImageError as e:
-                return e
-
-        def read(rows: Sequence[int]) -> list[Tensor]:
-            images = [image for _, image in pool.map(decoded, (train.rows[int(places[i])] for i in rows), 64)]
-            for image in images:
-                if isinstance(image, ImageError):  # it could be read when its features were computed
-                    raise image
-            return [image for image in images if isinstance(image, Tensor)]
-
-        classifiers = train_linear(
-            model,
-            processor,
-            read,
-            labels,
-            classes,
-            {of.layer: of.projection for of in layers if of.projection is not None},
-            **{key: settings[key] for key in keys},
-            on_step=lambda: advance(1),
-        )
-    found = []
-    for of in layers:
-        with torch.no_grad():
-            scores = classifiers[of.layer].cpu()(of.evaluation).softmax(1)
-        ks = (1, 5) if classes > 5 else (1,)
-        both = [_accuracy("linear", of, f"top-{k}", scores, told, k) for k in ks]
-        for one in both:
-            one.seconds = time.monotonic() - started
-        found.append(both)
-    return found
 
 
 def evaluate(models: Sequence[str], given: Sequence[str] = ()) -> dict[str, Any]:
@@ -323,6 +171,7 @@ def evaluate(models: Sequence[str], given: Sequence[str] = ()) -> dict[str, Any]
         check_place(place, data)
     if output.is_dir():
         _check_outputs(output)
+    names, frost = corruptions_of(settings) if settings["corruptions"] else ([], [])
     train, evaluation, classes, notes = open_parts(settings)
     for note in notes:
         _say(note)
@@ -339,22 +188,31 @@ def evaluate(models: Sequence[str], given: Sequence[str] = ()) -> dict[str, Any]
             notes.append(
                 f"images to evaluate on that are, byte for byte, among those to learn from: {layers[0].repeated:,}"
             )
+        if layers[0].in_several and name == models[0]:
+            notes.append(
+                f"contents that stand under several labels, byte for byte: {layers[0].in_several:,}; metric=map11 "
+                "takes them for images that show several classes"
+            )
         for protocol in settings["protocols"]:
             if protocol == "linear":
                 trained = [of for of in layers if of.projection is not None]
                 if trained:
-                    measured = _linear(name, trained, train, len(classes), settings)
+                    measured = measure_linear(name, trained, train, len(classes), settings)
                     found += [(of, one) for of, both in zip(trained, measured, strict=True) for one in both]
                 continue
             found += [(of, one) for of in layers for one in measure(protocol, of, len(classes), settings)]
     unreadable = len(train.unreadable) + len(evaluation.unreadable)
     if unreadable:
         notes.append(f"images that cannot be read and are left out: {unreadable:,}; results.json lists them")
+    corrupted = list(measure_corrupted(found, evaluation, names, frost, settings)) if names else []
+    if names and "frost" not in names and "all" in _listed(settings["corruptions"]):
+        notes.append("without frost, whose photos are to be given as frost=FOLDER")
     for note in notes[told:]:
         _say(note)
-    names = _short(models)
+    short = _short(models)
     results = {
         "simclr_hub": simclr_hub.__version__,
+        "command": command_of(models, given),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "models": {name: {of.layer: dict(of.fingerprint) for of, _ in found if of.model == name} for name in models},
         "data": {"train": train.told(), "evaluation": evaluation.told(), "classes": classes},
@@ -369,6 +227,7 @@ def evaluate(models: Sequence[str], given: Sequence[str] = ()) -> dict[str, Any]
                 "value": one.value,
                 "interval": one.interval,
                 "spread": one.spread,
+                "calibration": one.calibration,
                 "images": one.images,
                 "settings": one.settings,
                 "seconds": round(one.seconds, 3),
@@ -376,17 +235,29 @@ def evaluate(models: Sequence[str], given: Sequence[str] = ()) -> dict[str, Any]
             }
             for of, one in found
         ],
+        "corruptions": corrupted,
         "seconds": 0.0,
     }
     bars: dict[str, dict[str, tuple[float, float, float]]] = {}
     for of, one in found:
-        bars.setdefault(f"{one.protocol}: {one.measure}", {})[f"{names[of.model]} {of.layer}"] = one.ends()
+        bars.setdefault(f"{one.protocol}: {one.measure}", {})[f"{short[of.model]} {of.layer}"] = one.ends()
     _check_outputs(output)
+    for name in OUTPUTS:  # none of another run stays beside these results
+        (output / name).unlink(missing_ok=True)
     draw_accuracies(bars, output / "accuracy.png", f"{len(evaluation.chosen):,} images of {len(classes):,} classes")
     if predicting := [(of, one, one.scores) for of, one in found if one.scores is not None]:
         of, one, scores = max(predicting, key=lambda best: best[1].value)
-        title = f"{names[of.model]} {of.layer}, {one.protocol}: {one.measure} {one.shown()} %"
+        title = f"{short[of.model]} {of.layer}, {one.protocol}: {one.measure} {one.shown()} %"
         _tell_mistakes(title, scores, of, evaluation, classes, output)
+    if calibrated := {
+        f"{short[of.model]} {of.layer}, {one.protocol}: {one.measure}": one.calibration
+        for of, one in found
+        if one.calibration is not None
+    }:
+        draw_calibration(calibrated, output / "calibration.png")
+    if corrupted:
+        title = f"accuracy on {corrupted[0]['images']:,} corrupted images: mean over severities, least and largest"
+        draw_accuracies(by_corruption(_shortened(corrupted, short)), output / "corruptions.png", title)
     results["seconds"] = round(time.monotonic() - started, 3)
     text = json.dumps(results, indent=2) + "\n"
     write_output(output / "results.json", lambda file: file.write(text.encode()), RESULTS)
@@ -395,16 +266,52 @@ def evaluate(models: Sequence[str], given: Sequence[str] = ()) -> dict[str, Any]
 
 def table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return the headers and rows of what `evaluate` found, the layers and models side by side."""
-    names = _short(list(results["models"]))
+    short = _short(list(results["models"]))
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for one in results["results"]:
-        column = f"{names[one['model']]} {one['layer']}"
+        column = f"{short[one['model']]} {one['layer']}"
         fields = {key: one[key] for key in ("protocol", "measure", "value", "images", "interval", "spread")}
         cells.setdefault((one["protocol"], one["measure"]), {})[column] = Measured(**fields).shown()
+        for key in CALIBRATION if one["calibration"] else ():
+            if (value := one["calibration"].get(key)) is not None:
+                text = f"{value:.2f}" if key.startswith("ece") else f"{value:.3f}"
+                cells.setdefault((one["protocol"], f"{one['measure']}: {CALIBRATION[key]}"), {})[column] = text
+    of_column: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for one in results["corruptions"]:
+        column, some = f"{short[one['model']]} {one['layer']}", "clean" if one["corruption"] == CLEAN else "corrupted"
+        measure = f"{one['measure']}, {some}"
+        of_column.setdefault((one["protocol"], measure), {}).setdefault(column, []).append(one["value"])
+    for row, columns_of in of_column.items():
+        cells[row] = {column: f"{np.mean(values):.2f}" for column, values in columns_of.items()}
     columns = list(dict.fromkeys(column for row in cells.values() for column in row))
     return ["protocol", "measure (%)", *columns], [
         [*key, *(row.get(column, "") for column in columns)] for key, row in cells.items()
     ]
+
+
+#: What a table says of calibration.
+CALIBRATION = {
+    "ece": "calibration error",
+    "brier": "Brier score, 0 to 2",
+    "nll": "negative log-likelihood",
+    "temperature": "temperature of the held-out",
+    "ece, scaled": "calibration error, scaled",
+    "nll, scaled": "negative log-likelihood, scaled",
+}
+
+
+def corruption_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return the headers and rows of the corruptions: accuracies, means over the severities."""
+    found = by_corruption(_shortened(results["corruptions"], _short(list(results["models"]))))
+    columns = list(dict.fromkeys(column for row in found.values() for column in row))
+    return ["corruption", *columns], [
+        [name, *(f"{row[column][0]:.2f}" if column in row else "" for column in columns)]
+        for name, row in found.items()
+    ]
+
+
+def _shortened(results: Sequence[Mapping[str, Any]], short: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [{**one, "model": short[one["model"]]} for one in results]
 
 
 def _check_outputs(output: Path) -> None:

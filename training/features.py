@@ -84,7 +84,20 @@ class Kept:
         return Kept(*(getattr(self, name)[rows] for name in vars(self)))
 
 
-def features_of(embedder: Embedder, part: Part, cache: Path | None, name: str) -> Kept:
+@dataclass(frozen=True)
+class Change:
+    """What is done to a part's images before their features are computed.
+
+    Attributes:
+        told: what determines it.
+        make: an image as the part has it, and its place, to what is embedded.
+    """
+
+    told: Mapping[str, Any]
+    make: Callable[[Any, int], Any]
+
+
+def features_of(embedder: Embedder, part: Part, cache: Path | None, name: str, change: Change | None = None) -> Kept:
     """Compute the features of a part's images, but those that are kept; keep them.
 
     Args:
@@ -92,10 +105,12 @@ def features_of(embedder: Embedder, part: Part, cache: Path | None, name: str) -
         part: its `unreadable` are filled in.
         cache: folder to keep them in; None for the place of what else is kept of the Hub.
         name: of the model, for the bar.
+        change: made to each image.
     """
     source = [os.path.realpath(one) if os.path.exists(one) else one for one in _listed(part.source)]
     identity = {key: value for key, value in embedder.fingerprint.items() if key != "model"}
-    key = json.dumps([identity, source, part.split, part.rows.version], sort_keys=True)
+    changed = [dict(change.told)] if change else []
+    key = json.dumps([identity, source, part.split, part.rows.version, *changed], sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()[:32]
     path = (cache or cached_assets_path("simclr_hub", "features")) / f"{digest}.npz"
     kept = Kept.read(path, embedder.dim)
@@ -104,7 +119,8 @@ def features_of(embedder: Embedder, part: Part, cache: Path | None, name: str) -
         vectors = np.zeros((len(missing), embedder.dim), np.float32)
         hashes = np.zeros((len(missing), 32), np.uint8)
         reasons = [""] * len(missing)
-        sources = (part.rows[place] for place in missing.tolist())
+        make = change.make if change else lambda row, place: row
+        sources = (make(part.rows[place], place) for place in missing.tolist())
         with progress_bar(f"features, {name}", len(missing)) as advance:
             for item in embedder.stream(sources):
                 if isinstance(item, Failure):
@@ -130,14 +146,16 @@ class Features:
         layer: "h", "h whitened", "g1", ...
         fingerprint: what determines the vectors.
         train: (N, D).
-        train_labels: (N,).
+        train_labels: (N,), or (N, C) of 0 and 1 where an image may show several classes.
         evaluation: (M, D).
-        labels: (M,), of those.
+        labels: (M,) or (M, C), of those.
         places: (M,), of those in their part.
         projection: 0 for h, j for g's layer j; None for what is no layer that a classifier can be trained on by crops.
         one_set: both are of one split, of which those to evaluate on were held out.
         repeated: how many of the images to evaluate on are, byte for byte, among those to learn from.
+        in_several: how many contents there are under several labels; where there is one label an image.
         seconds: what computing took.
+        compute: the same features, and the labels, of a part, its images changed.
     """
 
     model: str
@@ -151,7 +169,9 @@ class Features:
     projection: int | None
     one_set: bool
     repeated: int
+    in_several: int
     seconds: float
+    compute: Callable[[Part, Change], tuple[Tensor, Tensor]]
 
 
 def layers_of(
@@ -196,20 +216,23 @@ def layers_of(
             ours: Kept = ours,
             theirs: Kept = theirs,
             seconds: float = seconds,
+            embedder: Embedder = embedder,
         ) -> Features:
             return Features(
                 name,
                 layer,
                 fingerprint,
                 torch.from_numpy(change(ours.vectors)),
-                torch.from_numpy(train.labels[ours.places]),
+                torch.from_numpy(train.targets(ours.places)),
                 torch.from_numpy(change(theirs.vectors)),
-                torch.from_numpy(evaluation.labels[theirs.places]),
+                torch.from_numpy(evaluation.targets(theirs.places)),
                 theirs.places,
                 projection,
                 train.rows is evaluation.rows,
                 len(theirs.contents() & ours.contents()),
+                0 if train.several is not None else _in_several(ours, train, theirs, evaluation),
                 seconds,
+                functools.partial(_changed, embedder, cache, name, change),
             )
 
         if layer in projected:  # g is computed from h, which is kept
@@ -220,6 +243,28 @@ def layers_of(
         if (whitening := embedder.checkpoint_whitening()) is not None:
             fingerprint = {**embedder.fingerprint, "whitening": whitening.sha256}
             yield made(f"{layer} whitened", fingerprint, None, whitening.apply)
+
+
+def _changed(
+    embedder: Embedder,
+    cache: Path | None,
+    name: str,
+    to_layer: Callable[[np.ndarray], np.ndarray],
+    part: Part,
+    how: Change,
+) -> tuple[Tensor, Tensor]:
+    told = " ".join(str(value) for key, value in how.told.items() if key in ("corruption", "severity"))
+    kept = features_of(embedder, part, cache, f"{name}, {told}", how)
+    return torch.from_numpy(to_layer(kept.vectors)), torch.from_numpy(part.targets(kept.places))
+
+
+def _in_several(ours: Kept, train: Part, theirs: Kept, evaluation: Part) -> int:
+    """Count the contents that stand under several labels."""
+    labels: dict[bytes, set[int]] = {}
+    for kept, part in ((ours, train), (theirs, evaluation)):
+        for content, label in zip(kept.hashes, part.labels[kept.places].tolist(), strict=True):
+            labels.setdefault(content.tobytes(), set()).add(label)
+    return sum(len(some) > 1 for some in labels.values())
 
 
 def _projection(name: str, layer: str) -> tuple[str, int, Callable[[np.ndarray], np.ndarray]]:

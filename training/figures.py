@@ -119,6 +119,23 @@ def draw_accuracies(bars: Mapping[str, Mapping[str, tuple[float, float, float]]]
     _write_figure(figure, path)
 
 
+def draw_calibration(curves: Mapping[str, Mapping[str, Any]], path: Path, title: str = "Calibration") -> None:
+    """Write a reliability diagram: what predicts -> its `calibration`; accuracy over confidence, a point a bin."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 5.5 + 0.2 * len(curves)), layout="constrained", dpi=100)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--")
+    for name, curve in curves.items():
+        bins = curve["bins"]
+        points = [one["confidence"] for one in bins], [one["accuracy"] for one in bins]
+        axes.plot(*points, marker="o", markersize=4, label=f"{_plain(name)} (error {curve['ece']:.1f} %)")
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", title=_plain(title))
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center")
+    _write_figure(figure, path)
+
+
 def draw_confusion(counts: Tensor, classes: Sequence[str], path: Path, title: str) -> None:
     """Write a confusion matrix as a PNG: counts (C, C), a row for each true class, drawn as shares of the row."""
     from matplotlib.figure import Figure

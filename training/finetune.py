@@ -1,38 +1,42 @@
 """`simclr-hub finetune RECIPE data=FOLDER init_from=MODEL [key=value ...]`: a classifier from few labels, resumable.
 
 A recipe is pretraining's, with the keys of `FINETUNE` beside the sections and `ClassifierArguments` in `training`.
+
+Many GPUs: `torchrun --nproc-per-node=8 -m simclr_hub.training.finetune RECIPE key=value ...`.
 """
 
 import copy
 import json
 import math
-import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate.utils import broadcast_object_list
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import SequentialSampler
+from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, get_last_checkpoint, set_seed
 
 from simclr_hub._files import check_place, new_directory
-from simclr_hub._threads import Pool
 from simclr_hub.configuration_simclr import SimCLRConfig
-from simclr_hub.errors import ImageError, RecipeError
+from simclr_hub.errors import RecipeError
 from simclr_hub.image_processing_simclr import SimCLRImageProcessor
-from simclr_hub.images import load_image
+from simclr_hub.labels import sure_above
 from simclr_hub.modeling_simclr import SimCLRForImageClassification, SimCLRModel
 from simclr_hub.pixels import normalize_pixels
 
 from .augmentations import Views
-from .data import decode_all, seed_of
+from .draws import Draws, Evaluation
 from .labelled import Part, open_parts
+from .logistic import choose_method, fit_photos
 from .monitor import draw_curves
 from .optimization import official_steps, warmup_cosine
 from .pretrain import (
@@ -45,6 +49,7 @@ from .pretrain import (
     _say,
     _tell_unreadable,
     alone_in,
+    full_name,
     load_recipe,
     start_model,
 )
@@ -62,8 +67,6 @@ from .trained_cards import write_record
 from .trainer import RunArguments, RunTrainer
 
 CLASS_WEIGHTS = ("none", "balanced")
-#: Bytes of images to evaluate on that are kept from one evaluation to the next.
-KEPT = 1 << 28
 
 
 @dataclass
@@ -80,8 +83,10 @@ class ClassifierArguments(RunArguments):
             end and keeps the last.
 
     Raises:
-        RecipeError: a value out of range, or several processes.
+        RecipeError: a value out of range.
     """
+
+    command: ClassVar[str] = "finetune"
 
     projection_layer: int = field(default=0)
     trained_from: str = field(default="stem")
@@ -95,17 +100,13 @@ class ClassifierArguments(RunArguments):
                 raise RecipeError(f"{name}={getattr(self, name)} is not one of {', '.join(allowed)}")
         self.check(projection_layer=self.projection_layer >= 0, patience=self.patience >= 0)
         super().__post_init__()
-        if self.world_size > 1:  # the layers of g that are computed for their statistics alone would need DDP's care
-            raise RecipeError(
-                "finetune runs in one process; for a batch larger than memory set gradient_accumulation_steps"
-            )
         if self.patience and self.eval_strategy == IntervalStrategy.NO:
             raise RecipeError(f"patience={self.patience} needs evaluations: set eval_strategy=epoch")
 
     @property
     def global_batch(self) -> int:
-        """Return the images in a step, whose gradients may be accumulated over several passes."""
-        return int(self.per_device_train_batch_size * self.gradient_accumulation_steps)
+        """Return the images in a step, over all processes, and over the passes whose gradients are accumulated."""
+        return int(super().global_batch * self.gradient_accumulation_steps)
 
 
 FINETUNE = Form(
@@ -117,118 +118,15 @@ FINETUNE = Form(
         # the images to evaluate on, if they are not a split of `data`
         "eval_data": TEXTS,
         "eval_split": TEXT,  # validation, else test, else a tenth of each class is held out
+        "method": TEXT,  # logistic, network, or auto, which chooses by how many labels there are; see `logistic`
     },
     ClassifierArguments,
 )
 
 
-class Draws(Dataset[dict[str, Any]]):
-    """The images of a run in the order in which its steps see them, one shuffled epoch after another.
-
-    A batch may cross an epoch's end, and none is smaller. Draw j depends on seed and j alone, so that a resumed run
-    sees what an uninterrupted one does. With `side` the images are decoded once, and cropped by the trainer; without,
-    the originals are read and cropped by the data loader's workers. In place of an original that cannot be read stands
-    the next one that can; the reason is appended to `log`.
-
-    Args:
-        part: what has the labels; what cannot be decoded is put down in its `unreadable`.
-        seed: of the order and, without `side`, of the crops.
-        side: in pixels, or None.
-        views: that are drawn without `side`.
-        output: where the decoded images lie, and the log.
-
-    Attributes:
-        count: of draws, steps x batch; to be set.
-    """
-
-    def __init__(self, part: Part, seed: int, side: int | None, views: Views, output: Path):
-        self.rows, self.seed, self.views = part.rows, seed, views
-        self.places, self.images = part.chosen, None
-        self.log = output / "unreadable.txt"
-        if side is not None:
-            cache = output / "cache" / f"labelled-{side}.npy"
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            kept, reasons = decode_all([part.rows[int(place)] for place in part.chosen], side, cache)
-            left_out = np.setdiff1d(np.arange(len(part.chosen)), kept)
-            part.unreadable |= dict(zip(part.chosen[left_out].tolist(), reasons, strict=True))
-            if not kept:
-                raise RecipeError(f"data={part.source}: no readable image with a label; first: {reasons[0]}")
-            self.places, self.images = part.chosen[kept], np.load(cache, mmap_mode="r")
-        self.labels = part.labels[self.places]
-        self.count = 0
-        self._epoch, self._order = -1, torch.empty(0)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, j: int) -> dict[str, Any]:
-        epoch, place = divmod(j, len(self.places))
-        if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
-            self._epoch, self._order = epoch, torch.randperm(len(self.places), generator=generator)
-        i = int(self._order[place])
-        if self.images is not None:
-            return {"images": torch.from_numpy(np.array(self.images[i])), "labels": int(self.labels[i])}
-        i, image = self._readable(i)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(self.seed, "crop", j))
-            return {"pixels": self.views(image[None])[0], "labels": int(self.labels[i])}
-
-    def _readable(self, i: int) -> tuple[int, Tensor]:
-        for one in (*range(i, len(self.places)), *range(i)):
-            try:
-                return one, torch.from_numpy(load_image(self.rows[int(self.places[one])]).pixels)
-            except ImageError as e:
-                with open(self.log, "a", encoding="utf-8") as file:
-                    file.write(f"{e}\n")
-        raise RecipeError(f"no readable image in {len(self.places)}; {self.log} says why")
-
-
-class Evaluation:
-    """Labelled images as the model's processor gives them; those that cannot be read are left out, and put down."""
-
-    def __init__(self, part: Part, processor: SimCLRImageProcessor):
-        self.part, self.processor = part, processor
-        self._kept: list[tuple[Tensor, Tensor]] | None = None
-
-    def batches(self, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield pixels (B, 3, H, W) and classes (B,); kept for the next time if they are few."""
-        if self._kept is not None:
-            yield from self._kept
-            return
-        height, width = self.processor.size["height"], self.processor.size["width"]
-        kept: list[tuple[Tensor, Tensor]] | None = []
-        if len(self.part.chosen) * 3 * height * width * 4 > KEPT:
-            kept = None
-
-        def pixels(place: int) -> Tensor | ImageError:
-            try:
-                image = torch.from_numpy(load_image(self.part.rows[place]).pixels)
-            except ImageError as e:
-                return e
-            found: Tensor = self.processor(images=image, return_tensors="pt")["pixel_values"]
-            return found
-
-        with Pool(os.cpu_count() or 1, "simclr-decode") as pool:
-            for start in range(0, len(self.part.chosen), size):
-                places = self.part.chosen[start : start + size].tolist()
-                good: dict[int, Tensor] = {}
-                for place, found in pool.map(pixels, places, 64):
-                    if isinstance(found, ImageError):
-                        self.part.unreadable[place] = str(found)
-                    else:
-                        good[place] = found
-                if good:
-                    batch = torch.cat(list(good.values())), torch.from_numpy(self.part.labels[list(good)])
-                    if kept is not None:
-                        kept.append(batch)
-                    yield batch
-        self._kept = kept
-
-
 @torch.no_grad()
-def accuracies(model: nn.Module, evaluation: Evaluation) -> tuple[dict[str, float], int]:
-    """Measure top-1 and, with more than five classes, top-5 in percent, and the mean cross entropy; and of how many.
+def predictions(model: nn.Module, evaluation: Evaluation) -> tuple[Tensor, Tensor]:
+    """Return the logits (N, C) and classes (N,) of the images that can be read.
 
     Raises:
         RecipeError: none of the images can be read.
@@ -244,7 +142,16 @@ def accuracies(model: nn.Module, evaluation: Evaluation) -> tuple[dict[str, floa
         raise RecipeError(
             f"none of the images to evaluate on can be read: {next(iter(evaluation.part.unreadable.values()))}"
         )
-    scores, of = torch.cat(logits), torch.cat(labels)
+    return torch.cat(logits), torch.cat(labels)
+
+
+def measured(scores: Tensor, of: Tensor) -> tuple[dict[str, float], int]:
+    """Measure top-1, with more than five classes top-5, in percent, and the mean cross entropy; and of how many.
+
+    Args:
+        scores: logits (N, C).
+        of: the classes (N,).
+    """
     found = {
         f"top{k}": 100 * float((scores.topk(k).indices == of[:, None]).any(1).double().mean())
         for k in ((1, 5) if scores.shape[1] > 5 else (1,))
@@ -260,6 +167,11 @@ class ClassifierTrainer(RunTrainer):
 
     args: ClassifierArguments
     needed = ("best",)
+
+    @property
+    def classes(self) -> int:
+        """Return the classes of the result; 0 if it is an encoder."""
+        return int(self.result.classifier.out_features)
 
     def __init__(
         self,
@@ -299,34 +211,42 @@ class ClassifierTrainer(RunTrainer):
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Compute the loss of crops of images."""
-        classifier = self.accelerator.unwrap_model(model)
-        training_mode(classifier)
+        training_mode(self.accelerator.unwrap_model(model))
         pixels = inputs["pixels"] if "pixels" in inputs else self.views(inputs["images"])
         seen = pixels
         if self.processor is not None and self.processor.do_normalize:
             seen = normalize_pixels(pixels, self.processor.image_mean, self.processor.image_std)
-        logits = training_logits(classifier, seen.contiguous(memory_format=torch.channels_last)).float()
-        loss, expected = self._loss(logits, pixels, inputs["labels"])
-        right = (logits.detach().argmax(1) == expected).float().mean()
-        self.monitor.count(self.state.global_step + 1, loss.detach(), {"top1": right}, len(pixels))
+        logits = training_logits(model, seen.contiguous(memory_format=torch.channels_last))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        loss, watched = self._loss(logits, {**inputs, "pixels": pixels})
+        self.monitor.count(self.state.global_step + 1, loss.detach(), watched, len(pixels))
         return (loss, {"logits": logits}) if return_outputs else loss
 
-    def _loss(self, logits: Tensor, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the loss of logits (N, C), and what they should say (N,), from crops in [0, 1] and classes."""
-        return supervised_loss(logits, labels, None if self.weights is None else self.weights[labels]), labels
+    def _loss(self, logits: Tensor, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss of logits (N, C), and what is watched, from a batch whose "pixels" are in [0, 1]."""
+        labels = inputs["labels"]
+        loss = supervised_loss(logits, labels, None if self.weights is None else self.weights[labels])
+        return loss, {"top1": agreement(logits, labels)}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what was watched since the last log."""
-        if "loss" in logs:  # of training
-            logs.update(self.monitor.taken())
+        if "loss" in logs and (found := self.monitor.taken()):  # of training
+            found["images_per_second"] *= self.args.world_size
+            if self.args.world_size > 1:
+                del found["loss"]  # of this process's images alone; the Trainer's is of all
+            logs.update(found)
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure top-1 and top-5 in percent; with `patience` keep the best weights, and end where none get better."""
         last = self.state.log_history[-1] if self.state.log_history else {}
-        if "eval_top1" in last and last["step"] == self.state.global_step:  # the Trainer asks twice at the end
-            return {key: value for key, value in last.items() if key.startswith("eval_")}
-        metrics = {f"eval_{key}": value for key, value in accuracies(self.result, self.eval_dataset)[0].items()}
+        known = {key: value for key, value in last.items() if key.startswith("eval_")}
+        if known and last["step"] == self.state.global_step:  # the Trainer asks twice at the end
+            return known
+        found: list[dict[str, float]] = [{}]
+        if self.args.process_index == 0:
+            found = [{f"eval_{key}": value for key, value in self.measure()[0].items()}]
+        [metrics] = broadcast_object_list(found)
         self.log(metrics)
         if self.best is not None:
             since = since_best(self.state.log_history)
@@ -335,9 +255,41 @@ class ClassifierTrainer(RunTrainer):
             self.control.should_training_stop |= since >= self.args.patience
         return metrics
 
+    def measure(self, model: nn.Module | None = None) -> tuple[dict[str, float], int]:
+        """Measure the result so far, or another model, on the images to evaluate on; and of how many."""
+        model = model or self.result
+        scores, of = predictions(model, self.eval_dataset)
+        right = (scores.argmax(1) == of).numpy()
+        model.config.sure_above = sure_above(scores.softmax(1).amax(1).numpy(), right)  # type: ignore[union-attr]
+        return measured(scores, of)
+
+    def told(self, found: Mapping[str, float], n: int) -> dict[str, float]:
+        """Return what was measured at the end, in words."""
+        chosen = ", the best of several evaluations on these same images" if self.chosen else ""
+        return {
+            "top-{} accuracy (%), 95 % interval {:.1f} to {:.1f}".format(key[3:], *interval(value, n)) + chosen: value
+            for key, value in found.items()
+            if key != "loss"
+        }
+
+    @property
+    def chosen(self) -> bool:
+        """Tell whether the best weights of several evaluations were kept."""
+        return self.best is not None and any("eval_top1" in entry for entry in self.state.log_history)
+
+    def finished(self) -> PreTrainedModel:
+        """Return what is saved at the end."""
+        found: PreTrainedModel = self.best if self.best is not None and self.chosen else self.result
+        return found
+
     def _parts(self) -> Iterator[tuple[str, nn.Module]]:
         if self.best is not None:
             yield "best", self.best
+
+
+def agreement(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the share of logits (N, C) whose largest is of the class in labels (N,)."""
+    return (logits.detach().argmax(1) == labels).float().mean()
 
 
 def since_best(log: Sequence[Mapping[str, float]]) -> int:
@@ -362,6 +314,7 @@ def finetune(name: str, settings: tuple[str, ...] = ()) -> Path:
         OutputError: the output directory lies among the images.
         TrainingError: the loss is no longer a number; names the step.
     """
+    name = full_name(name, FINETUNE)
     recipe = load_recipe(name, settings, FINETUNE)
     if not recipe.get("data"):
         raise RecipeError(f"{name} needs data=FOLDER (class folders or parquet) or a dataset's id on the Hub")
@@ -375,10 +328,16 @@ def finetune(name: str, settings: tuple[str, ...] = ()) -> Path:
             raise RecipeError(f"projection_layer={args.projection_layer}: the model's g has {layers} layers; 0 is h")
         size = processor.size["height"]
         views = Views(**{"size": size, "operations": ("crop", "flip"), **recipe["views"]})
+        method, why = choose_method(recipe, args.seed)
     except RecipeError as e:
         raise RecipeError(f"{name}: {e}") from e
     except (StrictDataclassError, TypeError, ValueError) as e:
         raise RecipeError(f"{name}: {' '.join(str(e.__cause__ or e).split())}") from e
+    if recipe.get("method"):
+        _say(why)
+    if method == "logistic":
+        with alone_in(output, args):
+            return fit_photos(recipe, output, args.seed, balanced=args.class_weights == "balanced")
     given = {"split": "train", "labels": None, "eval_data": None, "eval_split": None, **recipe, "seed": args.seed}
     labels = given["labels"]
     train, evaluation, classes, notes = open_parts({**given, "labels": None if labels is None else str(labels)})
@@ -388,9 +347,12 @@ def finetune(name: str, settings: tuple[str, ...] = ()) -> Path:
     except ValueError as e:
         raise RecipeError(f"{name}: {e}") from e
     with alone_in(output, args):
-        for note in notes:
-            _say(note)
-        draws = Draws(train, args.data_seed or 0, recipe.get("side"), views, output)
+        if args.process_index == 0:
+            for note in notes:
+                _say(note)
+        with args.main_process_first(desc="decoding"):
+            first = args.local_process_index == 0
+            draws = Draws(train, args.data_seed or 0, recipe.get("side"), views, output, decodes=first)
         plan(args, len(draws.places))
         draws.count = args.max_steps * args.global_batch
         weights = class_weights(draws.labels, len(classes)) if args.class_weights == "balanced" else None
@@ -403,7 +365,10 @@ def classifier_on(start: SimCLRModel, classes: Sequence[str], layer: int = 0) ->
     """Make a classifier, starting from zeros, on h or on a layer of g of a model."""
     names = {"id2label": dict(enumerate(classes)), "label2id": {label: i for i, label in enumerate(classes)}}
     model = SimCLRForImageClassification(
-        SimCLRConfig(**{**start.config.to_diff_dict(), "classifier_layer": layer, **names})
+        SimCLRConfig(
+            **{**start.config.to_diff_dict(), "classifier_normalized": False, "sure_above": None}
+            | {"classifier_layer": layer, **names}
+        )
     )
     model.simclr.load_state_dict(start.state_dict())
     start_from_zeros(model.classifier)
@@ -435,14 +400,16 @@ def run(
         TrainingError: the loss is no longer a number; names the step.
     """
     args, draws, evaluation = trainer.args, trainer.train_dataset, trainer.eval_dataset
-    images, batch, classes = len(draws.places), args.global_batch, trainer.result.classifier.out_features
+    images, batch, first = len(draws.places), args.global_batch, args.process_index == 0
     evaluated = f"{len(evaluation.part.chosen):,}" if evaluation else "none"
-    _say(
-        f"{images:,} images to learn {classes:,} classes from, {evaluated} to evaluate on; "
-        f"{args.max_steps:,} steps of {batch:,} images, {args.max_steps * batch / images:.3g} epochs"
-    )
-    trainer.add_callback(Pace())
-    set_seed(args.seed)
+    if first:
+        classes = trainer.classes
+        _say(
+            f"{images:,} images to learn {f'{classes:,} classes' if classes else 'h'} from, {evaluated} to evaluate "
+            f"on; {args.max_steps:,} steps of {batch:,} images, {args.max_steps * batch / images:.3g} epochs"
+        )
+        trainer.add_callback(Pace())
+    set_seed(args.seed + args.process_index)  # each process draws its own crops
     last = get_last_checkpoint(str(output))
     if last is not None and args.patience and _stopped(Path(last), args.patience):
         trainer._load_from_checkpoint(last)
@@ -450,40 +417,51 @@ def run(
     else:
         trainer.train(resume_from_checkpoint=last)
     trainer.check_finite()
-    log, steps = trainer.state.log_history, trainer.state.global_step
-    chosen = trainer.best is not None and any("eval_top1" in entry for entry in log)
-    result: Any = trainer.best if chosen else trainer.result
+    if first:
+        _write_final(trainer, train, output, recipe, processor)
+    return output / "final"
+
+
+def _write_final(
+    trainer: ClassifierTrainer, train: Part, output: Path, recipe: dict[str, Any], processor: SimCLRImageProcessor
+) -> None:
+    """Measure what a finished run gave, and write it with its card and curves."""
+    args, draws, evaluation = trainer.args, trainer.train_dataset, trainer.eval_dataset
+    images, batch = len(draws.places), args.global_batch
+    steps, result = trainer.state.global_step, trainer.finished()
     trained = f"{steps:,} steps of {batch:,} images, {steps * batch / images:.3g} epochs"
     trained += f", weights averaged with a decay of {args.ema_decay}" if args.ema_decay else ""
-    trained += "; of several evaluations the best weights were kept" if chosen else ""
-    measures, on, unreadable = {}, "", [*train.unreadable.values()]
+    trained += "; of several evaluations the best weights were kept" if trainer.chosen else ""
+    measures, on, evaluated, unreadable = {}, "", "", [*train.unreadable.values()]
     if evaluation:
-        found, n = accuracies(result, evaluation)
-        for key, value in found.items():
-            if key != "loss":
-                low, high = interval(value, n)
-                measure = f"top-{key[3:]} accuracy (%), 95 % interval {low:.1f} to {high:.1f}"
-                measure += ", the best of several evaluations on these same images" if chosen else ""
-                measures[measure] = value
-                _say(f"{measure}: {value:.2f}, on {n:,} images")
+        found, n = trainer.measure(trainer.best if trainer.chosen else None)
+        measures = trainer.told(found, n)
+        for measure, value in measures.items():
+            _say(f"{measure}: {value:.2f}, on {n:,} images")
         on = f"split {evaluation.part.split}: {n:,} images"
-        on += " held out" if evaluation.part.rows is train.rows else ""
+        if evaluation.part.rows is train.rows:
+            on += " held out"
+        else:
+            evaluated = evaluation.part.split
         unreadable += evaluation.part.unreadable.values()
-    draw_curves(log, output / "curves.png", output.name)
+    draw_curves(trainer.state.log_history, output / "curves.png", output.name)
     final = output / "final"
     if final.exists():
         shutil.rmtree(final)
     with new_directory(final) as partial:
         result.save_pretrained(partial)
         processor.save_pretrained(partial)
-        write_record(partial, output.name, recipe, trained, images, measures, on, classes)
+        write_record(partial, output.name, recipe, trained, images, measures, on, trainer.classes, evaluated)
     with open(draws.log, "a", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in unreadable)
     _tell_unreadable(draws.log)
-    return final
 
 
 def _stopped(checkpoint: Path, patience: int) -> bool:
     """Tell whether a run had ended where this was written, so that it is not to go on."""
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     return since_best(state["log_history"]) >= patience
+
+
+if __name__ == "__main__":
+    print(finetune(sys.argv[1], tuple(sys.argv[2:])))

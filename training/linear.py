@@ -3,7 +3,6 @@
 Source: google-research/simclr, `run.py` with `--train_mode=finetune --fine_tune_after_block=4` and its README.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -14,7 +13,7 @@ from simclr_hub.modeling_simclr import SimCLRModel
 from simclr_hub.pixels import normalize_pixels
 
 from .augmentations import Views
-from .optimization import official_steps
+from .optimization import cosine, official_steps
 from .supervised import start_from_zeros, supervised_loss
 
 MOMENTUM = 0.9
@@ -23,7 +22,7 @@ MOMENTUM = 0.9
 def learning_rates(steps: int, batch_size: int, learning_rate: float | None = None) -> Iterator[float]:
     """Yield the rate of each step: a cosine from 0.1 x batch / 256, or from `learning_rate`, towards 0 at T."""
     first = 0.1 * batch_size / 256 if learning_rate is None else learning_rate
-    return (0.5 * first * (1 + math.cos(math.pi * step / steps)) for step in range(steps))
+    return (first * cosine(step / steps) for step in range(steps))
 
 
 def batches(images: int, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[list[int]]:

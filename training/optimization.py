@@ -155,6 +155,11 @@ def official_steps(images: int, batch: int, epochs: float, warmup_epochs: float)
     return round(warmup_epochs * images // batch), int(images * epochs // batch) + 1
 
 
+def cosine(progress: float) -> float:
+    """Return the share of the peak rate after a share `progress` of the fall: half a cosine from 1 to 0, then 0."""
+    return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
 def warmup_cosine(optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:
     """Rise linearly from 0 to the peak at `warmup_steps`, then fall by half a cosine to 0 at `total_steps`.
 
@@ -174,7 +179,6 @@ def warmup_cosine(optimizer: torch.optim.Optimizer, warmup_steps: int, total_ste
     def factor(step: int) -> float:
         if step < warmup_steps:
             return step / warmup_steps
-        progress = min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
-        return 0.5 * (1 + math.cos(math.pi * progress))
+        return cosine((step - warmup_steps) / max(total_steps - warmup_steps, 1))
 
     return LambdaLR(optimizer, factor)

@@ -9,6 +9,7 @@ Many GPUs: `torchrun --nproc-per-node=8 -m simclr_hub.training.pretrain RECIPE k
 """
 
 import dataclasses
+import json
 import math
 import re
 import shutil
@@ -35,13 +36,14 @@ from simclr_hub.configuration_simclr import SimCLRConfig
 from simclr_hub.errors import CheckpointError, RecipeError
 from simclr_hub.image_processing_simclr import SimCLRImageProcessor
 from simclr_hub.images import describe
-from simclr_hub.loading import load
+from simclr_hub.loading import load, weights_hash
 from simclr_hub.modeling_simclr import SimCLRModel
 from simclr_hub.scan import Rules
 
 from .augmentations import Views
 from .data import ImageArray, ImageViews
 from .monitor import draw_curves
+from .protocols import interval
 from .trained_cards import write_record
 from .trainer import KIND_OF, RunArguments, SimCLRTrainer, SimCLRTrainingArguments, check_settings, shown, unknown
 
@@ -124,6 +126,12 @@ _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(true|false|True|False)$"), list("tfTF"))
+
+
+def full_name(name: str, form: Form) -> str:
+    """Return a shipped recipe's name, which may be given without its command: `finetune photos` is finetune_photos."""
+    there = (files(__package__) / "recipes" / f"{form.command}_{name}.yaml").is_file()
+    return f"{form.command}_{name}" if there else name
 
 
 def load_recipe(name: str, settings: tuple[str, ...] = (), form: Form = PRETRAIN) -> dict[str, Any]:
@@ -416,6 +424,8 @@ def start_model(section: dict[str, Any], init_from: str | None, seed: int) -> tu
     except CheckpointError as e:
         raise RecipeError(f"init_from={init_from}: {e}") from e
     model = SimCLRModel(SimCLRConfig(**{**start.config.to_diff_dict(), **section}))
+    if "image_size" in section:
+        processor.size = {"height": model.config.image_size, "width": model.config.image_size}
     try:
         model.encoder.load_state_dict(start.encoder.state_dict())
     except RuntimeError as e:
@@ -442,10 +452,13 @@ def _train(
     if args.process_index == 0:
         _tell(train, args, views, output)
         trainer.add_callback(Pace())
+    before = _before(trainer, model, output, recipe) if args.process_index == 0 else None
     set_seed(args.seed + args.process_index)  # each process draws its own views
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output)))
     trainer.check_finite()
     knn = trainer.evaluate().get("eval_knn") if evaluation is not None else None
+    if before is not None and knn is None:
+        knn = trainer.knn()[0]
     final = output / "final"
     if args.process_index == 0:
         _tell_unreadable(output / "unreadable.txt")
@@ -459,12 +472,42 @@ def _train(
             of = f"{args.global_batch} images" + (f" in {views.count} views" if views.count > 2 else "")
             trained = f"{state.global_step:,} steps of {of}, {state.epoch:.3g} epochs"
             trained += average if args.ema_decay else ""
-            measured = (
-                {} if knn is None else {"accuracy of nearest neighbours (%), among the images it was trained on": knn}
-            )
-            on = f"split {recipe.get('eval_split')}"
+            on = "every tenth image" if evaluation is None else f"split {recipe.get('eval_split')}"
+            measured = {}
+            if before is not None and knn is not None:
+                what = "accuracy of nearest neighbours (%), among the images it was trained on"
+                measured = {what: knn, f"{what}, before training": before[0]}
+                low, high = interval(knn, before[1])
+                _say(
+                    f"nearest neighbours, {before[1]:,} images of {on}: {before[0]:.2f} % before training, "
+                    f"{knn:.2f} % [{low:.1f}, {high:.1f}] after"
+                )
             write_record(partial, output.name, recipe, trained, len(train), measured, on)
     return final
+
+
+def _before(
+    trainer: SimCLRTrainer, model: SimCLRModel, output: Path, recipe: Mapping[str, Any]
+) -> tuple[float, int] | None:
+    """Measure the weights that training starts from, where there are labels; a run that is gone on with reads it.
+
+    Returns:
+        The nearest neighbours' accuracy in percent, and on how many images; None without two classes.
+    """
+    labels = trainer.train_dataset.labels
+    if labels is None or len(trainer.train_dataset) < 10 or min(labels) < 0 or len(set(map(int, labels))) < 2:
+        return None
+    data = [recipe["data"], recipe.get("split"), recipe.get("eval_split"), len(trainer.train_dataset)]
+    key, path = {"weights": weights_hash(model), "data": data}, output / "before.json"
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["of"] == key:
+            return float(kept["knn"]), int(kept["images"])
+    except (OSError, ValueError, TypeError, LookupError):  # not yet there, or half written
+        pass
+    knn, images = trainer.knn()
+    path.write_text(json.dumps({"of": key, "knn": knn, "images": images}), encoding="utf-8")
+    return knn, images
 
 
 if __name__ == "__main__":

@@ -119,10 +119,16 @@ def precision_at(vectors: Tensor, labels: Tensor, k: int) -> Tensor:
 
 
 def retrieval(vectors: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """Look each image up among all others by cosine: precision@k, recall@k and mean average precision, in percent.
+    """Return the means of `retrieval_of_each`, in percent."""
+    of_each = retrieval_of_each(vectors, labels, ks)
+    return {name: 100 * float(values.mean()) for name, values in of_each.items()}
 
-    Recall@k is the share of images with one of their class among the k nearest, as retrieval benchmarks have it.
-    Images that are alone in their class are no queries.
+
+def retrieval_of_each(vectors: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[str, Tensor]:
+    """Look each image up among all others by cosine: precision@k, recall@k, average precision (mAP), (Q,) in [0, 1].
+
+    Recall@k is whether one of their class is among the k nearest, as retrieval benchmarks have it. Images that are
+    alone in their class are no queries.
 
     Args:
         vectors: (N, D).
@@ -147,7 +153,7 @@ def retrieval(vectors: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5, 10)) -
             at.setdefault(f"recall@{k}", []).append((hits[:, k - 1] > 0).double())
         ranks = torch.arange(1, right.shape[1] + 1)
         at.setdefault("mAP", []).append((right * hits / ranks).sum(1) / others[rows][asked[rows]])
-    return {name: 100 * float(torch.cat(values).mean()) for name, values in at.items()}
+    return {name: torch.cat(values) for name, values in at.items()}
 
 
 def _ranked(vectors: Tensor, labels: Tensor, k: int) -> Iterator[Tensor]:
@@ -409,6 +415,22 @@ def interval(percent: float, n: int) -> tuple[float, float]:
     z, p = 1.959964, percent / 100
     middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return 100 * max((middle - half) / (1 + z * z / n), 0), 100 * min((middle + half) / (1 + z * z / n), 1)
+
+
+def mean_interval(values: Tensor) -> tuple[float, float]:
+    """Return the normal 95 % confidence interval of the mean of values (n,)."""
+    half = 1.959964 * float(values.double().std(correction=0)) / math.sqrt(len(values))
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
+def bootstrap(
+    metric: Callable[[Tensor, Tensor], float], scores: Tensor, labels: Tensor, seed: int = 0, draws: int = 200
+) -> tuple[float, float]:
+    """Return the 95 % interval of a metric of scores and labels over images drawn with replacement, by percentiles."""
+    generator, n = torch.Generator().manual_seed(seed), len(labels)
+    samples = (torch.randint(n, (n,), generator=generator) for _ in range(draws))
+    low, high = np.percentile([metric(scores[rows], labels[rows]) for rows in samples], [2.5, 97.5])
+    return float(low), float(high)
 
 
 @torch.no_grad()

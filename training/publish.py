@@ -26,7 +26,8 @@ from simclr_hub.errors import PublishError
 from simclr_hub.loading import DEFAULT
 from simclr_hub.whitening import WHITENING_NAMES
 
-from .cards import Card, eval_results, render
+from .cards import Card, Result, eval_results, render
+from .evaluated_cards import FOLDER, evaluated, is_evaluation
 from .official_cards import official_card
 from .stage import INDEX, WEIGHTS, WHITENINGS, Source, stage, texts, weights_sha256
 from .trained_cards import DEFAULT_DIRECTORY, measured, read_record, recipe_text, trained_card
@@ -167,7 +168,8 @@ def stage_model(
         source: a directory of `save_pretrained` (`RUN/final`), "default", or an official name.
         repo_id: "org/name", which the card names.
         out: an existing, empty directory.
-        results: a JSON file of measured numbers, see `trained_card`; `results.json` in a directory if not given.
+        results: a JSON file of measured numbers: what `evaluate` wrote, which is added to what a directory's own
+            `results.json` says; or one as `trained_card` takes it, in its place.
         recipe: a recipe's name or path for the card of a directory; `recipe.yaml` in it if not given.
         licence: of a directory's weights, by its identifier on the Hub.
         link: link to the weights instead of copying them.
@@ -180,6 +182,9 @@ def stage_model(
         raise PublishError(f"{repo_id!r} is no name for a repository: give org/name")
     directory, official_name = _find(source)
     model = Source.open(directory)
+    added: tuple[Result, ...] = ()
+    if results and is_evaluation(found := read_record(results)):
+        added, results = evaluated(found, directory, results), None
     extra: dict[str, str] = {}
     if official_name:
         extra["source.json"] = (directory / "source.json").read_text(encoding="utf-8")
@@ -197,7 +202,7 @@ def stage_model(
         classes = (model.config.num_labels or 0) if model.classifier else 0
         text = recipe_text(chosen) if chosen else ""
         card = trained_card(repo_id, model.config, classes, record, text, licence, model.processor)
-    card = replace(card, whitening=model.whitenings.get(WHITENING_NAMES["h"]))
+    card = replace(card, measured=(*card.measured, *added), whitening=model.whitenings.get(WHITENING_NAMES["h"]))
     stage(model, out, render(card), extra=extra | _eval_results(card), licence=card.licence, link=link)
 
 
@@ -257,7 +262,7 @@ def _git_oid(text: str) -> str:
 
 
 def _eval_results(card: Card) -> dict[str, str]:
-    return eval_results(card, benchmarks({result.dataset_id for result in card.results}))
+    return eval_results(card, benchmarks({result.dataset_id for result in card.results} - {FOLDER}))
 
 
 def benchmarks(dataset_ids: Iterable[str]) -> dict[str, str]:

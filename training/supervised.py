@@ -56,11 +56,14 @@ def training_mode(model: SimCLRForImageClassification) -> None:
         model.simclr.encoder.eval()
 
 
-def training_logits(model: SimCLRForImageClassification, pixels: Tensor) -> Tensor:
-    """Compute the logits (B, C) of pixels (B, 3, H, W), and all of g, whose moving statistics move as officially."""
-    layer = model.config.classifier_layer
-    output = model.simclr(pixels, output_projections=model.config.projection_layers > 0)
-    logits: Tensor = model.classifier(output.projections[layer - 1] if layer else output.pooler_output)
+def training_logits(model: nn.Module, pixels: Tensor) -> Tensor:
+    """Compute the logits (B, C) of pixels (B, 3, H, W), and all of g, whose moving statistics move as officially.
+
+    Args:
+        model: a `SimCLRForImageClassification`, which may be wrapped in DDP.
+        pixels: as the model wants them.
+    """
+    logits: Tensor = model(pixels, all_projections=True).logits
     return logits
 
 
@@ -105,7 +108,12 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0
 
 
 def mixed_loss(
-    student: Tensor, teacher: Tensor, labels: Tensor, temperature: float = 1.0, alpha: float = 1.0
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    temperature: float = 1.0,
+    alpha: float = 1.0,
+    labelled_rows: float | None = None,
 ) -> Tensor:
     """Compute (1 - alpha) x the cross entropy of the labelled rows + alpha x the distillation loss of all rows.
 
@@ -115,6 +123,8 @@ def mixed_loss(
         labels: (N,), classes; -1 for rows without a label.
         temperature: of the distillation.
         alpha: its share, 0 to 1; with 1 labels are not used.
+        labelled_rows: by how many the labelled rows' sum is divided, if not by their number: in a distributed run the
+            mean over the processes.
 
     Raises:
         ValueError: an alpha out of range.
@@ -122,7 +132,8 @@ def mixed_loss(
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha} must lie within [0, 1]")
     loss = alpha * distillation_loss(student, teacher, temperature)
-    labelled = labels >= 0
-    if alpha < 1 and bool(labelled.any()):
-        loss = loss + (1 - alpha) * F.cross_entropy(student[labelled], labels[labelled])
+    if alpha < 1:
+        count = float((labels >= 0).sum()) if labelled_rows is None else labelled_rows
+        total = F.cross_entropy(student, labels, ignore_index=-1, reduction="sum")
+        loss = loss + (1 - alpha) * total / (count or 1)
     return loss

@@ -32,6 +32,7 @@ def write_record(
     measured: Mapping[str, float],
     on: str = "",
     classes: int = 0,
+    evaluated: str = "",
 ) -> None:
     """Add the files to a directory that holds a run's final model.
 
@@ -44,24 +45,29 @@ def write_record(
         measured: measure, with its unit -> value.
         on: which images of the data those are of.
         classes: of its classifier; 0 for none.
+        evaluated: the split that those are of, if it is one of the data set's own.
     """
     training = {key: value for key, value in recipe["training"].items() if key != "output_dir"}
     data = recipe["data"]
-    kept = {**recipe, "data": [_last_part(d) for d in data] if isinstance(data, list) else _last_part(data)}
+    kept = {**recipe, "data": [last_part(d) for d in data] if isinstance(data, list) else last_part(data)}
     kept["training"] = training
     named = " and ".join(kept["data"]) if isinstance(data, list) else kept["data"]
-    for key in ("init_from", "teacher", "eval_data", "labels"):
+    for key in ("init_from", "teacher", "eval_data", "labels", "cache"):
         if value := kept.get(key):
-            kept[key] = [_last_part(one) for one in value] if isinstance(value, list) else _last_part(value)
+            kept[key] = [last_part(one) for one in value] if isinstance(value, list) else last_part(value)
     (directory / "recipe.yaml").write_text(yaml.safe_dump(kept, sort_keys=False), encoding="utf-8")
     text = recipe_text(str(directory / "recipe.yaml"))
     command = _command(text, classes)
+    # on the Hub, where model-index names it
+    there = recipe.get("eval_data") or data
+    hub = {"dataset_id": there, "split": evaluated} if isinstance(there, str) and _is_id(there) and evaluated else {}
     results = [
         {
             "value": round(value, 2),
             "measure": measure,
             "dataset": f"{named}, {on}",
             "command": f"simclr-hub {command} recipe.yaml",
+            **hub,
         }
         for measure, value in measured.items()
     ]
@@ -79,7 +85,12 @@ def write_record(
     (directory / "README.md").write_text(render(card), encoding="utf-8")
 
 
-def _last_part(place: Any) -> str:
+def _is_id(name: str) -> bool:
+    """Tell whether this is the id of something on the Hub, with its owner, and no folder here."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?", name)) and not os.path.exists(name)
+
+
+def last_part(place: Any) -> str:
     """Return a folder's own name; the id of a data set or model as it is."""
     return os.path.basename(os.path.abspath(place)) if os.path.exists(place) else str(place)
 
@@ -130,11 +141,23 @@ def trained_card(
         recipe=recipe.strip(),
         measured=measured(record),
         limits=tuple(record.get("limits", ())),
+        base_model=_bases(recipe),
         task="image-classification" if classes else "image-feature-extraction",
         licence=licence,
         licence_name=record.get("licence_name"),
         processor=processor or {},
     )
+
+
+def _bases(recipe: str) -> list[str] | None:
+    """Return the Hub ids of what a run started from and was taught by; a folder or official name has none."""
+    try:
+        told = yaml.safe_load(recipe)
+    except yaml.YAMLError:  # `publish` takes any
+        return None
+    named = [told.get(key) for key in ("init_from", "teacher")] if isinstance(told, dict) else []
+    found = [name.partition("@")[0] for name in named if isinstance(name, str) and _is_id(name)]
+    return list(dict.fromkeys(found)) or None
 
 
 def _command(recipe: str, classes: int) -> str:

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -97,6 +97,7 @@ class RunArguments(TrainingArguments):
     warmup_epochs: float = field(default=0)
     ema_decay: float = field(default=0.0)
 
+    command: ClassVar[str] = "pretrain"
     report_to: None | str | list[str] = field(default="none")  # whatever the version of transformers asks for
 
     def __post_init__(self) -> None:
@@ -117,7 +118,8 @@ class RunArguments(TrainingArguments):
         if self.n_gpu > 1:
             raise RecipeError(
                 f"{self.n_gpu} GPUs in one process would be DataParallel, whose BatchNorm sees a part of the batch; "
-                f"{self.processes()}set CUDA_VISIBLE_DEVICES to one GPU"
+                f"start `torchrun --nproc-per-node={self.n_gpu} -m simclr_hub.training.{self.command} ...`, or set "
+                "CUDA_VISIBLE_DEVICES to one GPU"
             )
         if self.batch_size:
             if self.batch_size % self.world_size:
@@ -137,10 +139,6 @@ class RunArguments(TrainingArguments):
         for name, is_allowed in allowed.items():
             if not is_allowed:
                 raise RecipeError(f"{name}={getattr(self, name)} {_ALLOWED.get(name, 'must not be negative')}")
-
-    def processes(self) -> str:
-        """Return the advice to start a process for each GPU, if a run may have several."""
-        return ""
 
     @property
     def global_batch(self) -> int:
@@ -187,10 +185,6 @@ class SimCLRTrainingArguments(RunArguments):
             raise RecipeError("gradient_cache=1 leaves BatchNorm a single view to normalise; set 2 or more")
         if self.gradient_cache and self.gradient_accumulation_steps > 1:
             raise RecipeError("gradient_cache and gradient_accumulation_steps: the cache alone gives the large batch")
-
-    def processes(self) -> str:
-        """Return the command that starts a process for each GPU."""
-        return f"start `torchrun --nproc-per-node={self.n_gpu} -m simclr_hub.training.pretrain ...`, or "
 
 
 def check_settings(settings: Mapping[Any, Any], kind: type[RunArguments], others: Iterable[str] = ()) -> None:
@@ -513,13 +507,23 @@ class SimCLRTrainer(RunTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure the nearest neighbours' accuracy in percent: `eval_dataset` among the training images, by h."""
-        metrics: dict[str, float] = {}
-        if self.args.process_index == 0:
-            bank = features(self.result, self.train_dataset, self.args.knn_bank)
-            queries = features(self.result, self.eval_dataset, self.args.knn_queries)
-            metrics["eval_knn"] = knn_accuracy(*queries, *bank)[0]
+        metrics = {"eval_knn": self.knn()[0]} if self.args.process_index == 0 else {}
         self.log(metrics)
         return metrics
+
+    def knn(self) -> tuple[float, int]:
+        """Measure the nearest neighbours' accuracy in percent by h as it is now; and on how many images.
+
+        Without `eval_dataset` every tenth of the training images is looked up among the others.
+        """
+        if self.eval_dataset is not None:
+            bank = features(self.result, self.train_dataset, self.args.knn_bank)
+            queries = features(self.result, self.eval_dataset, self.args.knn_queries)
+        else:
+            h, labels = features(self.result, self.train_dataset, self.args.knn_queries)
+            asked = torch.arange(len(h)) % 10 == 9
+            bank, queries = (h[~asked], labels[~asked]), (h[asked], labels[asked])
+        return knn_accuracy(*queries, *bank)[0], len(queries[0])
 
     def _parts(self) -> Iterator[tuple[str, nn.Module]]:
         if self.probe is not None:

@@ -1,4 +1,4 @@
-"""Google's released checkpoints: which there are, where they lie, what was published, and which one to take.
+"""Released checkpoints: Google's, where they lie, what was published, and which one to take; and others on the Hub.
 
 `catalog.json` has the facts, as architectures x sets; this joins them. 74 were confirmed by the authors' own
 notebooks; the distilled one is the only known place of its kind. `speed.json` is what `benchmarks/official_speed.py`
@@ -208,3 +208,71 @@ def recommend(found: Iterable[Choice]) -> dict[str, tuple[Choice, Choice]]:
             fast = max(c.images_per_second for c in good) * (1 - NOISE)
             recommended[protocol] = ranked[0], next(c for c in good if c.images_per_second >= fast)
     return recommended
+
+
+@dataclass(frozen=True)
+class Other:
+    """A repository whose weights were made by others, and of which it is known what they are.
+
+    Attributes:
+        name: as `load` takes it.
+        file: that is taken of it.
+        network: in words.
+        hidden_size: width of h.
+        trained: how, as its page says.
+        licence: as its page says; "" where it says none.
+        source: where layout and names are known from.
+    """
+
+    name: str
+    file: str
+    network: str
+    hidden_size: int
+    trained: str
+    licence: str
+    source: str
+
+
+_V1 = "Google's SimCLR v1, by simclr-converter"
+_MACL = "https://huggingface.co/HaoxingChen/MACL_ICML23, the configs beside the weights (MMSelfSup)"
+#: On the Hub, by others, without our config: `hub_weights` converts them.
+OTHERS = (
+    *(
+        Other(
+            f"lightly-ai/simclrv1-imagenet1k-resnet50-{width}x",
+            f"resnet50-{width}x.pth",
+            f"ResNet-50 {width}x",
+            2048 * width,
+            _V1,
+            "apache-2.0",
+            f"https://huggingface.co/lightly-ai/simclrv1-imagenet1k-resnet50-{width}x, card"
+            + ("; the file's name as the others'" if width == 2 else " and list of files"),
+        )
+        for width in (1, 2, 4)
+    ),
+    Other(
+        "DM-Diaz/SimCLR-ResNet18-ImageNet1K",
+        "",
+        "ResNet-18",
+        512,
+        "SimCLR with lightly, on ImageNet at 256 pixels",
+        "apache-2.0",
+        "https://huggingface.co/DM-Diaz/SimCLR-ResNet18-ImageNet1K, card; names in the file by users' code",
+    ),
+    Other(
+        "erow/rn50_simclr_bs4096_e1000",
+        "checkpoint.pth",
+        "ResNet-50",
+        2048,
+        "SimCLR with FastSSL, batch 4096, 965 of 1000 epochs",
+        "",
+        "https://huggingface.co/erow/rn50_simclr_bs4096_e1000, card; https://github.com/erow/FastSSL, model/simclr.py",
+    ),
+    *(
+        Other(f"HaoxingChen/MACL_ICML23/{folder}/latest.pth", "", "ResNet-50", 2048, trained, "", _MACL)
+        for folder, trained in (
+            ("simclr_256_e800", "SimCLR with MACL's loss, batch 256, 800 epochs"),
+            ("simclr_2048_e200", "SimCLR with MACL's loss, batch 2048, 200 epochs"),
+        )
+    ),
+)

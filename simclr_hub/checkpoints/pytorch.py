@@ -6,7 +6,8 @@ layers. What is beside it is a classifier, or g, or unknown. What a layout compu
 input, activations) becomes a note for people.
 
 Sources: torchvision's `resnet.py`; lightly's `heads.py`; solo-learn's `base.py` and `simclr.py`; VISSL's `mlp.py` and
-its conversion to torchvision; `convert.py` of tonylins/simclr-converter and of Separius/SimCLRv2-Pytorch.
+its conversion to torchvision; MMSelfSup's `NonLinearNeck`; FastSSL's `simclr.py`; `convert.py` of
+tonylins/simclr-converter and of Separius/SimCLRv2-Pytorch.
 """
 
 import os
@@ -210,7 +211,7 @@ _CLASSIFIER = re.compile(
 )
 _DENSE = ({"weight"}, {"weight", "bias"})
 _STATISTICS = {"running_mean", "running_var"}
-_HEAD = re.compile(r"(projection_head|projector|projection|heads?|fc|g)\.")
+_HEAD = re.compile(r"(projection_head|projector|projection|heads?|neck|fc|g)\.")
 
 
 @dataclass(frozen=True)
@@ -351,8 +352,9 @@ def _classifier_of(rest: Mapping[str, Tensor], trunk: _Trunk) -> str | None:
     found = {m[1] for local, tensor in rest.items() if (m := _CLASSIFIER.fullmatch(local)) and tensor.ndim == 2}
     if any(local.startswith("heads.") and not local.startswith("heads.0.clf.0.") for local in rest):
         found.discard("heads.0.clf.0")  # the first layer of a head
-    if re.search(r"(encoder_q|base_encoder)\.$", trunk.root):
-        found.discard("fc")  # MoCo's names: a projection
+    # MoCo's names, and FastSSL's, whose projector begins with the BatchNorm behind it: a projection.
+    if re.search(r"(encoder_q|base_encoder)\.$", trunk.root) or "projector.0.running_mean" in rest:
+        found.discard("fc")
     if len(found) > 1:
         raise ValueError(f"it has several classifiers: {', '.join(sorted(found))}; save it without all but one")
     return found.pop() if found else None
@@ -371,9 +373,13 @@ def _projection_of(head: Mapping[str, Tensor], width: int) -> list[tuple[str, st
     kinds: dict[str, set[str]] = {}
     for name in head:
         kinds.setdefault(_module_of(name), set()).add(name.rpartition(".")[2])
-    order = sorted(kinds, key=lambda m: [(not part.isdigit(), part.zfill(9)) for part in m.split(".")])
+    # MMSelfSup's fc0, bn0, fc1, bn1 are steps as if 0, 1, 3, 4 of an nn.Sequential, with a ReLU between.
+    step = {m: re.sub(r"\b(fc|bn)(\d+)$", lambda x: str(3 * int(x[2]) + (x[1] == "bn")), m) for m in kinds}
+    order = sorted(kinds, key=lambda m: [(not part.isdigit(), part.zfill(9)) for part in step[m].split(".")])
     dense = [m for m in order if kinds[m] in _DENSE and head[f"{m}.weight"].ndim == 2]
     norms = [m for m in order if _STATISTICS <= kinds[m] <= _STATISTICS | {"weight", "bias"}]
+    if any(kinds[m] == {"weight", "bias"} and head[f"{m}.weight"].ndim == 1 for m in order):
+        return "it has a LayerNorm"
     for module in order:
         if module not in dense and module not in norms:
             raise ValueError(f"{module} ({', '.join(sorted(kinds[module]))}) is neither a dense layer nor a BatchNorm")
@@ -384,7 +390,7 @@ def _projection_of(head: Mapping[str, Tensor], width: int) -> list[tuple[str, st
     if any("weight" not in kinds[m] for m in norms) or any("bias" not in kinds[m] for m in norms[:-1]):
         return "a BatchNorm has no scale or shift"
     # dense, BatchNorm, ReLU: the ReLU has no weights, but its place is left out.
-    places = [m.rpartition(".") for m in order]
+    places = [step[m].rpartition(".") for m in order]
     steps = [int(b[2]) - int(a[2]) if a[0] == b[0] and (a[2] + b[2]).isdigit() else 0 for a, b in pairwise(places)]
     if steps != ([1, 2] * len(dense))[:-1]:
         return "its layers are not dense, BatchNorm, ReLU in a row"

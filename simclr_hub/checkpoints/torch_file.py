@@ -6,6 +6,7 @@ become a large model, or take for ever: what is compressed, or names the same va
 refused.
 """
 
+import argparse
 import os
 import pickletools
 import re
@@ -20,11 +21,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import CheckpointError
+from . import SUFFIXES
 
-SUFFIXES = (".pth", ".pth.tar", ".pt", ".ckpt", ".bin", ".torch", ".safetensors")
 KNOWN = (
-    "ResNets with torchvision's names (torchvision, simclr-converter, lightly, solo-learn, VISSL), the same as an "
-    "nn.Sequential (lightly), SimCLRv2-Pytorch"
+    "ResNets with torchvision's names (torchvision, simclr-converter, lightly, solo-learn, VISSL, MMSelfSup, "
+    "FastSSL), the same as an nn.Sequential (lightly), SimCLRv2-Pytorch"
 )
 _LONGEST = 1000  # name of a tensor
 _PICKLES = 5  # of torch's format before 1.6: three that tell the version, the content, the storages' keys
@@ -112,7 +113,7 @@ def _load(path: Path) -> Any:
             with path.open("rb") as file:
                 for _ in range(_PICKLES):
                     look(file)
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return _opened(path)
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             packed = any(member.compress_type for member in members)
@@ -126,7 +127,7 @@ def _load(path: Path) -> Any:
             damaged = archive.testzip()  # torch does not compare the checksums
         if damaged:
             raise CheckpointError(f"{path}: damaged: the checksum of {damaged} does not match; get the file again")
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return _opened(path, mmap=True)
     except CheckpointError:
         raise
     except OSError as e:
@@ -142,6 +143,12 @@ def _load(path: Path) -> Any:
         said = str(e).rpartition("WeightsUnpickler error: ")[2] or str(e)
         reason = next(iter(said.splitlines()), "")[:200] or type(e).__name__
         raise CheckpointError(f"{path}: damaged, incomplete or not a file of PyTorch: {reason}") from e
+
+
+def _opened(path: Path, **options: Any) -> Any:
+    # Trainers keep their command line beside the weights. A Namespace has no code of its own: making one runs none.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True, **options)
 
 
 def _refuse_two_readings(path: Path, archive: zipfile.ZipFile) -> None:

@@ -28,6 +28,8 @@ COMMANDS = {
     "prune": ("index", "Forget the photos that are missing."),
     "duplicates": ("duplicates", "Find the copies in INDEX, and say which to keep."),
     "calibrate": ("duplicates", "Measure the thresholds of `duplicates` for the model of INDEX."),
+    "label": ("label", "Label the photos of INDEX by a few examples of each class."),
+    "classify": ("label", "Label photos, or those of an index, with a classifier."),
     "check": ("index", "Check that INDEX is sound, and repair it if it is not."),
     "whiten": ("whiten", "Whiten INDEX in place, for better matches; no photo is read."),
     "export": ("index", "Write the photos of INDEX, with vectors, to a Parquet file."),

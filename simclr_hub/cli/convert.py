@@ -42,9 +42,11 @@ def convert_command(
 
     SOURCE is the checkpoint's directory, the path of its model.ckpt-STEP, or an official name such as simclr-v2-r50,
     which is downloaded first; TensorFlow is not needed. Or it is a .pth, .pth.tar, .pt, .ckpt, .bin or .safetensors of
-    torchvision, lightly, solo-learn, VISSL, simclr-converter or SimCLRv2-Pytorch (docs/convert.md).
+    torchvision, lightly, solo-learn, VISSL, simclr-converter or SimCLRv2-Pytorch (docs/convert.md); or the id of a
+    repository on the Hub with such a file, org/name or org/name/FILE.
     """
     from ..checkpoints.convert import convert
+    from ..checkpoints.hub_weights import convert_hub, parse
     from ..checkpoints.official import convert_official
     from ..progress import quiet_transformers
 
@@ -57,6 +59,8 @@ def convert_command(
             if normalize == "imagenet":
                 raise click.UsageError(f"--normalize imagenet: {name} was trained without mean and std")
             config = convert_official(name, out, **options)
+        elif not source.exists() and not Path(name.partition("/")[0]).exists() and parse(name):
+            config = convert_hub(name, out, normalize=normalize, on_note=notes.append, **options)
         else:
             config = convert(source, out, normalize=normalize, on_note=notes.append, **options)
     if as_json:

@@ -31,7 +31,7 @@ def evaluate_command(models_and_settings: tuple[str, ...], as_json: bool) -> Non
     if not models:
         raise click.UsageError('no MODEL; give "default", an official name, a directory or a Hub id')
     try:
-        from ..training.evaluate import evaluate, read_settings, table
+        from ..training.evaluate import corruption_table, evaluate, read_settings, table
     except ImportError as e:
         raise MissingExtraError(e.name or "accelerate", "train") from e
     results = evaluate(models, settings)
@@ -39,5 +39,7 @@ def evaluate_command(models_and_settings: tuple[str, ...], as_json: bool) -> Non
         print_json(results)
         return
     print_table(*table(results))
+    if results["corruptions"]:
+        print_table(*corruption_table(results))
     output = read_settings(settings)["output_dir"]
     echo(f"{results['seconds']:.0f} s; results.json, charts and mistakes.html in {output}")

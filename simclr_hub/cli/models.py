@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from ..checkpoints.catalog import MARGIN, ORDERS, PROTOCOLS, choices, measurement, recommend
+from ..checkpoints.catalog import MARGIN, ORDERS, OTHERS, PROTOCOLS, choices, measurement, recommend
 from ..errors import CheckpointError
 from ._output import echo, json_option, print_json, print_table
 
@@ -39,7 +39,7 @@ def _count(_context: click.Context, _option: click.Parameter, text: str | None) 
 )
 @json_option
 def models_command(labels: str, max_params: float, min_speed: float, sort: str, as_json: bool) -> None:
-    """List the official checkpoints: accuracy, size and speed, and which to take for what.
+    """List the official checkpoints: accuracy, size and speed, and which to take for what; and others on the Hub.
 
     Top-1 is as published, on ImageNet; images/s were measured on one CPU core (docs/models.md).
     """
@@ -58,7 +58,8 @@ def models_command(labels: str, max_params: float, min_speed: float, sort: str, 
     if as_json:
         names = {p: {"most_accurate": best.name, "fastest_near": near.name} for p, (best, near) in picks.items()}
         measured = {k: v for k, v in measurement().items() if k != "architectures"}
-        print_json({"models": [asdict(c) for c in found], "recommended": names, "speed": measured})
+        others = [asdict(known) for known in OTHERS]
+        print_json({"models": [asdict(c) for c in found], "recommended": names, "speed": measured, "others": others})
         return
     print_table(
         ["model", "parameters, M", "h", "top-1, %", "protocol", "images/s"],
@@ -86,3 +87,8 @@ def models_command(labels: str, max_params: float, min_speed: float, sort: str, 
     echo(f'      model, processor = simclr_hub.load("{name}")    gives the SimCLRModel')
     machine = measurement()["machine"]
     echo(f"top-1: as published; images/s: measured, one core of {machine}, float32, 224 px, from pixels to h")
+    echo()
+    print_table(
+        ["on the Hub, by others", "network", "h", "trained", "licence"],
+        [[k.name, k.network, str(k.hidden_size), k.trained, k.licence or "none told"] for k in OTHERS],
+    )

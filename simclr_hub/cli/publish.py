@@ -20,7 +20,7 @@ from ._output import echo, json_option, print_json, print_table
 @click.option(
     "--results",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="JSON of measured numbers for the card.",
+    help="Numbers for the card: results.json of `simclr-hub evaluate`, or JSON of the same form as a run's.",
 )
 @click.option("--recipe", help="The recipe for the card, a name or a .yaml file.")
 @click.option("--license", "licence", default="apache-2.0", show_default=True, help="The weights' licence.")

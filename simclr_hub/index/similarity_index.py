@@ -24,10 +24,12 @@ from ..errors import (
     PruneRefusedError,
 )
 from ..images import describe
+from ..labels import Labels
 from ..scan import Rules
 from ..whitening import IMAGES, Whitening
 from .check import CheckReport, check_index
 from .copies import SamePicture, record_distinct
+from .examples import Given, label_snapshot
 from .maker import Maker, as_embedder, choose_whitening
 from .parquet import export_index, import_index
 from .paths import as_recorded, on_disk, relocate_roots
@@ -332,6 +334,51 @@ class SimilarityIndex:
         They are whitened if the index is; `whiten(False)` makes them h again, as does `embed`.
         """
         return self.use_snapshot(Snapshot.vectors)
+
+    def features(self) -> tuple[list[str], np.ndarray]:
+        """Return the paths of the live photos, sorted, and what the model gave: float32 (N, D) of length 1.
+
+        They are never whitened. An index keeps which way h points, not its length.
+        """
+        with self._store.reading():
+            roots = self._store.roots()
+            photos = [(os.fsdecode(self._store.locate(p, roots)), p) for p in self._store.photos(state="live")]
+            photos.sort(key=lambda pair: pair[0])
+            wanted: dict[bytes, list[int]] = {}
+            for place, (_, photo) in enumerate(photos):
+                wanted.setdefault(photo.content_hash or b"", []).append(place)
+            vectors = np.empty((len(photos), self._store.about.dim), np.float32)
+            left = set(wanted)
+            for contents, some in self._store.vector_pages():
+                for content, vector in zip(contents, some, strict=True):
+                    if content in left:
+                        vectors[wanted[content]] = vector
+                        left.remove(content)
+            if left:
+                raise self._store.damaged("a photo without a vector")
+        return [path for path, _ in photos], vectors
+
+    def label(
+        self,
+        examples: str | os.PathLike[str] | Mapping[str, Sequence[Any]],
+        *,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Labels:
+        """Label every photo by a few examples of each class; no photo is moved.
+
+        Args:
+            examples: a folder with a folder of photos for each class, or class -> its photos: paths, what else
+                `load_image` takes, or contents of this index by their SHA-256, 32 bytes. Those whose content is in the
+                index need no model.
+            progress: called with (done, total) contents.
+
+        Raises:
+            LabelError: fewer than two classes, one without a photo that can be read, a photo in two classes, or more
+                examples than `labels.MOST_EXAMPLES`.
+            IndexMismatchError: the model that made the index cannot be had.
+        """
+        given = Given.of(examples)
+        return self._use(lambda snapshot: label_snapshot(snapshot, self._store, self._maker, given, progress))
 
     def status(self) -> dict[str, Any]:
         """Return what the index holds and what made it; plain values, ready for JSON."""

@@ -18,7 +18,7 @@ from simclr_hub.errors import PublishError
 from simclr_hub.training import cards, official_cards
 from simclr_hub.training.cards import Counts, Result, check_card, count, describe, eval_results, render
 from simclr_hub.training.official_cards import official_card
-from simclr_hub.training.trained_cards import DEFAULT_DIRECTORY, default_card, read_record, trained_card
+from simclr_hub.training.trained_cards import DEFAULT_DIRECTORY, default_card, read_record, trained_card, write_record
 
 ROOT = Path(__file__).parents[2]
 CHECKED_IN = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "model_cards").glob("*.md"))}
@@ -167,6 +167,28 @@ def test_a_trained_models_card_says_where_it_fails():
         trained_card("org/mine", tiny_config(), 0, {"limits": "In fog"})
 
 
+def test_a_run_on_the_hub_says_what_it_came_from_and_its_numbers(tmp_path, uncounted):
+    tiny_config().save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    recipe = {"data": "org/photos", "init_from": "team/start@v1", "teacher": "team/big", "training": {}}
+
+    def card_of(**changes):
+        measured = {"top-1 accuracy (%)": 91.26}
+        write_record(
+            tmp_path, "small", {**recipe, **changes}, "5 steps", 9, measured, "split test: 4 images", 3, "test"
+        )
+        return metadata((tmp_path / "README.md").read_text())
+
+    data = card_of()
+    assert data["base_model"] == ["team/start", "team/big"]
+    [result] = data["model-index"][0]["results"]
+    assert (result["dataset"]["type"], result["dataset"]["split"]) == ("org/photos", "test")
+    assert result["metrics"][0]["value"] == 91.26 and "distill" in result["metrics"][0]["args"]["command"]
+    data = card_of(data=str(tmp_path), init_from="default", teacher=str(tmp_path))  # none of them is on the Hub
+    assert "base_model" not in data and "model-index" not in data
+
+
 def by_hand(blocks, width):
     """Multiply-adds of a bottleneck ResNet at 224 pixels, stride in the 3x3."""
     side, total, c_in = 112, 112 * 112 * 64 * width * 3 * 49, 64 * width
@@ -288,6 +310,7 @@ def written(data):
         ("tags", [1], "tags"),
         ("datasets", ["a b"], "no data set's id"),
         ("base_model", "a/b/c", "base_model"),
+        ("base_model", ["a/b", "a/b/c"], "base_model"),
         ("model-index", {}, "model-index"),
         ("model-index", [{"name": "x"}], "name and results"),
         ("model-index.0.name", None, "name and results"),

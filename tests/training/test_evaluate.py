@@ -15,11 +15,12 @@ from PIL import Image
 from simclr_hub import Embedder, load
 from simclr_hub.errors import OutputError, RecipeError
 from simclr_hub.training.augmentations import Views
-from simclr_hub.training.evaluate import SETTINGS, evaluate, read_settings, table
+from simclr_hub.training.corruptions import corrupt
+from simclr_hub.training.evaluate import SETTINGS, corruption_table, evaluate, read_settings, table
 from simclr_hub.training.labelled import Part, class_balanced, labelled, open_parts, share_of_each_class
 from simclr_hub.training.linear import batches, crops, learning_rates, train_linear
 from simclr_hub.training.optimization import official_steps
-from simclr_hub.training.protocols import few_shot, interval, knn_predictions, retrieval
+from simclr_hub.training.protocols import few_shot, fit_linear, interval, knn_predictions, map11, retrieval
 from simclr_hub.whitening import Whitening
 
 CLASSES = {"ant": (200, 60, 40), "bee $1$": (60, 190, 60), "cat": (50, 70, 200)}
@@ -208,17 +209,173 @@ def test_a_metric_of_classes_that_count_alike(split_data: Path, run_it: Callable
     shutil.rmtree(split_data / "val" / "cat")
     draw(split_data / "val" / "cat" / "red.png", CLASSES["ant"], 7)
     found = run_it(split_data, "protocols=linear_features", "metric=mean_per_class")["results"][0]
-    assert found["measure"] == "mean per class" and found["interval"] is None
+    assert found["measure"] == "mean per class"
     assert found["value"] == pytest.approx(50)  # three of three, and none of one
+    low, high = found["interval"]  # of the bootstrap: some draws leave the one of the second class out
+    assert 40 <= low <= 50 <= high <= 100
+
+
+def test_several_labels_an_image_from_parquet(
+    data: Path, tmp_path: Path, tiny_dir: Path, run_it: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    datasets.disable_progress_bars()
+    paths, folder = sorted(data.rglob("*.png")), tmp_path / "tables"
+    folder.mkdir()
+    lists = [[i % 3] + ([2] if i % 4 == 0 and i % 3 != 2 else []) if i % 7 else [] for i in range(len(paths))]
+
+    def write(split: str, rows: slice, names: list[str]) -> None:
+        features = datasets.Features(
+            {"image": datasets.Image(), "objects": datasets.List(datasets.ClassLabel(names=names))}
+        )
+        theirs = [[names.index(list(CLASSES)[label]) for label in some] for some in lists[rows]]
+        table = {"image": [{"bytes": p.read_bytes(), "path": p.name} for p in paths[rows]], "objects": theirs}
+        datasets.Dataset.from_dict(table, features).to_parquet(str(folder / f"{split}-00000-of-00001.parquet"))
+
+    write("train", slice(None, None, 2), list(CLASSES))
+    write("test", slice(1, None, 2), list(CLASSES)[::-1])  # classes are matched by name
+    with pytest.raises(RecipeError, match="several labels each, for protocols=linear_features metric=map11"):
+        run_it(folder)
+    results = run_it(folder, "metric=map11")
+    (found,) = results["results"]
+    assert (found["protocol"], found["measure"], found["images"]) == ("linear_features", "11-point mAP", 16)
+    assert results["data"]["train"]["images"] == 17 and results["data"]["train"]["classes"] == 3
+
+    # The same by hand: the classifier of the chosen l2, each class a decision of its own.
+    x, y = (torch.from_numpy(Embedder(tiny_dir)(paths[start::2])) for start in (0, 1))
+    shown = torch.zeros(len(paths), 3, dtype=torch.long)
+    for i, some in enumerate(lists):
+        shown[i, some] = 1
+    expected = map11(fit_linear(x, shown[::2], found["settings"]["l2"]).scores(y), shown[1::2])
+    assert found["value"] == pytest.approx(expected, abs=0.5)
+    low, high = found["interval"]
+    assert low <= found["value"] <= high and high - low > 1
+    assert not (tmp_path / "out" / "confusion.png").exists() and not (tmp_path / "out" / "mistakes.html").exists()
+    with pytest.raises(RecipeError, match="labels=10%: of images with several labels give a file"):
+        run_it(folder, "metric=map11", "labels=10%")
+    subset = tmp_path / "names.txt"
+    subset.write_text("".join(f"{path.name}\n" for path in paths[:20:2]))
+    assert run_it(folder, "metric=map11", f"labels={subset}")["data"]["train"]["images"] == 10
+
+
+def test_a_file_in_several_class_folders_has_several_labels(
+    split_data: Path, tmp_path: Path, run_it: Callable[..., dict[str, Any]]
+) -> None:
+    run_it(split_data, "protocols=knn")  # leaves charts, which are not of the results that follow
+    assert (tmp_path / "out" / "confusion.png").exists()
+    for split, name in (("train", "ant_0.png"), ("val", "0.png")):
+        source = split_data / split / ("ant" if split == "train" else "cat") / name
+        shutil.copy(source, split_data / split / "bee $1$" / "another name.png")
+    results = run_it(split_data, "metric=map11")
+    assert results["data"]["train"]["images"] == 33 and results["data"]["evaluation"]["images"] == 6
+    assert [r["protocol"] for r in results["results"]] == ["linear_features"]
+    assert not (tmp_path / "out" / "confusion.png").exists()
+    train, evaluation, classes, _ = open_parts(read_settings([f"data={split_data}", "metric=map11"]))
+    assert train.several is not None and evaluation.several is not None
+    both = [np.flatnonzero(part.several[part.chosen].sum(1) == 2) for part in (train, evaluation)]
+    assert [len(places) for places in both] == [1, 1]
+    assert train.several[train.chosen[both[0][0]]].tolist() == [True, True, False]
+    assert evaluation.several[evaluation.chosen[both[1][0]]].tolist() == [False, True, True]
+    # Otherwise each counts for its folder, and it is told.
+    results = run_it(split_data, "protocols=knn")
+    assert results["data"]["train"]["images"] == 34
+    assert any("under several labels, byte for byte: 2; metric=map11" in note for note in results["notes"])
+    # Without a split, no image is on both sides under two names.
+    shutil.rmtree(split_data / "val")
+    train, evaluation, _, _ = open_parts(read_settings([f"data={split_data / 'train'}", "metric=map11"]))
+    names = [{Path(part.name(place)).read_bytes() for place in part.chosen} for part in (train, evaluation)]
+    assert not names[0] & names[1] and len(names[0]) + len(names[1]) == 33
+
+
+def test_calibration_is_of_what_predicts(split_data: Path, run_it: Callable[..., dict[str, Any]]) -> None:
+    results = run_it(split_data, "protocols=[knn,retrieval,few_shot,linear_features]", "calibration=true")
+    told = {f"{r['protocol']} {r['measure']}": r["calibration"] for r in results["results"]}
+    with_it = {name for name, one in told.items() if one is not None}
+    assert with_it == {"knn top-1", "knn top-1, weighted", "linear_features top-1"}
+    assert all(sum(one["images"] for one in told[name]["bins"]) == 6 for name in with_it)
+    linear = told["linear_features top-1"]
+    assert linear["temperature"] > 0 and 0 <= linear["ece, scaled"] <= 100 and "temperature" not in told["knn top-1"]
+    _, rows = table(results)
+    assert ["knn", "top-1: calibration error", f"{told['knn top-1']['ece']:.2f}"] in rows
+    with Image.open(split_data.parent / "out" / "calibration.png") as picture:
+        assert picture.info["Software"] == "simclr-hub"
+    assert run_it(split_data, "protocols=knn")["results"][0]["calibration"] is None
+    assert not (split_data.parent / "out" / "calibration.png").exists()
+
+
+def test_corrupted_images_are_predicted_by_what_was_learnt_from_clean_ones(
+    split_data: Path, tiny_dir: Path, run_it: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("corruptions=[contrast,pixelate]", "severities=[5,1]", "layers=[h,g1]", "calibration=true")
+    results = run_it(split_data, *settings, "protocols=[knn,linear_features,retrieval]")
+    found = results["corruptions"]
+    kinds = [("none", 0), ("contrast", 1), ("contrast", 5), ("pixelate", 1), ("pixelate", 5)]
+    assert list(dict.fromkeys((r["corruption"], r["severity"]) for r in found)) == kinds
+    assert len(found) == 5 * 2 * 3 and all(r["images"] == 6 and r["ece"] is not None for r in found)
+    # By hand: the pictures are corrupted at their own size, then embedded; the bank stays clean.
+    trained, held_out = (sorted((split_data / part).rglob("*.png")) for part in ("train", "val"))
+    names, embedder = list(CLASSES), Embedder(tiny_dir)
+    corrupted = [corrupt(np.asarray(Image.open(p)), "contrast", 5, np.random.default_rng(0)) for p in held_out]
+    x, y = torch.from_numpy(embedder(trained)), torch.from_numpy(embedder(corrupted))
+    of_x, of_y = (torch.tensor([names.index(p.parent.name) for p in paths]) for paths in (trained, held_out))
+    right = 100 * float((knn_predictions(y, x, of_x, neighbours=5)[0] == of_y).float().mean())
+    mine = [r for r in found if (r["corruption"], r["severity"], r["layer"]) == ("contrast", 5, "h")]
+    assert mine[0]["measure"] == "top-1" and mine[0]["value"] == pytest.approx(right)
+    clean = [r for r in found if r["corruption"] == "none" and r["layer"] == "h"]
+    assert [r["value"] for r in clean] == [
+        r["value"] for r in results["results"] if r["layer"] == "h" and r["protocol"] != "retrieval"
+    ]  # these are below the size at which pictures are framed
+    headers, rows = corruption_table(results)
+    assert [row[0] for row in rows] == ["none", "contrast", "pixelate"] and len(headers) == 1 + 2 * 3
+    assert float(rows[1][1]) == pytest.approx(np.mean([r["value"] for r in found if r["corruption"] == "contrast"
+        and r["layer"] == "h" and r["measure"] == "top-1" and r["protocol"] == "knn"]), abs=0.01)  # fmt: skip
+    assert any(row[:2] == ["knn", "top-1, corrupted"] for row in table(results)[1])
+    with Image.open(split_data.parent / "out" / "corruptions.png") as picture:
+        assert picture.info["Software"] == "simclr-hub"
+
+    # Kept: a second run computes no features; fewer images are class-balanced.
+    monkeypatch.setattr(Embedder, "stream", lambda *args, **kwargs: pytest.fail("computed again"))
+    again = run_it(split_data, *settings, "protocols=[knn,linear_features,retrieval]")
+    assert again["corruptions"] == found
+    few = run_it(split_data, *settings, "protocols=knn", "corruption_images=4")["corruptions"]
+    assert {r["images"] for r in few} == {4}
+
+
+def test_frost_needs_its_photos_and_all_leaves_it_out_without(
+    split_data: Path, tmp_path: Path, run_it: Callable[..., dict[str, Any]]
+) -> None:
+    own = ("protocols=knn", "severities=1", "corruption_images=2")
+    with pytest.raises(RecipeError, match="frost needs frost=FOLDER"):
+        run_it(split_data, *own, "corruptions=frost")
+    results = run_it(split_data, *own, "corruptions=all")
+    assert len({r["corruption"] for r in results["corruptions"]}) == 15  # fourteen, and none
+    assert "without frost, whose photos are to be given as frost=FOLDER" in results["notes"]
+    draw(tmp_path / "frost" / "a.png", (200, 200, 200), 0)
+    with pytest.raises(RecipeError, match="frost=.*needs photos of 8 bits, of more than 224 pixels"):
+        run_it(split_data, *own, "corruptions=frost", f"frost={tmp_path / 'frost'}")
+    (tmp_path / "frost" / "b.png").write_bytes(b"x")
+    with pytest.raises(RecipeError, match="frost=.*b.png"):
+        run_it(split_data, *own, "corruptions=frost", f"frost={tmp_path / 'frost'}")
+    for path in (tmp_path / "frost").iterdir():
+        Image.new("RGB", (300, 260), (220, 230, 240)).save(path)
+    results = run_it(split_data, *own, "corruptions=frost", f"frost={tmp_path / 'frost'}")
+    assert {r["corruption"] for r in results["corruptions"]} == {"none", "frost"}
 
 
 @pytest.mark.parametrize(
     "setting, words",
     [
+        ("corruptions=[contrast,foggy]", "unknown corruption foggy; is it fog"),
+        ("severities=[1,6]", "severities=6 must be 1 to 5"),
+        ("calibration=yes", "calibration=yes must be true or false"),
+        ("metric=map11 protocols=[knn,linear_features]", "protocols=knn: with metric=map11"),
+        ("metric=map11 calibration=true", "without calibration and corruptions"),
+        ("protocols=retrieval calibration=true", "need a protocol that predicts"),
+        ("corruptions=frost frost=nowhere", "nowhere"),
         ("protocol=knn", "unknown key protocol; is it protocols"),
         ("lr=1", "is it learning_rate"),
         ("protocols=[knn,linaer]", "unknown protocol linaer; is it linear"),
-        ("metric=top2", "metric=top2 is not one of top1, mean_per_class"),
+        ("metric=top2", "metric=top2 is not one of top1, mean_per_class, map11"),
         ("k=many", "k=many must be a whole number"),
         ("k=0", "k=0 must be a whole number, 1 or more"),
         ("k=2.5", "k=2.5 must be"),
@@ -243,7 +400,7 @@ def test_settings_that_make_no_sense_are_refused_by_name(
     setting: str, words: str, data: Path, run_it: Callable[..., dict[str, Any]]
 ) -> None:
     with pytest.raises(RecipeError) as error:
-        run_it(data, setting)
+        run_it(data, *setting.split() if "=" in setting.partition(" ")[2] else [setting])
     assert words in str(error.value)
     assert not (data.parent / "out" / "results.json").exists()
 

@@ -1,28 +1,31 @@
 import json
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from test_supervised import CASES, DATA, assert_weights_are, images_of, network, relative
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from training_runs import (
+    RECIPE,
+    SECTION,
+    assert_killed_runs_end_alike,
+    assert_same_bits,
+    run_on,
+    weights_of,
+    write_recipe,
+)
 from transformers import TrainerCallback, pipeline
 from transformers.trainer_utils import get_last_checkpoint
 
 from simclr_hub import SimCLRConfig, SimCLRForImageClassification, SimCLRImageProcessor, SimCLRModel
 from simclr_hub.errors import RecipeError
 from simclr_hub.scan import Rules
-from simclr_hub.training import finetune as module
 from simclr_hub.training.augmentations import Views
 from simclr_hub.training.finetune import (
     FINETUNE,
@@ -40,31 +43,6 @@ from simclr_hub.training.optimization import official_steps, scale_learning_rate
 from simclr_hub.training.pretrain import load_recipe
 from simclr_hub.training.supervised import TRAINED_FROM, choose_trained, start_from_zeros
 
-SECTION = {
-    "depths": [1, 1],
-    "layer_type": "basic",
-    "width_multiplier": 0.125,
-    "stem_type": "small",
-    "projection_dim": 16,
-    "image_size": 16,
-}
-RECIPE = {
-    "side": 16,
-    "model": SECTION,
-    "views": {"area": [0.5, 1.0]},
-    "training": {
-        "batch_size": 8,
-        "num_train_epochs": 4,
-        "learning_rate": 0.5,
-        "optimizer": "sgd",
-        "max_grad_norm": 0,
-        "save_strategy": "steps",
-        "save_steps": 3,
-        "logging_steps": 1,
-        "use_cpu": True,
-        "disable_tqdm": True,
-    },
-}
 COLOURS = {"cat": (200, 40, 40), "dog": (40, 200, 40), "owl": (40, 40, 200)}
 
 
@@ -83,9 +61,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> str:
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(RECIPE))
-    return str(path)
+    return write_recipe(tmp_path)
 
 
 class Stop(TrainerCallback):
@@ -163,6 +139,20 @@ def test_every_epoch_is_a_whole_one_and_batches_cross_its_end(photos: Path, tmp_
     assert [Draws(part, 1, 16, Views(8), tmp_path)[j]["labels"] for j in range(13)] != labels[:13]
 
 
+def test_one_process_decodes_for_all(photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "some")
+    (tmp_path / "some" / "train" / "dog" / "bad.png").write_bytes(b"text")
+    views, parts = Views(8, operations=["crop", "flip"]), [part_of(tmp_path / "some") for _ in range(2)]
+    first = Draws(parts[0], 0, 16, views, tmp_path)
+    written = (tmp_path / "cache" / "labelled-16.npy").stat()
+    other = Draws(parts[1], 0, 16, views, tmp_path, decodes=False)
+    assert (tmp_path / "cache" / "labelled-16.npy").stat().st_mtime_ns == written.st_mtime_ns
+    assert len(first.places) == 13 and parts[0].unreadable == parts[1].unreadable != {}
+    first.count = other.count = 13
+    assert all(torch.equal(first[j]["images"], other[j]["images"]) for j in range(13))
+    assert [first[j]["labels"] for j in range(13)] == [other[j]["labels"] for j in range(13)]
+
+
 @pytest.mark.parametrize(
     ("name", "images", "steps", "peak"),
     [
@@ -203,6 +193,17 @@ def test_the_loss_is_weighted_by_class(photos: Path, tmp_path: Path) -> None:
         assert loss.item() == pytest.approx(float(trainer.weights[label]) * np.log(3), rel=1e-5)
 
 
+def test_moving_variances_are_the_biased_ones(photos: Path, tmp_path: Path) -> None:
+    trainer = small_trainer(photos, tmp_path, 16, 0)
+    norm = [module for module in trainer.model.modules() if isinstance(module, _BatchNorm)][-1]  # of g: n = 8
+    seen: list[Tensor] = []
+    norm.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    before = norm.running_var.clone()
+    images = torch.randint(256, (8, 3, 16, 16), dtype=torch.uint8)
+    trainer.compute_loss(trainer.model, {"images": images, "labels": torch.zeros(8, dtype=torch.int64)})
+    torch.testing.assert_close(norm.running_var, before.lerp(seen[0].var(0, correction=0), norm.momentum))
+
+
 def test_the_best_is_the_first_of_equal_ones() -> None:
     assert [since_best([{"eval_top1": v} for v in values]) for values in ([], [1], [1, 3, 3], [1, 2, 3])] == [
         0,
@@ -210,17 +211,6 @@ def test_the_best_is_the_first_of_equal_ones() -> None:
         1,
         0,
     ]
-
-
-def weights_of(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint."""
-    found = {"": "model.safetensors", "ema.": "ema/model.safetensors", "best.": "best.safetensors"}
-    return {
-        f"{prefix}{key}": value
-        for prefix, name in found.items()
-        if (folder / name).exists()
-        for key, value in load_file(folder / name).items()
-    }
 
 
 def small_trainer(photos: Path, output: Path, side: int | None, patience: int) -> Any:
@@ -262,8 +252,7 @@ def test_a_stopped_run_ends_with_the_same_bits(
         again = small_trainer(photos, output, side, patience)
         again.train(resume_from_checkpoint=get_last_checkpoint(str(output)))
         found = weights_of(output / "checkpoint-7")
-        assert whole.keys() == found.keys()
-        assert not [key for key in whole if not torch.equal(whole[key], found[key])]
+        assert_same_bits(whole, found)
 
 
 def test_a_run_ends_where_nothing_gets_better_and_keeps_the_best(
@@ -273,11 +262,12 @@ def test_a_run_ends_where_nothing_gets_better_and_keeps_the_best(
     values = iter([50.0, 60.0, 60.0, 55.0, 99.0, 99.0])
     seen: list[dict[str, Tensor]] = []
 
-    def told(model: SimCLRForImageClassification, evaluation: Evaluation) -> tuple[dict[str, float], int]:
-        seen.append({key: value.clone() for key, value in model.state_dict().items()})
+    def told(trainer: ClassifierTrainer, model: SimCLRForImageClassification | None = None) -> Any:
+        found = (model or trainer.result).state_dict()
+        seen.append({key: value.clone() for key, value in found.items()})
         return {"top1": next(values), "loss": 1.0}, 12
 
-    monkeypatch.setattr(module, "accuracies", told)
+    monkeypatch.setattr(ClassifierTrainer, "measure", told)
     output = tmp_path / "out"
     settings = (f"data={photos}", f"output_dir={output}", "patience=2", "eval_strategy=epoch", "num_train_epochs=20")
     settings = (*settings, "save_steps=8")
@@ -315,6 +305,14 @@ def test_a_folder_to_a_classifier_that_names_labels(
     assert "pipeline_tag: image-classification" in card and "`simclr-hub finetune`" in card
     assert load_recipe(str(final / "recipe.yaml"), (), FINETUNE)["training"]["num_train_epochs"] == 15
     assert isinstance(SimCLRModel.from_pretrained(final), SimCLRModel)  # and on from here
+
+
+def test_a_start_takes_another_side(photos: Path, recipe: str, tmp_path: Path) -> None:
+    start = tmp_path / "start"
+    SimCLRModel(SimCLRConfig(**{**SECTION, "image_size": 32})).save_pretrained(start)
+    settings = (f"data={photos}", f"output_dir={tmp_path / 'out'}", f"init_from={start}", "max_steps=1")
+    final = finetune(recipe, settings)  # whose section model says 16
+    assert SimCLRImageProcessor.from_pretrained(final).size["height"] == 16
 
 
 def test_only_the_classifier_learns_if_only_that_is_to(photos: Path, recipe: str, tmp_path: Path) -> None:
@@ -379,27 +377,31 @@ def test_unreadable_images_are_left_out_and_listed(photos: Path, recipe: str, tm
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_killed_at_any_moment_a_rerun_gives_the_same_classifier(photos: Path, recipe: str, tmp_path: Path) -> None:
-    code = "import sys; from simclr_hub.training.finetune import finetune; finetune(sys.argv[1], tuple(sys.argv[2:]))"
+    settings = [recipe, f"data={photos}", "max_steps=150", "save_steps=1", "save_total_limit=2", "ema_decay=0.9"]
+    settings += ["patience=1000", "eval_strategy=epoch", "class_weights=balanced"]
+    assert_killed_runs_end_alike("finetune", settings, tmp_path, 150)
 
-    def command(output: Path) -> list[str]:
-        settings = [f"data={photos}", f"output_dir={output}", "max_steps=150", "save_steps=1", "save_total_limit=2"]
-        settings += ["ema_decay=0.9", "patience=1000", "eval_strategy=epoch", "class_weights=balanced"]
-        return [sys.executable, "-c", code, recipe, *settings]
 
-    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
-    generator, kills = random.Random(0), 0
-    for _ in range(10):
-        process = subprocess.Popen(command(tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        before = set(tmp_path.glob("killed/checkpoint-*"))
-        while process.poll() is None and set(tmp_path.glob("killed/checkpoint-*")) <= before:
-            time.sleep(0.01)
-        time.sleep(generator.uniform(0, 0.5))
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
-    assert kills >= 3
-    subprocess.run(command(tmp_path / "killed"), check=True, capture_output=True)
-    for name in ("final", "checkpoint-150"):
-        whole, resumed = (weights_of(tmp_path / run / name) for run in ("whole", "killed"))
-        assert whole.keys() == resumed.keys() and not [
-            key for key in whole if not torch.equal(whole[key], resumed[key])
-        ]
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", [(), ("trained_from=classifier", "head=frozen")])
+def test_two_processes_end_with_the_weights_of_one(
+    photos: Path, recipe: str, tmp_path: Path, trained: tuple[str, ...]
+) -> None:
+    """With the classifier on g's first layer, whose second is computed for its statistics alone."""
+    settings = [recipe, f"data={photos}", "side=null", "projection_layer=1", "head=trained", "ema_decay=0.5"]
+    settings += ["class_weights=balanced", "eval_strategy=steps", "eval_steps=2", "patience=9", "learning_rate=0.05"]
+    for processes in (1, 2):
+        run_on(processes, "finetune", *settings, *trained, f"output_dir={tmp_path / str(processes)}")
+    one, two = (tmp_path / n / "checkpoint-7" for n in ("1", "2"))
+    theirs = weights_of(one)
+    assert {key.partition(".")[0] for key in theirs} >= {"ema", "best", "simclr"}
+    for key, value in weights_of(two).items():
+        torch.testing.assert_close(value, theirs[key], rtol=1e-4, atol=1e-5, msg=key)
+    logs = [json.loads((path / "trainer_state.json").read_text())["log_history"] for path in (one, two)]
+    for name in ("loss", "eval_top1", "eval_loss"):
+        ours, alone = ([entry[name] for entry in log if name in entry] for log in (logs[1], logs[0]))
+        assert ours == pytest.approx(alone, abs=1e-4) and ours
+    norm = "simclr.projection.layers.1.normalization.running_mean"
+    assert "running_mean" in " ".join(theirs) and (norm not in theirs or theirs[norm].abs().max() > 0)
+    assert {path.name for path in two.iterdir()} >= {"rng_state_0.pth", "rng_state_1.pth"}
+    assert json.loads((tmp_path / "2" / "final" / "results.json").read_text())["data"].endswith("13 images")

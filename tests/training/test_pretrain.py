@@ -19,12 +19,15 @@ from safetensors.torch import load_file
 
 from simclr_hub import SimCLRModel
 from simclr_hub.errors import RecipeError, TrainingError
+from simclr_hub.loading import weights_hash
 from simclr_hub.scan import Rules
 from simclr_hub.sources import folder_images
 from simclr_hub.training.augmentations import Views
 from simclr_hub.training.data import ImageArray, ImageViews, open_rows
-from simclr_hub.training.pretrain import load_recipe, pretrain
+from simclr_hub.training.pretrain import load_recipe, pretrain, start_model
+from simclr_hub.training.protocols import features, knn_accuracy
 from simclr_hub.training.publish import stage_model
+from simclr_hub.training.trainer import SimCLRTrainer
 
 RECIPE = {
     "side": 16,
@@ -150,6 +153,7 @@ def test_a_folder_to_a_loadable_model_and_further(recipe: str, photos: Path, tmp
     model = SimCLRModel.from_pretrained(final).eval()
     assert model(torch.rand(2, 3, 16, 16)).pooler_output.shape == (2, 16)
     assert {path.name for path in output.iterdir()} == {
+        "before.json",
         "cache",
         "checkpoint-2",
         "checkpoint-4",
@@ -172,6 +176,52 @@ def test_a_folder_to_a_loadable_model_and_further(recipe: str, photos: Path, tmp
         recipe, (f"data={photos}", f"output_dir={tmp_path / 'other'}", f"init_from={final}", "max_steps=1")
     )
     assert SimCLRModel.from_pretrained(other).config.depths == [1, 1]
+
+
+def test_a_run_with_labels_ends_with_before_and_after(
+    recipe: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    settings = (f"data={photos}", f"output_dir={output}", "seed=5")
+    final = pretrain(recipe, settings)
+    kept = json.loads((output / "before.json").read_text())
+    # Of the weights it started from: every tenth of 18 images is one, looked up among 17.
+    start, _ = start_model(load_recipe(recipe, settings)["model"], None, 5)
+    array = ImageArray.load(str(photos), "train", 16, output / "cache")
+    h, labels = features(start, array, 18)
+    others = torch.arange(18) != 9
+    expected = knn_accuracy(h[9:10], labels[9:10], h[others], labels[others])[0]
+    assert (kept["knn"], kept["images"], kept["of"]["weights"]) == (expected, 1, weights_hash(start))
+    after, before = json.loads((final / "results.json").read_text())["results"]
+    assert after["dataset"].endswith("every tenth image") and before["value"] == expected
+    told = f"1 images of every tenth image: {expected:.2f} % before training, {after['value']:.2f} % ["
+    assert told in capsys.readouterr().err
+
+    # Gone on with, a run reads it; with other data, or if it is damaged, it is measured again.
+    measured: list[tuple[float, int]] = []
+    knn = SimCLRTrainer.knn
+
+    def watched(self: SimCLRTrainer) -> tuple[float, int]:
+        measured.append(knn(self))
+        return measured[-1]
+
+    monkeypatch.setattr(SimCLRTrainer, "knn", watched)
+    (output / "before.json").write_text(json.dumps({**kept, "knn": 12.5}))
+    pretrain(recipe, (*settings, "max_steps=5"))
+    assert "12.50 % before training" in capsys.readouterr().err and len(measured) == 1  # after
+    (output / "before.json").write_text(json.dumps({**kept, "knn": 12.5})[:-9])
+    pretrain(recipe, (*settings, "max_steps=6"))
+    assert f"{expected:.2f} % before training" in capsys.readouterr().err and len(measured) == 3
+    (output / "before.json").write_text(json.dumps({**kept, "knn": 12.5, "of": {**kept["of"], "weights": "x"}}))
+    pretrain(recipe, (*settings, "max_steps=7"))
+    assert "12.50" not in capsys.readouterr().err and len(measured) == 5
+    # Without labels nothing is measured.
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in photos.rglob("*.png"):
+        (flat / f"{path.parent.name}-{path.name}").write_bytes(path.read_bytes())
+    pretrain(recipe, (f"data={flat}", f"output_dir={tmp_path / 'none'}"))
+    assert len(measured) == 5 and not (tmp_path / "none" / "before.json").exists()
 
 
 def test_a_second_process_in_the_same_directory_is_refused(recipe: str, photos: Path, tmp_path: Path) -> None:
@@ -422,7 +472,8 @@ def test_a_run_is_ready_to_publish(recipe: str, photos: Path, tmp_path: Path) ->
     state = json.loads((tmp_path / "my run" / "checkpoint-4" / "trainer_state.json").read_text())
     assert record["data"] == "data, split train: 18 images"
     assert record["trained"] == "4 steps of 8 images, 2 epochs, weights averaged with a decay of 0.9"
-    (result,) = record["results"]
+    result, before = record["results"]
+    assert before["measure"] == result["measure"] + ", before training" and 0 <= before["value"] <= 100
     assert 0 <= result["value"] <= 100 and state["global_step"] == 4
     again = load_recipe(str(final / "recipe.yaml"))
     assert again["data"] == "data" and again["eval_split"] == "test" and again["training"]["max_steps"] == 4

@@ -1,5 +1,6 @@
 """The staged folder: what is in it, what is refused, what the command says. Uploading: tests/test_hub_roundtrip.py."""
 
+import copy
 import hashlib
 import json
 import pickle
@@ -10,12 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import SAMPLE_PHOTOS, randomized, tiny_config
 
 from simclr_hub import Embedder, SimCLRForImageClassification, SimCLRImageProcessor, SimCLRModel
 from simclr_hub.errors import CheckpointError, PublishError
 from simclr_hub.loading import load_whitening, weights_hash
+from simclr_hub.training.evaluate import evaluate
 from simclr_hub.training.publish import stage_model
 from simclr_hub.training.stage import CODE, apache_licence, check_staged
 from simclr_hub.training.trained_cards import write_record
@@ -254,6 +258,67 @@ def test_the_card_of_a_model_with_a_recipe_and_results(source, stage):
     assert r"| accuracy (%) | 12.5 | ours \| theirs | `make x` |" in card
     card = (stage(source, recipe="tiny_imagenet_default", results=source / "none.json") / "README.md").read_text()
     assert "stem_type: small" in card and "None were measured." in card
+
+
+def test_the_card_takes_the_numbers_of_evaluate_if_they_are_of_its_weights(source, stage, tmp_path, tiny_model):
+    data = tmp_path / "my photos"
+    for label, value in (("cat", 60), ("dog", 200)):
+        for i in range(8):
+            (data / label).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (20, 20), (value, 10 * i, i)).save(data / label / f"{i}.png")
+    other = tmp_path / "other"
+    randomized(SimCLRModel(tiny_config())).save_pretrained(other)
+    SimCLRImageProcessor(size=64).save_pretrained(other)
+    settings = [
+        f"data={data}",
+        f"output_dir={tmp_path / 'out'}",
+        f"cache={tmp_path / 'cache'}",
+        "layers=[h,g1]",
+        "ks=1",
+    ]
+    evaluate([str(source), str(other)], [*settings, "protocols=[knn,retrieval]", "k=3"])
+    file = tmp_path / "out" / "results.json"
+    found = json.loads(file.read_text())
+    own = {"measure": "accuracy (%)", "value": 12.5, "dataset": "ours", "command": "make x"}
+    (source / "results.json").write_text(json.dumps({"data": "10 photos", "results": [own]}))
+    card = (stage(source, results=file) / "README.md").read_text()
+    assert "Trained on 10 photos." in card and "| accuracy (%) | 12.5 |" in card  # what it says itself stays
+    index = yaml.safe_load(card.split("---")[1])["model-index"][0]["results"]
+    metrics = [(m["type"], m["name"], m["value"]) for result in index for m in result["metrics"]]
+    mine = [one for one in found["results"] if one["model"] == str(source)]
+    assert len(metrics) == len(mine) == 2 * (2 + 3) and not [m for m in metrics if "None" in m[1]]
+    assert {kind for kind, _, _ in metrics} == {"accuracy", "precision", "recall", "mean_average_precision"}
+    for one in mine:
+        name = f"{one['measure']} (%), {one['protocol']} on {one['layer']} ["
+        assert [value for _, told, value in metrics if told.startswith(name)] == [round(one["value"], 2)]
+    dataset = index[0]["dataset"]
+    assert dataset["type"] == "imagefolder" and dataset["name"] == "my photos, 2 images held out of split train"
+    assert "simclr-hub evaluate source other 'data=my photos' 'layers=[h,g1]'" in card.replace("''", "'")
+    assert str(tmp_path) not in card
+
+    # Of other weights, or not as it was written: refused.
+    with pytest.raises(PublishError, match="is of other weights .*source.*other.*; evaluate .* and give its"):
+        spoilt = {
+            name: {k: {**v, "weights": "0"} for k, v in kinds.items()} for name, kinds in found["models"].items()
+        }
+        file.write_text(json.dumps({**found, "models": spoilt}))
+        stage(source, results=file)
+    for spoilt in ({**found, "models": 3}, {**found, "results": [{}]}, {**found, "data": {}}):
+        file.write_text(json.dumps(spoilt))
+        with pytest.raises(PublishError, match="not as simclr-hub evaluate writes it"):
+            stage(source, results=file)
+    found["results"][0]["value"] = float("nan")
+    file.write_text(json.dumps(found))
+    with pytest.raises(PublishError, match="nan is not a number"):
+        stage(source, results=file)
+    # A weight of g changed: the numbers of h are its own still, those of g are not.
+    file.write_text(json.dumps({**found, "results": found["results"][1:]}))
+    changed = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        next(changed.projection.parameters()).add_(1)
+    changed.save_pretrained(source)
+    card = (stage(source, results=file) / "README.md").read_text()
+    assert "knn on h" in card and "on g1" not in card
 
 
 def test_a_processor_with_a_mean_is_described(source, stage):

@@ -245,3 +245,16 @@ def test_the_online_classifier_of_pretraining_is_the_official_one() -> None:
         scheduler.step()
     model.classifier.load_state_dict(online.classifier.state_dict())
     assert_weights_are(model, names, data, case)
+
+
+def test_processes_with_different_numbers_of_labels_have_the_mean_of_all() -> None:
+    student, teacher = torch.randn(8, 3), torch.randn(8, 3)
+    labels = torch.tensor([0, 1, 2, 1, -1, -1, 0, -1])
+    whole = mixed_loss(student, teacher, labels, 2.0, 0.3)
+    mean = 5 / 2  # labelled rows of a process
+    halves = [
+        mixed_loss(*(x[rows] for x in (student, teacher, labels)), 2.0, 0.3, mean) for rows in (slice(4), slice(4, 8))
+    ]
+    assert float(sum(halves) / 2) == pytest.approx(float(whole), rel=1e-6)
+    unlabelled = mixed_loss(student, teacher, torch.full((8,), -1), 2.0, 0.3)
+    assert torch.equal(unlabelled, 0.3 * distillation_loss(student, teacher, 2.0))

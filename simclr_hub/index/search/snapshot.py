@@ -172,6 +172,22 @@ class Snapshot:
             start += len(rows)
         return [paths[i] for i in order.tolist()], whole
 
+    def contents(self) -> tuple[list[bytes], np.ndarray, list[list[str]]]:
+        """Return the live contents' hashes, their vectors (N, D), and the paths of the photos of each."""
+        rows, vectors = [], []
+        for start, segment, allowed in zip(self.starts, self.segments, self.allowed, strict=False):
+            here = np.arange(len(segment.photos)) if allowed is None else np.flatnonzero(allowed)
+            rows.append(here + start)
+            vectors.append(segment.vectors.all()[here])
+        every = np.concatenate(rows)
+        first, last = self.photos_of(every)
+        counts = last - first
+        photos = np.arange(counts.sum()) + np.repeat(first - np.cumsum(counts) + counts, counts)
+        self.verify_paths(photos)
+        paths, ends = self.paths(photos), np.cumsum(counts).tolist()
+        of_each = [paths[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+        return self.hashes(every), np.concatenate(vectors), of_each
+
 
 def _merged(parts: list[tuple[np.ndarray, list[_T]]]) -> list[_T]:
     """Put the items of several segments at their places."""
