@@ -378,7 +378,7 @@ class SimilarityIndex:
             IndexMismatchError: the model that made the index cannot be had.
         """
         given = Given.of(examples)
-        return self._use(lambda snapshot: label_snapshot(snapshot, self._store, self._maker, given, progress))
+        return self.use_snapshot(lambda snapshot: label_snapshot(snapshot, self._store, self._maker, given, progress))
 
     def status(self) -> dict[str, Any]:
         """Return what the index holds and what made it; plain values, ready for JSON."""
