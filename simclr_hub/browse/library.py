@@ -27,6 +27,8 @@ SORTS: tuple[Sort, ...] = get_args(Sort)
 ID = re.compile(r"[0-9a-f]{80}")
 #: Orders that are kept, of 8 MB each where there are a million photos.
 KEPT = 8
+#: Seconds since 1970 at which the years 1 and 10000 begin: no photo was made before or after.
+YEARS = -62_135_596_800, 253_402_300_800
 _T = TypeVar("_T")
 
 
@@ -299,6 +301,8 @@ def _times(snapshot: Snapshot) -> np.ndarray:
         parts = []
         for segment in snapshot.segments:
             times = _segment_numbers(segment, "modified").copy()
+            with np.errstate(invalid="ignore"):
+                times[~((times > YEARS[0]) & (times < YEARS[1]))] = np.nan  # a file system may say anything, too
             column = segment.columns.get("taken")
             if column is not None and len(column.codes):
                 known = np.array([_seconds(word) for piece in column.words.pieces() for word in piece] or [np.nan])
