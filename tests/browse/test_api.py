@@ -22,7 +22,7 @@ from simclr_hub.browse.server import serving
 
 HOSTILE = (
     "<img src=x onerror=alert(1)>.png",
-    "'\"><script>alert(1)</script>.png",
+    "'\"><svg onload=alert(1)>.png",
     "new\nline\r\nX-Injected: yes.png",
     "\u202egnp.exe.png",
     "tab\t\x1b[31mred.png",

@@ -111,7 +111,8 @@ export class Grid {
       if (controller.signal.aborted) return;
       this.chunks.set(chunk, photos);
       if (this.chunks.size > KEPT) this.chunks.delete(this.chunks.keys().next().value);
-      if (total !== this.total) {
+      if (total !== this.total || !this.told) {
+        this.told = true; // that there is none, too
         this.total = total;
         this.options.ontotal?.(total);
         this.waiting.delete(chunk);
