@@ -1,20 +1,24 @@
-"""A map of a collection: where each photo lies among what is like it, clusters, the odd ones out, dark and blank ones.
+"""A map of a collection: where each photo lies among what is like it, clusters, odd, dark, blank and blurred ones.
 
 It is drawn once, on a thread of the server, and kept in the index.
 """
 
 import base64
 import io
-from dataclasses import dataclass, fields
+import os
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
-from ..errors import MissingExtraError
+from .._threads import Pool
+from ..errors import ImageError, MissingExtraError
 from ..index import SimilarityIndex
 from ..index.search.ann import faiss
 from ..signature import as_rows, unpack
 from .jobs import Progress
+from .library import Library, UnknownPhotoError
+from .pictures import quality
 
 #: Photos that a map shows; of a larger collection as many, drawn by chance.
 MOST = 20_000
@@ -38,6 +42,7 @@ class Map:
         odd: mean cosine to its nearest neighbours, float32 (N,).
         dark: bool (N,).
         blank: bool (N,).
+        sharpness: see `pictures.quality`, float32 (N,), NaN where it was not measured, which takes reading the photo.
         total: contents of the collection, of which these were drawn.
     """
 
@@ -48,6 +53,7 @@ class Map:
     odd: np.ndarray
     dark: np.ndarray
     blank: np.ndarray
+    sharpness: np.ndarray
     total: int
 
     def to_record(self) -> dict[str, Any]:
@@ -108,8 +114,29 @@ def draw_map(index: SimilarityIndex, progress: Progress) -> Map:
         odd=near.mean(1) if near.shape[1] else np.ones(len(hashes), np.float32),
         dark=seen & (thumbnails.max(1) < DARK),
         blank=seen & (np.ptp(thumbnails, axis=1) < BLANK),
+        sharpness=np.full(len(hashes), np.nan, np.float32),
         total=max(total, len(hashes)),
     )
+
+
+def measure_sharpness(found: Map, library: Library, progress: Progress) -> Map:
+    """Return a map with the sharpness of every photo that can be read; those measured before are not read again."""
+    photos = library.of_contents([bytes(one) for one in found.hashes])
+    sharpness = found.sharpness.copy()
+    missing = [at for at in np.flatnonzero(np.isnan(sharpness)).tolist() if photos[at]]
+
+    def measure(at: int) -> float:
+        photo = photos[at]
+        try:
+            return quality(bytes(found.hashes[at]), library.paths_of(photo["id"]) if photo else [])["sharpness"]
+        except (ImageError, UnknownPhotoError):
+            return np.nan
+
+    with Pool(os.cpu_count() or 1, "simclr-sharpness") as pool:
+        for done, (at, value) in enumerate(pool.map(measure, missing, ahead=16), 1):
+            sharpness[at] = value
+            progress(done, len(missing))
+    return replace(found, sharpness=sharpness)
 
 
 def _vector(vector: np.ndarray | None, dim: int) -> np.ndarray:
