@@ -6,6 +6,8 @@ It is drawn once, on a thread of the server, and kept in the index.
 import base64
 import io
 import os
+import zipfile
+import zlib
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -22,6 +24,8 @@ from .pictures import quality
 
 #: Photos that a map shows; of a larger collection as many, drawn by chance.
 MOST = 20_000
+#: Bytes that a map takes at most.
+MOST_BYTES = 1 << 24
 #: Photos that t-SNE lays out; the others lie among the nearest of these.
 LAID_OUT = 4000
 #: Neighbours whose mean cosine tells how odd a photo is, and that a photo beyond `LAID_OUT` lies among.
@@ -71,9 +75,13 @@ class Map:
             ValueError: it is something else.
         """
         try:
-            with np.load(io.BytesIO(base64.b64decode(record["npz"])), allow_pickle=False) as arrays:
+            file = io.BytesIO(base64.b64decode(record["npz"]))
+            with zipfile.ZipFile(file) as parts:  # of an index from elsewhere: it may unpack to any size
+                if sum(part.file_size for part in parts.infolist()) > MOST_BYTES:
+                    raise ValueError("no map: it is too large")
+            with np.load(file, allow_pickle=False) as arrays:
                 found = cls(**{one.name: arrays[one.name] for one in fields(cls)})
-        except (KeyError, OSError, TypeError) as e:
+        except (KeyError, OSError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as e:
             raise ValueError(f"no map: {e}") from e
         number = len(found.hashes)
         if any(len(getattr(found, one.name)) != number for one in fields(cls) if one.name != "total"):
@@ -175,7 +183,7 @@ def _layout(vectors: np.ndarray) -> np.ndarray:
         raise MissingExtraError("scikit-learn", "web") from e
     number = len(vectors)
     if number < 5:
-        return np.stack([np.linspace(-0.5, 0.5, number), np.zeros(number)], 1).astype(np.float32)
+        return _within(np.stack([np.arange(number), np.zeros(number)], 1))
     some = np.sort(np.random.default_rng(0).permutation(number)[:LAID_OUT])
     perplexity = min(30.0, (len(some) - 1) / 3)
     tsne = TSNE(2, perplexity=perplexity, init="pca", learning_rate="auto", random_state=0)
@@ -191,6 +199,11 @@ def _layout(vectors: np.ndarray) -> np.ndarray:
         weight = np.take_along_axis(cosines, best, 1).clip(1e-3) ** 4
         mean = (laid[best] * weight[..., None]).sum(1) / weight.sum(1, keepdims=True)
         places[block] = mean + jitter[start : start + len(block)]
-    places -= places.mean(0)
-    within: np.ndarray = places / np.abs(places).max().clip(1e-9)
+    return _within(places)
+
+
+def _within(places: np.ndarray) -> np.ndarray:
+    """Move and scale places (N, 2) so that they lie around 0 and within -1 and 1."""
+    centred = places - places.mean(0)
+    within: np.ndarray = centred / np.abs(centred).max().clip(1e-9)
     return within.astype(np.float32)
