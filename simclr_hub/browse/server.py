@@ -12,7 +12,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from ..errors import ImageError, IndexLockedError, MissingExtraError, OutputError, SimCLRHubError
+from ..errors import ImageError, IndexLockedError, LabelError, MissingExtraError, OutputError, SimCLRHubError
 from ..images import describe
 from ..index import SimilarityIndex
 
@@ -67,6 +67,7 @@ def make_app(index: SimilarityIndex, *, local: bool = True) -> FastAPI:
         (UnknownPhotoError, 404),
         (ImageError, 422),
         (IndexLockedError, 409),
+        (LabelError, 422),
         (OutputError, 422),
         (SimCLRHubError, 500),
         (ValueError, 422),
