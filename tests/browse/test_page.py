@@ -223,15 +223,15 @@ def test_on_a_phone_by_touch(window: Callable[..., Page], served: Address) -> No
 
 @pytest.fixture
 def copies(tmp_path: Path) -> Iterator[tuple[Path, Address]]:
-    """Twelve photos, each with a copy in backup/, and one of them re-encoded."""
+    """Twelve photos, each with a copy in backup/, and one more with itself re-encoded."""
     folder = tmp_path / "my photos"
-    (folder / "backup").mkdir(parents=True)
-    for path in sorted(SAMPLE_PHOTOS.glob("*.jpg"))[:12]:
-        shutil.copy(path, folder)
-        shutil.copy(path, folder / "backup")
-    first = sorted(SAMPLE_PHOTOS.glob("*.jpg"))[20]
-    shutil.copy(first, folder)
-    Image.open(first).save(folder / "again.webp", quality=80)
+    for name in ("trip", "backup"):
+        (folder / name).mkdir(parents=True)
+        for path in sorted(SAMPLE_PHOTOS.glob("*.jpg"))[:12]:
+            shutil.copy(path, folder / name)
+    other = sorted(SAMPLE_PHOTOS.glob("*.jpg"))[20]
+    shutil.copy(other, folder / "trip")
+    Image.open(other).save(folder / "trip" / "again.webp", quality=80)
     with SimilarityIndex.create(tmp_path / "i", FakeEmbedder()) as made:
         made.sync(folder)
         with serving(made) as address:
@@ -300,7 +300,7 @@ def test_hostile_names_and_exif_are_shown_and_do_nothing(
         exif = Image.Exif()
         exif[0x010F] = exif[0x0110] = f"<img src=x onerror=alert(1)>{'A' * 90}"
         picture.save(folder / name, "PNG", exif=exif)
-        shutil.copy(folder / name, folder / f"2{name[:200]}")
+        shutil.copy(folder / name, folder / f"2 {name}")
     with SimilarityIndex.create(tmp_path / "i", FakeEmbedder()) as made:
         made.sync(folder)
         with serving(made) as address:
