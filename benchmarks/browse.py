@@ -3,9 +3,9 @@
     python benchmarks/browse.py --folder FOLDER [--only 100000 1000000] [--index YOUR.index]
 
 Each size is an index of drawn vectors (benchmarks/search.py, 256 wide), made in FOLDER where it is not there yet; its
-photos have no files, so that what is measured is the server and the page. `--index` measures one of real photos, too, with
-thumbnails. The server is the command in a process of its own; the page runs in headless Chromium, in a window of 1280 x
-800. Wall clock, medians and the worst of `REPEAT`, with the machine's load beside; server CPU is the process's own.
+photos have no files, so that what is measured is the server and the page. `--index` measures one of real photos, too,
+with thumbnails. The server is the command in a process of its own; the page runs in headless Chromium, in a window of
+1280 x 800. Wall clock, medians and the worst of `REPEAT`, with the machine's load beside; server CPU is the process's.
 """
 
 import argparse
@@ -33,9 +33,12 @@ REPEAT = 15
 #: Resolves to milliseconds once an element is there that matches, after `begin` was run.
 UNTIL = """([begin, selector]) => new Promise((done) => {
   const start = performance.now();
-  const there = () => document.querySelector(selector) && (observer.disconnect(), requestAnimationFrame(() => done(performance.now() - start)));
-  const observer = new MutationObserver(there);
-  observer.observe(document.body, { childList: true, subtree: true, attributes: true, attributeFilter: ["aria-label"] });
+  const observer = new MutationObserver(() => {
+    if (!document.querySelector(selector)) return;
+    observer.disconnect();
+    requestAnimationFrame(() => done(performance.now() - start));
+  });
+  observer.observe(document.body, { childList: true, subtree: true });
   new Function(begin)();
 })"""
 PHOTO = ".tile .open:not([aria-label='loading'])"
@@ -95,7 +98,10 @@ def over_http(address: str, pid: int) -> dict[str, Any]:
         wanted = page["photos"][0]["id"]
         details.append(ask("GET", f"photos/{wanted}")[0])
     between = cpu(pid)
-    ids = [ask("GET", f"photos?offset={step * total // (REPEAT + 1) + 7}&limit=1")[1]["photos"][0]["id"] for step in range(REPEAT)]
+    ids = [
+        ask("GET", f"photos?offset={step * total // (REPEAT + 1) + 7}&limit=1")[1]["photos"][0]["id"]
+        for step in range(REPEAT)
+    ]
     between = cpu(pid)
     for wanted in ids:
         searches.append(ask("POST", "search", {"like": [wanted], "k": 120})[0])
@@ -148,11 +154,15 @@ def measure(index: Path, *, pictures: bool) -> dict[str, Any]:
                 page.goto(address, wait_until="commit")
                 page.locator(PHOTO).first.wait_for(state="attached")
                 usable = time.perf_counter() - opening
-                found[f"{name} start: command to address, then to photos in the grid, s"] = f"{ready:.2f} + {usable:.2f}"
+                found[f"{name} start: command to address, then to photos in the grid, s"] = (
+                    f"{ready:.2f} + {usable:.2f}"
+                )
                 found[f"{name} start, server CPU s"] = round(cpu(process.pid), 2)
                 if pictures:
                     page.wait_for_function("[...document.querySelectorAll('.tile img')].every((one) => one.complete)")
-                    found[f"{name} start: to all pictures of the first screen, s"] = round(time.perf_counter() - opening, 2)
+                    found[f"{name} start: to all pictures of the first screen, s"] = round(
+                        time.perf_counter() - opening, 2
+                    )
                 if name == "third":
                     found |= in_browser(page)
                     page.close()

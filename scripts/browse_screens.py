@@ -2,8 +2,8 @@
 
     python scripts/browse_screens.py [--photos FOLDER] [--out docs]
 
-Without a folder the shipped sample photos are shown, some of them copied and edited into a second folder, so that there are
-duplicates to review. Needs Chromium and `pip install playwright`.
+Without a folder the shipped sample photos are shown, some of them copied and edited into a second folder, so that
+there are duplicates to review. Needs Chromium and `pip install playwright`.
 """
 
 import argparse

@@ -4,6 +4,7 @@ import secrets
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from .label_api import make_label_api
 from .library import Library, UnknownPhotoError
 from .map_api import make_map_api
 
+# FastAPI mutes this one of pydantic's while it builds a route, which other threads' `catch_warnings` undo.
+warnings.filterwarnings("ignore", message="The 'alias' attribute with value")
 STATIC = Path(__file__).parent / "static"
 #: Seconds that requests which are being answered may take when the server ends.
 GRACE = 1

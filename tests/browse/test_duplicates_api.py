@@ -101,7 +101,12 @@ def test_a_plan_moves_and_brings_back_byte_for_byte(client: Client, photos: Path
 
 
 def test_what_no_plan_can_be_made_of_is_told(client: Client, photos: Path) -> None:
-    for target, why in (("", "whole path"), ("relative", "whole path"), (str(photos / "x"), "photo"), ("/x\0y", "path")):
+    for target, why in (
+        ("", "whole path"),
+        ("relative", "whole path"),
+        (str(photos / "x"), "photo"),
+        ("/x\0y", "path"),
+    ):
         answer = client.post("/api/duplicates/plan", {"target": target})
         assert answer.status == 422 and why in answer.json()["detail"], target
     answer = client.post("/api/duplicates/plan", {"target": "/elsewhere", "tiers": []})

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browse_client import HOSTILE
 from index.index_fakes import FakeEmbedder, make_photo, put_vectors
 from PIL import Image
 from tiny import SAMPLE_PHOTOS
@@ -19,15 +20,17 @@ from tiny import SAMPLE_PHOTOS
 from simclr_hub import SimilarityIndex
 from simclr_hub.browse.server import Address, serving
 
-from browse.test_api import HOSTILE
-
-playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright: the page is tested in a browser")
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="pip install playwright: the page is tested in a browser"
+)
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect  # noqa: E402
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH: the page is tested in one (apt install chromium)"),
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="no Chromium on PATH: the page is tested in one (apt install chromium)"
+    ),
 ]
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 expect.set_options(timeout=20_000)
@@ -51,7 +54,10 @@ def window(browser: Browser) -> Iterator[Callable[..., Page]]:
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("dialog", lambda dialog: (faults.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         page.on("console", lambda message: "Content Security Policy" in message.text and faults.append(message.text))
-        page.on("request", lambda asked: asked.url.startswith(("http://127.", "blob:", "data:")) or faults.append(asked.url))
+        page.on(
+            "request",
+            lambda asked: asked.url.startswith(("http://127.", "blob:", "data:")) or faults.append(asked.url),
+        )
 
     def opened(address: Address, view: str = "", **options: Any) -> Page:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
@@ -95,7 +101,9 @@ def names(page: Page) -> list[str]:
 
 
 def fits(page: Page) -> bool:
-    fitting: bool = page.evaluate("document.documentElement.scrollWidth <= innerWidth && document.body.scrollWidth <= innerWidth")
+    fitting: bool = page.evaluate(
+        "document.documentElement.scrollWidth <= innerWidth && document.body.scrollWidth <= innerWidth"
+    )
     return fitting
 
 
@@ -371,6 +379,13 @@ def test_a_server_that_is_killed_and_started_again(window: Callable[..., Page], 
         process.communicate()
 
 
+WATCH = """() => {
+  window.tasks = [];
+  const observer = new PerformanceObserver((list) => tasks.push(...list.getEntries().map((one) => one.duration)));
+  observer.observe({ entryTypes: ["longtask"] });
+}"""
+
+
 @pytest.mark.slow
 def test_a_hundred_thousand_photos_scroll_without_a_long_task(window: Callable[..., Page], tmp_path: Path) -> None:
     with SimilarityIndex.create(tmp_path / "i", FakeEmbedder()) as made:
@@ -385,13 +400,15 @@ def test_a_hundred_thousand_photos_scroll_without_a_long_task(window: Callable[.
                 metrics = profile.send("Performance.getMetrics")["metrics"]
                 return 1000 * next(one["value"] for one in metrics if one["name"] == "ScriptDuration")
 
-            page.evaluate("() => { window.tasks = []; new PerformanceObserver((list) => tasks.push(...list.getEntries().map((one) => one.duration))).observe({ entryTypes: ['longtask'] }); }")
+            page.evaluate(WATCH)
             page.mouse.move(600, 400)
             worst = 0.0
             before = script()
             for step in range(60):
                 if step % 10 == 9:
-                    page.evaluate("part => { const grid = document.querySelector('.grid'); grid.scrollTop = part * grid.scrollHeight; }", step / 60)
+                    page.locator(".grid").evaluate(
+                        "(grid, at) => (grid.scrollTop = at * grid.scrollHeight)", step / 60
+                    )
                 else:
                     page.mouse.wheel(0, 3000)
                 page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")

@@ -9,6 +9,18 @@ from typing import Any
 
 from simclr_hub.browse.server import Address
 
+#: Names that a file may have.
+HOSTILE = (
+    "<img src=x onerror=alert(1)>.png",
+    "'\"><svg onload=alert(1)>.png",
+    "new\nline\r\nX-Injected: yes.png",
+    "\u202egnp.exe.png",
+    "tab\t\x1b[31mred.png",
+    "%2e%2e%2f..;?a=b#c.png",
+    "\udcff\udcfe.png",
+    "名前 ünïcode 🦊.png",
+)
+
 
 @dataclass
 class Answer:
