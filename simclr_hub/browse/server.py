@@ -1,5 +1,6 @@
 """The server of `simclr-hub browse`: the page's files, the API, who may ask, and its start and end."""
 
+import logging
 import secrets
 import socket
 import threading
@@ -8,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from ipaddress import ip_address
 from pathlib import Path
@@ -156,6 +158,9 @@ def serving(
         timeout_graceful_shutdown=GRACE,
     )
     server = uvicorn.Server(config)
+    log = logging.getLogger("uvicorn.error")
+    unless_ending = partial(_unless_ending, server)
+    log.addFilter(unless_ending)
     thread = threading.Thread(target=server.run, args=([listener],), name="simclr-browse", daemon=True)
     thread.start()
     shown = socket.gethostname() if everywhere else f"[{host}]" if ":" in host else host
@@ -167,6 +172,11 @@ def serving(
         server.should_exit = True
         thread.join(GRACE + 0.3)
         server.force_exit = True
+        log.removeFilter(unless_ending)
+
+
+def _unless_ending(server: uvicorn.Server, _: logging.LogRecord) -> bool:
+    return not server.should_exit  # that requests were cut off then is no fault, and no traceback
 
 
 def is_loopback(host: str) -> bool:

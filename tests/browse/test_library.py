@@ -233,3 +233,25 @@ def test_an_order_is_kept_for_one_state_of_the_index(index: SimilarityIndex, lib
     assert library.order("folder") is before
     put(index, {"path": "b.jpg"})
     assert library.order("folder") is not before and names(library) == ["a.jpg", "b.jpg"]
+
+
+def test_counting_takes_a_small_share_of_the_time(
+    index: SimilarityIndex, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(index, {"path": "a.jpg"})
+    counted, clock = index.status, [100.0]
+    calls: list[float] = []
+
+    def slow() -> dict[str, Any]:
+        clock[0] += 0.5
+        calls.append(clock[0])
+        return counted()
+
+    monkeypatch.setattr(index, "status", slow)
+    monkeypatch.setattr("simclr_hub.browse.library.time.monotonic", lambda: clock[0])
+    for _ in range(60):  # a minute of a page that asks each second
+        assert library.status()["photos"] == 1
+        clock[0] += 1
+    assert 2 <= len(calls) <= 8
+    put(index, {"path": "b.jpg"})
+    assert library.status()["photos"] == 2  # at once
