@@ -1,6 +1,6 @@
 """How long `simclr-hub browse` lets one wait: from the command to a page, the grid, a click to results; memory.
 
-    python benchmarks/browse.py --folder FOLDER [--only 100000 1000000] [--index YOUR.index]
+    OMP_NUM_THREADS=1 python benchmarks/browse.py --folder FOLDER [--only 100000 1000000] [--index YOUR.index]
 
 Each size is an index of drawn vectors (benchmarks/search.py, 256 wide), made in FOLDER where it is not there yet; its
 photos have no files, so that what is measured is the server and the page. `--index` measures one of real photos, too,
@@ -29,7 +29,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from simclr_hub import SimilarityIndex
 
-REPEAT = 15
+REPEAT = 9
 #: Resolves to milliseconds once an element is there that matches, after `begin` was run.
 UNTIL = """([begin, selector]) => new Promise((done) => {
   const start = performance.now();
@@ -104,7 +104,7 @@ def over_http(address: str, pid: int) -> dict[str, Any]:
     ]
     between = cpu(pid)
     for wanted in ids:
-        searches.append(ask("POST", "search", {"like": [wanted], "k": 120})[0])
+        searches.append(ask("POST", "search", {"like": [wanted], "k": 90})[0])
     after = cpu(pid)
     orders = {sort: ask("GET", f"photos?sort={sort}&limit=200")[0] for sort in ("folder", "camera", "size")}
     return {

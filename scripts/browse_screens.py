@@ -1,6 +1,6 @@
 """Take the pictures of docs/browse.md: the page with a folder's photos, in headless Chromium.
 
-    python scripts/browse_screens.py [--photos FOLDER] [--out docs]
+    OMP_NUM_THREADS=1 python scripts/browse_screens.py [--photos FOLDER] [--out docs]
 
 Without a folder the shipped sample photos are shown, some of them copied and edited into a second folder, so that
 there are duplicates to review. Needs Chromium and `pip install playwright`.
@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from simclr_hub import SimilarityIndex
@@ -38,7 +38,7 @@ def collect(photos: Path | None, folder: Path) -> Path:
         if number % 8 == 1:
             picture.resize((140, 140)).save(backup / f"{path.stem} small.jpg", quality=70)
         if number % 9 == 2:
-            ImageOps.expand(picture, 9, "white").save(backup / f"{path.stem} framed.png")
+            picture.save(backup / f"{path.stem} again.jpg", quality=40)
     return folder / "photos"
 
 

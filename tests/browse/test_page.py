@@ -450,6 +450,15 @@ def test_nothing_serious_is_wrong_with_accessibility(
             page.evaluate("view => (location.hash = view)", view)
             check(view)
             assert fits(page), view
+    if "label" in offered:
+        page.evaluate("location.hash = 'label'")
+        for at, name in enumerate(("one", "two")):
+            page.get_by_label("Name of a new class").fill(name)
+            page.keyboard.press("Enter")
+            page.locator(".tile .open").nth(at).click()
+        page.get_by_role("button", name="Label the rest").click()
+        page.get_by_text("Export CSV").wait_for()
+        check("labelled")
     page.evaluate("location.hash = 'photos'")
     page.locator(".tile .open").first.click()
     check("viewer")
