@@ -214,6 +214,7 @@ class Labels:
             examples: of classes that have none, nothing is known.
         examples: how many different ones there were.
         unreadable: examples that were left out, with why.
+        contents: SHA-256 of each labelled photo's bytes, in the order of `labels`.
     """
 
     classes: Sequence[str]
@@ -222,6 +223,7 @@ class Labels:
     left_out: LeftOut
     examples: int
     unreadable: Sequence[tuple[str, str]] = ()
+    contents: Sequence[bytes] = ()
 
     def _repr_html_(self) -> str:
         """Show the labels to check, in a notebook."""

@@ -1,23 +1,31 @@
-"""A map of a collection: where each photo lies among what is like it, clusters, the odd ones out, dark and blank ones.
+"""A map of a collection: where each photo lies among what is like it, clusters, odd, dark, blank and blurred ones.
 
 It is drawn once, on a thread of the server, and kept in the index.
 """
 
 import base64
 import io
-from dataclasses import dataclass, fields
+import os
+import zipfile
+import zlib
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
-from ..errors import MissingExtraError
+from .._threads import Pool
+from ..errors import ImageError, MissingExtraError
 from ..index import SimilarityIndex
 from ..index.search.ann import faiss
 from ..signature import as_rows, unpack
 from .jobs import Progress
+from .library import Library, UnknownPhotoError
+from .pictures import quality
 
 #: Photos that a map shows; of a larger collection as many, drawn by chance.
 MOST = 20_000
+#: Bytes that a map takes at most.
+MOST_BYTES = 1 << 24
 #: Photos that t-SNE lays out; the others lie among the nearest of these.
 LAID_OUT = 4000
 #: Neighbours whose mean cosine tells how odd a photo is, and that a photo beyond `LAID_OUT` lies among.
@@ -38,6 +46,7 @@ class Map:
         odd: mean cosine to its nearest neighbours, float32 (N,).
         dark: bool (N,).
         blank: bool (N,).
+        sharpness: see `pictures.quality`, float32 (N,), NaN where it was not measured, which takes reading the photo.
         total: contents of the collection, of which these were drawn.
     """
 
@@ -48,6 +57,7 @@ class Map:
     odd: np.ndarray
     dark: np.ndarray
     blank: np.ndarray
+    sharpness: np.ndarray
     total: int
 
     def to_record(self) -> dict[str, Any]:
@@ -65,9 +75,13 @@ class Map:
             ValueError: it is something else.
         """
         try:
-            with np.load(io.BytesIO(base64.b64decode(record["npz"])), allow_pickle=False) as arrays:
+            file = io.BytesIO(base64.b64decode(record["npz"]))
+            with zipfile.ZipFile(file) as parts:  # of an index from elsewhere: it may unpack to any size
+                if sum(part.file_size for part in parts.infolist()) > MOST_BYTES:
+                    raise ValueError("no map: it is too large")
+            with np.load(file, allow_pickle=False) as arrays:
                 found = cls(**{one.name: arrays[one.name] for one in fields(cls)})
-        except (KeyError, OSError, TypeError) as e:
+        except (KeyError, OSError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as e:
             raise ValueError(f"no map: {e}") from e
         number = len(found.hashes)
         if any(len(getattr(found, one.name)) != number for one in fields(cls) if one.name != "total"):
@@ -108,8 +122,29 @@ def draw_map(index: SimilarityIndex, progress: Progress) -> Map:
         odd=near.mean(1) if near.shape[1] else np.ones(len(hashes), np.float32),
         dark=seen & (thumbnails.max(1) < DARK),
         blank=seen & (np.ptp(thumbnails, axis=1) < BLANK),
+        sharpness=np.full(len(hashes), np.nan, np.float32),
         total=max(total, len(hashes)),
     )
+
+
+def measure_sharpness(found: Map, library: Library, progress: Progress) -> Map:
+    """Return a map with the sharpness of every photo that can be read; those measured before are not read again."""
+    photos = library.of_contents([bytes(one) for one in found.hashes])
+    sharpness = found.sharpness.copy()
+    missing = [at for at in np.flatnonzero(np.isnan(sharpness)).tolist() if photos[at]]
+
+    def measure(at: int) -> float:
+        photo = photos[at]
+        try:
+            return quality(bytes(found.hashes[at]), library.paths_of(photo["id"]) if photo else [])["sharpness"]
+        except (ImageError, UnknownPhotoError):
+            return np.nan
+
+    with Pool(os.cpu_count() or 1, "simclr-sharpness") as pool:
+        for done, (at, value) in enumerate(pool.map(measure, missing, ahead=16), 1):
+            sharpness[at] = value
+            progress(done, len(missing))
+    return replace(found, sharpness=sharpness)
 
 
 def _vector(vector: np.ndarray | None, dim: int) -> np.ndarray:
@@ -148,7 +183,7 @@ def _layout(vectors: np.ndarray) -> np.ndarray:
         raise MissingExtraError("scikit-learn", "web") from e
     number = len(vectors)
     if number < 5:
-        return np.stack([np.linspace(-0.5, 0.5, number), np.zeros(number)], 1).astype(np.float32)
+        return _within(np.stack([np.arange(number), np.zeros(number)], 1))
     some = np.sort(np.random.default_rng(0).permutation(number)[:LAID_OUT])
     perplexity = min(30.0, (len(some) - 1) / 3)
     tsne = TSNE(2, perplexity=perplexity, init="pca", learning_rate="auto", random_state=0)
@@ -164,6 +199,11 @@ def _layout(vectors: np.ndarray) -> np.ndarray:
         weight = np.take_along_axis(cosines, best, 1).clip(1e-3) ** 4
         mean = (laid[best] * weight[..., None]).sum(1) / weight.sum(1, keepdims=True)
         places[block] = mean + jitter[start : start + len(block)]
-    places -= places.mean(0)
-    within: np.ndarray = places / np.abs(places).max().clip(1e-9)
+    return _within(places)
+
+
+def _within(places: np.ndarray) -> np.ndarray:
+    """Move and scale places (N, 2) so that they lie around 0 and within -1 and 1."""
+    centred = places - places.mean(0)
+    within: np.ndarray = centred / np.abs(centred).max().clip(1e-9)
     return within.astype(np.float32)

@@ -12,7 +12,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from ..errors import ImageError, IndexLockedError, MissingExtraError, OutputError, SimCLRHubError
+from ..errors import ImageError, IndexLockedError, LabelError, MissingExtraError, OutputError, SimCLRHubError
 from ..images import describe
 from ..index import SimilarityIndex
 
@@ -29,6 +29,7 @@ from .api import make_api
 from .duplicates import make_duplicates_api
 from .guard import Guard
 from .jobs import Jobs
+from .label_api import make_label_api
 from .library import Library, UnknownPhotoError
 from .map_api import make_map_api
 
@@ -55,6 +56,7 @@ def make_app(index: SimilarityIndex, *, local: bool = True) -> FastAPI:
     app.include_router(make_api(index, library, jobs, local=local))
     app.include_router(make_duplicates_api(index, library, jobs))
     app.include_router(make_map_api(index, library, jobs))
+    app.include_router(make_label_api(index, library))
 
     @app.get("/", include_in_schema=False)
     def page() -> FileResponse:
@@ -65,6 +67,7 @@ def make_app(index: SimilarityIndex, *, local: bool = True) -> FastAPI:
         (UnknownPhotoError, 404),
         (ImageError, 422),
         (IndexLockedError, 409),
+        (LabelError, 422),
         (OutputError, 422),
         (SimCLRHubError, 500),
         (ValueError, 422),

@@ -277,7 +277,7 @@ class Store(Database):
             return self._whitening
 
     def map(self) -> dict[str, Any] | None:
-        """Return what `put_map` recorded, with the "generation" that it was drawn of; None for nothing."""
+        """Return what `put_map` recorded; None for nothing."""
         rows = self._verified("its map", f"{_META} WHERE key = 'map'")
         return json.loads(rows[0][1]) if rows else None
 
@@ -445,7 +445,7 @@ class Store(Database):
 
     def put_map(self, record: Mapping[str, Any]) -> None:
         """Record the map that was drawn of the photos, see `browse.map`; a search sees nothing of it."""
-        put_meta(self._connection(), "map", {"generation": self.generation(), **record})
+        put_meta(self._connection(), "map", dict(record))
 
     def put(self, photo: Photo) -> None:
         """Add or replace a photo; its vector must be there at the end of the transaction."""

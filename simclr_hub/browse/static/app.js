@@ -2,11 +2,13 @@
 
 import { address, get, go, h, notice } from "./page.js";
 import * as duplicates from "./duplicates.js";
+import * as label from "./label.js";
+import * as map from "./map.js";
 import * as photos from "./photos.js";
 import * as search from "./search.js";
 import * as status from "./status.js";
 
-const VIEWS = { photos, search, duplicates, status };
+const VIEWS = { photos, search, duplicates, map, label, status };
 const main = document.getElementById("main");
 const tabs = document.getElementById("tabs");
 const activity = document.getElementById("activity");

@@ -41,7 +41,7 @@ export class Grid {
     this.waiting.clear();
     this.chunks.clear();
     if (!keep) this.top = this.focused = 0;
-    this.fresh = true;
+    this.fresh = this.untold = true;
     await this.fetch(keep ? Math.floor(this.firstRow() * this.columns / CHUNK) || 0 : 0);
     this.measure();
   }
@@ -111,7 +111,8 @@ export class Grid {
       if (controller.signal.aborted) return;
       this.chunks.set(chunk, photos);
       if (this.chunks.size > KEPT) this.chunks.delete(this.chunks.keys().next().value);
-      if (total !== this.total) {
+      if (total !== this.total || this.untold) {
+        this.untold = false;
         this.total = total;
         this.options.ontotal?.(total);
         this.waiting.delete(chunk);

@@ -4,7 +4,7 @@ import { attempt, count, get, h, post } from "./page.js";
 
 export const title = "Status";
 
-const JOBS = { sync: "Sync", check: "Check", duplicates: "Duplicates", map: "Map" };
+const JOBS = { sync: "Sync", check: "Check", duplicates: "Duplicates", map: "Map", blurred: "Blurred photos" };
 
 export function show(main, values, first) {
   const facts = h("dl", { class: "facts" });
