@@ -112,7 +112,9 @@ def test_a_photo_that_is_gone_keeps_its_place(photos, tmp_path):
 
 def test_a_text_that_no_encoding_has_is_no_reason_to_lose_the_page(tmp_path):
     write_gallery(tmp_path / "g.html", [], title="t", note="Found in photos\udcff.index")
-    write_review(tmp_path / "d.html", [], title="t", note="Found in photos\udcff.index")
+    member = Member("a.jpg", "same-bytes", 1.0, {}, "")
+    groups = [DuplicateGroup("same-bytes", member, "why\udcff", [member])]
+    write_review(tmp_path / "d.html", groups, title="t", note="Found in photos\udcff.index")
     for page in ("g.html", "d.html"):
         assert "Found in photos\\udcff.index" in (tmp_path / page).read_text("utf-8")
 
