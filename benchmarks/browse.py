@@ -29,7 +29,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from simclr_hub import SimilarityIndex
 
-REPEAT = 9
+REPEAT = 7
 #: Resolves to milliseconds once an element is there that matches, after `begin` was run.
 UNTIL = """([begin, selector]) => new Promise((done) => {
   const start = performance.now();

@@ -16,6 +16,7 @@ from PIL import Image
 from .._files import check_place
 from ..errors import ImageError, OutputError, UnreadableImageError
 from ..images import describe, load_bytes, read_file
+from ..rendering import shrink
 
 #: Longest sides in pixels: of a thumbnail, and of the largest view.
 THUMBNAIL, LARGEST = 320, 4096
@@ -161,13 +162,7 @@ def draw(file: tuple[bytes, str], side: int) -> bytes:
 
 def _picture(file: tuple[bytes, str], side: int) -> Image.Image:
     data, name = file
-    loaded = load_bytes(data, name, reduce_to=side)
-    pixels = loaded.pixels
-    if pixels.dtype != "uint8":
-        pixels = (pixels * 255 + 0.5).astype("uint8")
-    picture = Image.fromarray(pixels.transpose(1, 2, 0))
-    picture.thumbnail((side, side))
-    return picture
+    return shrink(load_bytes(data, name, reduce_to=side), side)
 
 
 def media_type(path: str) -> str:

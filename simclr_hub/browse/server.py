@@ -1,6 +1,7 @@
 """The server of `simclr-hub browse`: the page's files, the API, who may ask, and its start and end."""
 
 import logging
+import re
 import secrets
 import socket
 import threading
@@ -39,6 +40,8 @@ from .map_api import make_map_api
 # FastAPI mutes this one of pydantic's while it builds a route, which other threads' `catch_warnings` undo.
 warnings.filterwarnings("ignore", message="The 'alias' attribute with value")
 STATIC = Path(__file__).parent / "static"
+#: What an address and a cookie can hold as it is.
+_TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,}")
 #: Seconds that requests which are being answered may take when the server ends.
 GRACE = 1
 
@@ -133,8 +136,8 @@ def serving(
     local = is_loopback(host)
     if token is None and not local:
         raise OutputError(f"--host {describe(host)} lets other machines in: choose a --token of 16 or more characters")
-    if token is not None and (len(token) < 16 or not token.isascii() or not token.isprintable()):
-        raise ValueError("--token: give 16 or more printable ASCII characters that nobody guesses")
+    if token is not None and not _TOKEN.fullmatch(token):
+        raise ValueError("--token: give 16 or more letters, digits and any of - . _ ~ that nobody guesses")
     token = token or secrets.token_urlsafe(24)
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -75,7 +75,7 @@ def duplicates_command(
         groups = opened.duplicates(tiers or TIERS, progress=progress)
     note = f"Found in {index}. " + summary(groups)
     if html:
-        write_review(html, groups, title="Duplicates", note=note, force=force)
+        pages = write_review(html, groups, title="Duplicates", note=note, force=force)
     if script:
         rules = Rules(tuple(map(os.path.abspath, never_from)), tuple(map(os.path.abspath, prefer)))
         moves = [move for group in groups for move in moves_of(group, rules)]
@@ -90,7 +90,7 @@ def duplicates_command(
     if not measured and set(tiers) != {"same-bytes"}:
         echo(f"This model has no measured thresholds: after `simclr-hub calibrate {index}` more crops are found.")
     if html:
-        echo(f"wrote {html}")
+        echo(f"wrote {html}" + (f" and further pages, to {pages[-1].name}" if len(pages) > 1 else ""))
     if script:
         echo(f"wrote {script}: it moves {len(moves):,} files to {target}. Read it before you run it.")
 

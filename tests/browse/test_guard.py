@@ -189,7 +189,7 @@ def test_a_thousand_requests_at_once_are_answered(asked: Client) -> None:
 def test_other_machines_need_a_token_that_was_chosen(index: SimilarityIndex) -> None:
     with pytest.raises(OutputError, match="--token"), serving(index, host="0.0.0.0"):
         pass
-    for token in ("short", "ä" * 20, "x" * 15 + "\n"):
+    for token in ("short", "ä" * 20, "x" * 15 + "\n", "x" * 16 + "&", "x" * 16 + ";"):
         with pytest.raises(ValueError, match="16 or more"), serving(index, token=token):
             pass
     assert is_loopback("127.0.0.1") and is_loopback("::1") and is_loopback("localhost")
