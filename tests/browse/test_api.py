@@ -210,7 +210,10 @@ def test_every_documented_route_answers(client: Client, monkeypatch: pytest.Monk
     ids = [photo["id"] for photo in by_name(client).values()]
     upload = client.ask("POST", "/api/uploads", (client.get(f"/api/photos/{ids[0]}/original")).body).json()["id"]
     root = client.get("/api/state").json()["roots"][0]["id"]
+    examples = {"examples": {"one": ids[:1], "two": ids[1:2]}}
+    labels = client.post("/api/label", examples).json()["result"]
     bodies = {
+        "/api/label": examples,
         "/api/search": {"like": ids[:2], "unlike": ids[2:3]},
         "/api/reveal": {"id": ids[0]},
         "/api/jobs/sync": {"root": root},
@@ -221,7 +224,7 @@ def test_every_documented_route_answers(client: Client, monkeypatch: pytest.Monk
     for path, methods in routes.items():
         for method, told in methods.items():
             assert told["description"].endswith("."), path
-            named = path.replace("{photo}", ids[0]).replace("{upload_id}", upload)
+            named = path.replace("{photo}", ids[0]).replace("{upload_id}", upload).replace("{name}", labels)
             if method == "get":
                 answer = client.get(named)
             elif path == "/api/uploads":
