@@ -16,7 +16,7 @@ from simclr_hub.checkpoints.catalog import config_of, entries
 from simclr_hub.cli import COMMANDS
 
 #: What costs seconds or hundreds of megabytes, and what of it a command needs for what it does.
-HEAVY = "torch torchvision transformers datasets accelerate onnxruntime matplotlib pyarrow faiss"
+HEAVY = "torch torchvision transformers datasets accelerate onnxruntime matplotlib pyarrow faiss fastapi sklearn"
 NEEDED = {
     "search": {"faiss", "onnxruntime"},
     "label": {"faiss", "onnxruntime"},

@@ -153,7 +153,7 @@ def make_api(index: SimilarityIndex, library: Library, jobs: Jobs, *, local: boo
     @router.get("/state")
     def state() -> dict[str, Any]:
         """Return what the index holds, its folders, and what is going on."""
-        status = index.status()
+        status = library.status()
         roots = index.store.roots().values()
         return {
             "name": describe(os.path.basename(status["path"])),

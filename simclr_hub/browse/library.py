@@ -5,6 +5,7 @@ import itertools
 import os
 import re
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ SORTS: tuple[Sort, ...] = get_args(Sort)
 ID = re.compile(r"[0-9a-f]{80}")
 #: Orders that are kept, of 8 MB each where there are a million photos.
 KEPT = 8
+#: Seconds since 1970 at which the years 1 and 10000 begin: no photo was made before or after.
+YEARS = -62_135_596_800, 253_402_300_800
 _T = TypeVar("_T")
 
 
@@ -109,6 +112,17 @@ class Library:
         self.index = index
         self._orders: OrderedDict[object, Order] = OrderedDict()
         self._lock = threading.Lock()
+        self._status: tuple[tuple[int, int], float, dict[str, Any]] | None = None
+
+    def status(self) -> dict[str, Any]:
+        """Return the index's status, as it was a moment ago: a million photos are counted in half a second."""
+        version, now = self.index.store.version(), time.monotonic()
+        known = self._status
+        if known is None or known[0] != version or now > known[1]:
+            status = self.index.status()
+            took = time.monotonic() - now
+            known = self._status = version, now + 20 * took, status
+        return known[2]
 
     def find(self, wanted: str) -> Place:
         """Return the photo of an id.
@@ -299,6 +313,8 @@ def _times(snapshot: Snapshot) -> np.ndarray:
         parts = []
         for segment in snapshot.segments:
             times = _segment_numbers(segment, "modified").copy()
+            with np.errstate(invalid="ignore"):
+                times[~((times > YEARS[0]) & (times < YEARS[1]))] = np.nan  # a file system may say anything, too
             column = segment.columns.get("taken")
             if column is not None and len(column.codes):
                 known = np.array([_seconds(word) for piece in column.words.pieces() for word in piece] or [np.nan])

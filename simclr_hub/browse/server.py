@@ -1,13 +1,16 @@
 """The server of `simclr-hub browse`: the page's files, the API, who may ask, and its start and end."""
 
+import logging
 import re
 import secrets
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from ipaddress import ip_address
 from pathlib import Path
@@ -34,6 +37,8 @@ from .label_api import make_label_api
 from .library import Library, UnknownPhotoError
 from .map_api import make_map_api
 
+# FastAPI mutes this one of pydantic's while it builds a route, which other threads' `catch_warnings` undo.
+warnings.filterwarnings("ignore", message="The 'alias' attribute with value")
 STATIC = Path(__file__).parent / "static"
 #: What an address and a cookie can hold as it is.
 _TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,}")
@@ -156,6 +161,9 @@ def serving(
         timeout_graceful_shutdown=GRACE,
     )
     server = uvicorn.Server(config)
+    log = logging.getLogger("uvicorn.error")
+    unless_ending = partial(_unless_ending, server)
+    log.addFilter(unless_ending)
     thread = threading.Thread(target=server.run, args=([listener],), name="simclr-browse", daemon=True)
     thread.start()
     shown = socket.gethostname() if everywhere else f"[{host}]" if ":" in host else host
@@ -167,6 +175,11 @@ def serving(
         server.should_exit = True
         thread.join(GRACE + 0.3)
         server.force_exit = True
+        log.removeFilter(unless_ending)
+
+
+def _unless_ending(server: uvicorn.Server, _: logging.LogRecord) -> bool:
+    return not server.should_exit  # that requests were cut off then is no fault, and no traceback
 
 
 def is_loopback(host: str) -> bool:

@@ -6,7 +6,7 @@ import { attempt, count, go, h, notice, picture, post, share } from "./page.js";
 import { openViewer } from "./viewer.js";
 
 export const title = "Search";
-const K = 120;
+const K = 90; // an index of a million compares few candidates up to 100, and all beyond
 
 /** Search for dropped or chosen files; the address then names what the server keeps of them. */
 export async function searchFiles(files, values = {}) {

@@ -9,9 +9,9 @@ const JOBS = { sync: "Sync", check: "Check", duplicates: "Duplicates", map: "Map
 export function show(main, values, first) {
   const facts = h("dl", { class: "facts" });
   const roots = h("ul", { class: "rows" });
-  const jobs = h("ul", { class: "rows", role: "status" });
+  const jobs = h("ul", { class: "rows" });
   const lists = h("div");
-  main.append(h("div", { class: "text" }, h("h2", {}, "Index"), facts, h("h2", {}, "Folders"), roots, h("h2", {}, "At work"), h("button", { onclick: () => attempt(() => post("jobs/check")) }, "Check the index"), jobs, lists));
+  main.append(h("div", { class: "text" }, h("h2", {}, "Index"), facts, h("h2", {}, "Folders"), roots, h("h2", {}, "At work"), h("button", { onclick: () => attempt(() => post("jobs/check")) }, "Check the index"), h("div", { class: "rows", role: "status" }, jobs), lists));
   const tell = (state) => {
     const busy = state.jobs.sync?.state === "running";
     facts.replaceChildren(
