@@ -13,14 +13,15 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, ViewportSize, sync_playwright
 
 from simclr_hub import SimilarityIndex
 from simclr_hub.browse.server import Address, serving
 
 SAMPLES = Path(__file__).parents[1] / "simclr_hub" / "assets" / "sample-photos"
 LIMIT = 300_000  # bytes of a picture
-WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+WIDE: ViewportSize = {"width": 1280, "height": 800}
+PHONE: ViewportSize = {"width": 390, "height": 844}
 
 
 def collect(photos: Path | None, folder: Path) -> Path:
