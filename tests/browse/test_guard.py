@@ -210,3 +210,10 @@ def test_the_server_ends_while_clients_hold_on(index: SimilarityIndex) -> None:
     assert time.monotonic() - began < 2.5
     held.close()
     assert not [thread for thread in set(threading.enumerate()) - before if thread.name == "simclr-browse"]
+
+
+def test_no_answer_waits_for_the_acknowledgement_of_its_headers() -> None:
+    with server.listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
