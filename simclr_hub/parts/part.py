@@ -28,7 +28,7 @@ from ..index.store import About, Details, Photo, Root
 from ..whitening import Whitening
 from .plan import Plan
 from .read import Found, read_images
-from .storage import Folder, pyarrow
+from .storage import Folder, is_remote, pyarrow
 
 #: Of the file of a part.
 SUFFIX = ".parquet"
@@ -254,7 +254,7 @@ def read_part(out: Folder, name: str, plan: Plan) -> PartHeader:
 def _empty(root: str, place: str) -> str | None:
     """Return the folder above missing files if there is nothing at all in it, as where a disk is not mounted."""
     folder = root if root != "/" else os.path.dirname(place)
-    return None if os.path.isdir(folder) and os.listdir(folder) else folder
+    return None if is_remote(root) or os.path.isdir(folder) and os.listdir(folder) else folder
 
 
 def same_maker(one: dict[str, Any], other: dict[str, Any]) -> bool:
