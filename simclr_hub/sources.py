@@ -56,14 +56,12 @@ def every_nth(
     chosen = (i % parts == part - 1 and i // parts >= skip for i in count())
     groups = [as_sources(one, chosen) for one in given]
     listed = [isinstance(group, list) for group in groups]
-    for one, group in zip(given, groups, strict=True) if digest else ():
-        found = os.stat(one) if is_archive(one) and os.path.isfile(one) else None
-        names = (
-            map(os.fspath, group)
-            if isinstance(group, list)
-            else [one, str(found and (found.st_size, found.st_mtime_ns))]
-        )
-        digest.update(b"\0".join(map(os.fsencode, names)) + b"\0\0")
+    if digest is not None:
+        for one, group in zip(given, groups, strict=True):
+            names = list(map(os.fspath, group)) if isinstance(group, list) else [one]
+            if names == [one] and os.path.isfile(one):  # an archive's members are not listed
+                names.append(f"{os.stat(one).st_size} {os.stat(one).st_mtime_ns}")
+            digest.update(b"\0".join(map(os.fsencode, names)) + b"\0\0")
     total = len(range(part - 1, sum(map(len, groups)), parts)) if all(listed) else None
     # Both draw from `chosen` as they are iterated over, one after the other.
     each = (compress(group, chosen) if known else group for group, known in zip(groups, listed, strict=True))

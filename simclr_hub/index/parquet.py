@@ -452,22 +452,23 @@ class _Import:
     def _put(self, row: dict[str, Any], vector: np.ndarray | None) -> None:
         """Put a photo, or with `vector` None one that could not be used."""
         content_hash, state, position = row["hash"], row["state"], row["root"]
-        if (content_hash is None or state not in ("live", "missing")) and vector is not None:
+        whole = content_hash is not None and state in ("live", "missing")
+        if not whole if vector is not None else content_hash is not None:
             raise ValueError(f"hash {content_hash!r}, state {state!r}")
         if position is None or not 0 <= position < len(self._roots):
             raise ValueError(f"root {position}, of {len(self._roots)}")
         root_id, path = self._roots[position], self._checked_path(row["name"])
         if self._store.photo(root_id, path) is not None:
             raise ValueError(f"a second row of {describe(os.fsdecode(path))}")
-        known, info = vector is not None and self._store.vector(content_hash), self._info(row)
-        if vector is None:
-            content_hash, state = None, "failed"
-        elif known is None:
-            self._store.put_vector(content_hash, vector)
-            if row["signature"] is not None:
-                self._store.put_details(content_hash, info, row["signature"])
-        elif not np.array_equal(known, vector):
-            raise ValueError(f"another vector of the content {content_hash.hex()}")
+        info = self._info(row)
+        if vector is not None:
+            known = self._store.vector(content_hash)
+            if known is None:
+                self._store.put_vector(content_hash, vector)
+                if row["signature"] is not None:
+                    self._store.put_details(content_hash, info, row["signature"])
+            elif not np.array_equal(known, vector):
+                raise ValueError(f"another vector of the content {content_hash.hex()}")
         numbers = [int(number) for number in row["stamp"].split()]
         if len(numbers) != len(FileStat._fields) or any(abs(number) >= 1 << 128 for number in numbers):
             raise ValueError(f"stamp {_shortened(row['stamp'])}")

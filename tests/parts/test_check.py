@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Made
 from index.index_fakes import FakeEmbedder
+from parts_fixtures import Made
 
 from simclr_hub.parts.check import PartsReport, check_parts
 from simclr_hub.parts.part import Worker

@@ -5,10 +5,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Made, png
 from index.index_fakes import FakeEmbedder, expected_vector, tree_state
+from parts_fixtures import Made, png
 
 from simclr_hub import SimilarityIndex
 from simclr_hub.errors import ExportError, UnreadableImageError
@@ -84,6 +85,18 @@ def test_no_index_of_some_of_the_parts(many: Path, made: Made, tmp_path: Path) -
         import_parts(out.place, tmp_path / "new.index")
     first.write_bytes(kept[:-50])
     with pytest.raises(ExportError, match="damaged"):
+        import_parts(out.place, tmp_path / "new.index")
+    assert not (tmp_path / "new.index").exists()
+
+
+def test_a_failed_row_with_a_content_is_refused(many: Path, made: Made, tmp_path: Path) -> None:
+    _, out, _ = made(many, images=50)
+    (path,) = Path(out.place).glob("*.parquet")
+    table = pq.read_table(path)
+    hashes = pa.array([row["hash"] or b"x" * 32 for row in table.to_pylist()], pa.binary(32))
+    at = table.schema.get_field_index("hash")
+    pq.write_table(table.set_column(at, table.schema.field(at), hashes), path)
+    with pytest.raises(ExportError, match="row 29: hash"):
         import_parts(out.place, tmp_path / "new.index")
     assert not (tmp_path / "new.index").exists()
 
