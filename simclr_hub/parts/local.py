@@ -7,6 +7,7 @@ import signal
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn
 
@@ -67,7 +68,8 @@ def run(job: Job, names: Sequence[str], workers: int | None, tell: Callable[[Res
                     name = waiting.popleft() if waiting else None
                     tries[name or ""] += 1
                     busy[pipe] = process, name, number
-                    pipe.send(name)
+                    with suppress(OSError):  # it has just died, which the next look at its pipe tells
+                        pipe.send(name)
                     if name is None:
                         process.join()
                         del busy[pipe]

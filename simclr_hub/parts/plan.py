@@ -20,7 +20,7 @@ from .. import _files
 from ..errors import PartsError
 from ..scan import Rules
 from .listing import Item, Lister
-from .storage import Folder, as_place, is_remote, pyarrow
+from .storage import Folder, as_place, is_remote, locate, pyarrow
 
 PARTS, ITEMS = "parts.parquet", "items.parquet"
 #: Images of a part: what a kill costs a worker at most, and what is in memory.
@@ -169,14 +169,11 @@ def make_plan(
         with TemporaryDirectory() as name:
             _write(Path(name), lister, rules, images, progress)
             for file in (ITEMS, PARTS):  # what makes it a plan comes last
-                system_out = Path(name, file)
-                _upload(system_out, folder, file)
+                _upload(Path(name, file), folder, file)
     return Plan.read(out)
 
 
 def _upload(file: Path, folder: Folder, name: str) -> None:
-    from .storage import locate
-
     system, path = locate(folder.join(name))
     with open(file, "rb") as source, system.open_output_stream(path) as target:
         shutil.copyfileobj(source, target, 1 << 24)

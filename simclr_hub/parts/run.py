@@ -107,7 +107,7 @@ def prepare(folder: Folder, plan: Plan) -> dict[str, int]:
         OutputError: it lies below photos, is no folder, or cannot be written to.
     """
     if not is_remote(folder.place):
-        _files.check_place(Path(folder.place), [*plan.folders, *([plan.folder.place] if plan.folder.place else [])])
+        _files.check_place(Path(folder.place), [*plan.folders, plan.folder.place])
     try:
         found = folder.sizes()
         if MARK not in found:
