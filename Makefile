@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 # A process a core; more than four would wait for memory and for the disk.
 PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test slow check bench dist
+.PHONY: demo test slow browser check bench dist
 
 demo: $(INSTALLED)  ## index the sample photos, search, write gallery.html
 	$(BIN)/simclr-hub demo
@@ -16,7 +16,11 @@ test: $(INSTALLED)  ## the fast suite
 	$(BIN)/pytest $(PARALLEL)
 
 slow: $(INSTALLED)  ## kills, mutations, races: minutes
-	$(BIN)/pytest -m "slow and not gpu" $(PARALLEL)
+	$(BIN)/pytest -m "slow and not gpu and not browser" $(PARALLEL)
+
+# AXE=path/to/axe.min.js, of npm's axe-core, also checks accessibility.
+browser: $(INSTALLED)  ## the page in a real browser, where a Chromium is on PATH
+	$(BIN)/pytest -m browser -rs tests/browse
 
 check: $(INSTALLED)  ## style and types
 	$(BIN)/ruff check .

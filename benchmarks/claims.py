@@ -398,7 +398,7 @@ def page(values: Values, seconds: float) -> str:
             119,
         ),
         "",
-        f"{verdicts.count('reproduced')} of {len(CLAIMS)} came out; {seconds / 3600:.1f} hours of one core in all.",
+        f"{verdicts.count('reproduced')} of {len(CLAIMS)} came out; {seconds / 3600:.1f} hours by the clock.",
         "",
         "![What each run reached, a point for each seed](claims.png)",
         "",

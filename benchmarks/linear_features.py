@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--l2", type=float, help="leave the grid out")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
-    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+    from sklearn.linear_model import LogisticRegression
 
     train, evaluation, classes, _ = open_parts(read_settings([f"data={options.data}"]))
     of = next(layers_of(options.model, train, evaluation, ["h"], Path(options.cache) if options.cache else None))

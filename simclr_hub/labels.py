@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .notebook import MOST_OF_PART, Part, show_photos
+
 #: Of the likeness exp((cosine - 1) / width): this share of the mean of 1 - cosine between examples.
 WIDTH = 0.4
 #: Added to an example's likeness to itself, more for classes with more examples, so that small ones are not drowned.
@@ -23,6 +25,8 @@ TEMPERATURES = np.geomspace(0.03, 1, 30)
 LEAST, RATIO = 0.5, 4.0
 #: Examples beyond which a classifier should be trained: time grows by their cube.
 MOST_EXAMPLES = 5000
+#: Labels of a class, sure or unsure, that are shown to be checked, and about how many of all.
+MOST_LABELS, MOST_LABELLED = 12, 1000
 _ROWS = 1 << 12  # vectors that are labelled at a time
 
 
@@ -210,6 +214,7 @@ class Labels:
             examples: of classes that have none, nothing is known.
         examples: how many different ones there were.
         unreadable: examples that were left out, with why.
+        contents: SHA-256 of each labelled photo's bytes, in the order of `labels`.
     """
 
     classes: Sequence[str]
@@ -218,3 +223,40 @@ class Labels:
     left_out: LeftOut
     examples: int
     unreadable: Sequence[tuple[str, str]] = ()
+    contents: Sequence[bytes] = ()
+
+    def _repr_html_(self) -> str:
+        """Show the labels to check, in a notebook."""
+        left = self.left_out
+        told = f", {left.right:,} of {left.examples:,} right when left out" if left.examples else ""
+        title = f"{len(self.labels):,} photos labelled by {self.examples:,} examples{told}"
+        parts = to_check(self.labels, self.classes, MOST_OF_PART)
+        return show_photos(title, parts, len(parts))
+
+
+def to_check(labels: Sequence[Label], classes: Sequence[str], most: int = MOST_LABELS) -> list[Part]:
+    """Choose the labels to check: of each class the most confident, and the least confident of those that are unsure.
+
+    Args:
+        labels: of the photos; examples are left out.
+        classes: their names, in the order of the parts.
+        most: labels of a class, sure or unsure; fewer where there are many classes.
+    """
+    most = max(2, min(most, MOST_LABELLED // (2 * max(1, len(classes)))))
+    of_class: dict[str, list[Label]] = {name: [] for name in classes}
+    for label in labels:
+        if not label.example:
+            of_class[label.label].append(label)
+    parts = []
+    for name in classes:
+        falling = sorted(of_class[name], key=lambda label: -label.confidence)
+        unsure = [label for label in reversed(falling) if label.unsure]
+        sure = [label for label in falling if not label.unsure]
+        for word, some in (("" if sure and sure[0].unsure is None else "sure", sure), ("unsure", unsure)):
+            if some:
+                photos = [
+                    (one.path, f"{one.confidence:.2f}", f"or {one.second}: {one.second_confidence:.2f}")
+                    for one in some[:most]
+                ]
+                parts.append(Part(f"{name}: {len(some):,} {word}".rstrip(), photos, len(some)))
+    return parts

@@ -68,7 +68,7 @@ def test_search_finds_the_photo_itself_first(run, index, photos):
     assert matches[0]["path"] == str(photos / "2.jpg") and matches[0]["score"] == pytest.approx(1, abs=1e-5)
     out = run("search", index, photos / "2.jpg", photos / "3.jpg", "--html", "r.html")[1]
     assert "1.000  " in out and "wrote r.html" in out
-    assert Path("r.html").read_text().count("<section>") == 2
+    assert Path("r.html").read_text().count("<section") == 2
 
 
 def test_status_and_prune(run, index, photos):

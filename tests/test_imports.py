@@ -19,7 +19,7 @@ from simclr_hub.parts.plan import make_plan
 from simclr_hub.parts.storage import Folder
 
 #: What costs seconds or hundreds of megabytes, and what of it a command needs for what it does.
-HEAVY = "torch torchvision transformers datasets accelerate onnxruntime matplotlib pyarrow faiss"
+HEAVY = "torch torchvision transformers datasets accelerate onnxruntime matplotlib pyarrow faiss fastapi sklearn"
 NEEDED = {
     "search": {"faiss", "onnxruntime"},
     "label": {"faiss", "onnxruntime"},

@@ -1,12 +1,14 @@
 """`duplicates` and `calibrate`: copies among the photos of an index, and thresholds to find them by."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import click
 
-from .._files import check_output
+from .._files import check_output, write_output
 from ..duplicates.find import TIERS, DuplicateGroup, Tier
+from ..duplicates.plan import PLAN, Rules, check_target, moves_of, write_plan
 from ..index import SimilarityIndex
 from ..pages import PAGE, facts, first_word, relation, summary, write_review
 from ..pages import TIERS as NAMES
@@ -28,6 +30,14 @@ _index_argument = click.argument("index", type=click.Path(path_type=Path))
     metavar="PHOTO PHOTO",
     help="First record that these two are different pictures; repeatable.",
 )
+@click.option(
+    "--script",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write a script (.sh, .ps1) or list (.csv) that moves the copies away; it is yours to read and run.",
+)
+@click.option("--to", metavar="FOLDER", help="Where the script moves them; by default a folder beside it.")
+@click.option("--never-from", multiple=True, metavar="FOLDER", help="The script moves nothing from it; repeatable.")
+@click.option("--prefer", multiple=True, metavar="FOLDER", help="Its files are those to keep; repeatable.")
 @force_option
 @json_option
 def duplicates_command(
@@ -35,6 +45,10 @@ def duplicates_command(
     tiers: tuple[Tier, ...],
     html: Path | None,
     distinct: tuple[tuple[str, str], ...],
+    script: Path | None,
+    to: str | None,
+    never_from: tuple[str, ...],
+    prefer: tuple[str, ...],
     force: bool,
     as_json: bool,
 ) -> None:
@@ -42,9 +56,16 @@ def duplicates_command(
 
     Nothing is deleted or moved.
     """
+    if not script and (to or never_from or prefer):
+        raise click.UsageError("--to, --never-from and --prefer are about the --script, which was not asked for")
+    target = ""
     with SimilarityIndex.open(index) as opened, counting_bar("comparing pairs") as progress:
+        roots = opened.status()["roots"]
         if html:
-            check_output(html, PAGE, force=force, photos=opened.status()["roots"])
+            check_output(html, PAGE, force=force, photos=roots)
+        if script:
+            check_output(script, PLAN, force=force, photos=roots)
+            target = check_target(os.path.abspath(to or script.with_name(f"{script.stem} moved")), roots)
         for pair in distinct:
             try:
                 opened.not_duplicates(*pair)
@@ -54,7 +75,12 @@ def duplicates_command(
         groups = opened.duplicates(tiers or TIERS, progress=progress)
     note = f"Found in {index}. " + summary(groups)
     if html:
-        write_review(html, groups, title="Duplicates", note=note, force=force)
+        pages = write_review(html, groups, title="Duplicates", note=note, force=force)
+    if script:
+        rules = Rules(tuple(map(os.path.abspath, never_from)), tuple(map(os.path.abspath, prefer)))
+        moves = [move for group in groups for move in moves_of(group, rules)]
+        plan = write_plan(moves, target, script.suffix.lower())
+        write_output(script, lambda file: file.write(plan), PLAN, force=force)
     if as_json:
         print_json([group.as_values() for group in groups])
         return
@@ -64,7 +90,9 @@ def duplicates_command(
     if not measured and set(tiers) != {"same-bytes"}:
         echo(f"This model has no measured thresholds: after `simclr-hub calibrate {index}` more crops are found.")
     if html:
-        echo(f"wrote {html}")
+        echo(f"wrote {html}" + (f" and further pages, to {pages[-1].name}" if len(pages) > 1 else ""))
+    if script:
+        echo(f"wrote {script}: it moves {len(moves):,} files to {target}. Read it before you run it.")
 
 
 @click.command("calibrate")

@@ -16,6 +16,7 @@ from .. import _files
 from .._threads import Pool
 from ..errors import ImageError, IndexDamagedError, IndexNotFoundError, SimCLRHubError
 from ..images import FileBytes, describe, read_file
+from ..notebook import show_report
 from ..scan import FileStat
 from .maker import Maker, unit_vector
 from .repair import READ_ERRORS, RepairReport, checked_tables, connect, repair_store, wrong_row
@@ -63,6 +64,9 @@ class CheckReport:
     def sound(self) -> bool:
         """Tell whether nothing is wrong with the index."""
         return not self.problems
+
+    def _repr_html_(self) -> str:
+        return show_report("Check: sound" if self.sound else "Check: problems were found", self)
 
 
 def check_index(

@@ -92,17 +92,18 @@ def label_snapshot(
     except ValueError as e:
         raise LabelError(f"{e}: simclr-hub finetune photos data=EXAMPLES") from e
     hashes, photos, paths = snapshot.contents()
-    found: list[Label] = []
+    found: list[tuple[Label, bytes]] = []
     best, shares = examples.confidences(photos, progress)
     names, rows = given.classes, zip(hashes, paths, best.tolist(), shares.tolist(), strict=True)
     for content, those, (first, second), (share, other) in rows:
         if (label := of_content.get(content)) is not None:
-            found += [Label(path, names[label], 1.0, False, "", 0.0, example=True) for path in those]
+            found += [(Label(path, names[label], 1.0, False, "", 0.0, example=True), content) for path in those]
         else:
             unsure = share <= examples.sure_above
-            found += [Label(path, names[first], share, unsure, names[second], other) for path in those]
-    found.sort(key=lambda label: label.path)
-    return Labels(names, found, examples.sure_above, examples.left_out, len(labels), left_out)
+            found += [(Label(path, names[first], share, unsure, names[second], other), content) for path in those]
+    found.sort(key=lambda pair: pair[0].path)
+    every, contents = [label for label, _ in found], [content for _, content in found]
+    return Labels(names, every, examples.sure_above, examples.left_out, len(labels), left_out, contents)
 
 
 def _example_vectors(

@@ -4,11 +4,12 @@ import hashlib
 import math
 import os
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..images import read_source
+from ..images import describe, read_source
 from ..scan import SEPARATOR
 from ..web import is_url
 from ..whitening import Whitening
@@ -18,6 +19,15 @@ from .store import Root, Store
 
 #: A file in the index: its content, root folder's id, and path below it.
 OwnFile = tuple[bytes, int, bytes]
+
+
+@dataclass(frozen=True)
+class IndexedPhoto:
+    """A photo of the index itself as a query: no file is read, and it need not be there any more."""
+
+    content_hash: bytes
+    root_id: int
+    path: bytes  # below its root
 
 
 def query_vectors(
@@ -56,6 +66,13 @@ def query_vectors(
     roots: dict[int, Root] = {}
     for row, query in enumerate(queries):
         if isinstance(query, np.ndarray) and query.ndim == 1:
+            continue
+        if isinstance(query, IndexedPhoto):
+            recorded = store.vector(query.content_hash)
+            if recorded is None:
+                raise ValueError(f"{describe(os.fsdecode(query.path))}: not in the index any more")
+            put([row], recorded[None])
+            own[row] = {(query.content_hash, query.root_id, query.path)}
             continue
         if isinstance(query, (str, os.PathLike)):
             name = query if is_url(query) else openable(query)

@@ -4,9 +4,10 @@ import operator
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 
@@ -34,6 +35,7 @@ from .maker import Maker, as_embedder, choose_whitening
 from .parquet import export_index, import_index
 from .paths import as_recorded, on_disk, relocate_roots
 from .queries import combine, query_vectors
+from .results import Groups, Matches, Searches
 from .search.arrays import DamagedArraysError
 from .search.explain import explain_empty
 from .search.filters import make_condition
@@ -42,6 +44,9 @@ from .search.segments import update_cache
 from .search.snapshot import Snapshot, take_snapshot
 from .store import SCHEMA_VERSION, STORE_NAME, About, Photo, Store
 from .sync import SyncReport, sync_folder
+
+if TYPE_CHECKING:
+    from ..browse.browsing import Browsing
 
 #: `prune` is refused when more of the photos than this are missing: a disk may be unplugged.
 MOST_MISSING = 0.1
@@ -67,6 +72,7 @@ class SimilarityIndex:
         self._snapshot: Snapshot | None = None
         self._snapshot_cost = self._snapshot_time = 0.0
         self._syncing = False
+        self._browsed = ExitStack()
 
     @classmethod
     def create(
@@ -133,7 +139,8 @@ class SimilarityIndex:
             raise
 
     def close(self) -> None:
-        """Close the store; the index cannot be used after that."""
+        """Close the store, and pages that `browse` opened; the index cannot be used after that."""
+        self._browsed.close()
         self._snapshot = None  # maps the cache's files
         self._store.close()
 
@@ -142,6 +149,11 @@ class SimilarityIndex:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def store(self) -> Store:
+        """Return the store, for this package's own doors."""
+        return self._store
 
     def __len__(self) -> int:
         """Return how many photos a search can find."""
@@ -291,11 +303,27 @@ class SimilarityIndex:
             left_out = [] if with_self or not any(own) else own
             return Search(snapshot, number, condition, same).run(vectors, left_out)
 
-        found = self._use(find)
+        found = self.use_snapshot(find)
         if together and len(queries) + len(unlike) > 1:
             for match in found[0]:
                 match.closer_than = None  # which is of pairs of photos
-        return found if isinstance(query, (list, tuple)) and not together else found[0]
+        if isinstance(query, (list, tuple)) and not together:
+            return Searches(map(Matches, found))
+        return Matches(found[0])
+
+    def query_vector(self, query: Any) -> np.ndarray:
+        """Return what a search compares for a query (D,), of length 1, and takes in the query's place.
+
+        Raises:
+            ImageError: an image that cannot be read.
+            IndexMismatchError: the model that made the index cannot be had.
+        """
+
+        def embed(snapshot: Snapshot) -> np.ndarray:
+            vector: np.ndarray = query_vectors([query], self._store, self._maker, snapshot.whitening)[0][0]
+            return vector
+
+        return self.use_snapshot(embed)
 
     def explain_empty(
         self, *, path: str | os.PathLike[str] | None = None, where: Mapping[str, Any] | None = None
@@ -307,14 +335,14 @@ class SimilarityIndex:
         """
         condition = make_condition(path, where)
         missing = 0 if len(self) else self._store.counts()["missing"]
-        return self._use(lambda snapshot: explain_empty(snapshot, condition, missing))
+        return self.use_snapshot(lambda snapshot: explain_empty(snapshot, condition, missing))
 
     def vectors(self) -> tuple[list[str], np.ndarray]:
         """Return the paths of the live photos, sorted, and what a search compares: float32 (N, D) of length 1.
 
         They are whitened if the index is; `whiten(False)` makes them h again, as does `embed`.
         """
-        return self._use(Snapshot.vectors)
+        return self.use_snapshot(Snapshot.vectors)
 
     def features(self) -> tuple[list[str], np.ndarray]:
         """Return the paths of the live photos, sorted, and what the model gave: float32 (N, D) of length 1.
@@ -359,7 +387,7 @@ class SimilarityIndex:
             IndexMismatchError: the model that made the index cannot be had.
         """
         given = Given.of(examples)
-        return self._use(lambda snapshot: label_snapshot(snapshot, self._store, self._maker, given, progress))
+        return self.use_snapshot(lambda snapshot: label_snapshot(snapshot, self._store, self._maker, given, progress))
 
     def status(self) -> dict[str, Any]:
         """Return what the index holds and what made it; plain values, ready for JSON."""
@@ -457,7 +485,28 @@ class SimilarityIndex:
         """
         if unknown := set(tiers) - set(TIERS):
             raise ValueError(f"tiers={sorted(unknown)}: the tiers are {', '.join(TIERS)}")
-        return find_duplicates(self._store, index_thresholds(self._store), tiers, progress)
+        return Groups(find_duplicates(self._store, index_thresholds(self._store), tiers, progress))
+
+    def browse(self, *, host: str = "127.0.0.1", port: int = 0, token: str | None = None) -> "Browsing":
+        """Serve a page to look at the photos, from threads of its own, until it or the index is closed.
+
+        Args:
+            host: address to listen on; any but this machine's own needs a token.
+            port: 0 for a free one.
+            token: at least 16 characters that the page's address holds; None for a new one.
+
+        Returns:
+            What tells the address, in a notebook as a link, and closes the page; also a context manager.
+
+        Raises:
+            MissingExtraError: the extra `web` is not installed.
+            OutputError: the address cannot be listened on, or is open to others without a token.
+            ValueError: a token that is too short.
+        """
+        # By its name, since the page stands on the index; what it needs is loaded for it alone.
+        browsing: Browsing = import_module("simclr_hub.browse.browsing").Browsing(self, host, port, token)
+        self._browsed.callback(browsing.close)
+        return browsing
 
     def not_duplicates(self, *paths: str | os.PathLike[str]) -> None:
         """Record that no two of these photos are duplicates or similar, whatever they look like.
@@ -580,7 +629,7 @@ class SimilarityIndex:
                 self._snapshot_cost = self._snapshot_time - now
             return snapshot
 
-    def _use(self, work: Callable[[Snapshot], _T]) -> _T:
+    def use_snapshot(self, work: Callable[[Snapshot], _T]) -> _T:
         """Work on the newest snapshot; if its cache turns out to be damaged, on one from the store alone."""
         try:
             return work(self._current())

@@ -276,6 +276,11 @@ class Store(Database):
                     raise self.damaged("its whitening is not the one that it tells of")
             return self._whitening
 
+    def map(self) -> dict[str, Any] | None:
+        """Return what `put_map` recorded; None for nothing."""
+        rows = self._verified("its map", f"{_META} WHERE key = 'map'")
+        return json.loads(rows[0][1]) if rows else None
+
     def photos(self, root_id: int | None = None, state: State | None = None) -> list[Photo]:
         """Return all photos by root and path, or those of a root or in a state."""
         with self.reading():  # also for a part all: a damaged page can show one row twice and another not at all
@@ -437,6 +442,10 @@ class Store(Database):
         put_meta(db, "about", self._meta("about") | {"fingerprint": fingerprint})
         self.put_cache(self.generation() + 1, [])  # the one that this transaction makes
         self._visible = True
+
+    def put_map(self, record: Mapping[str, Any]) -> None:
+        """Record the map that was drawn of the photos, see `browse.map`; a search sees nothing of it."""
+        put_meta(self._connection(), "map", dict(record))
 
     def put(self, photo: Photo) -> None:
         """Add or replace a photo; its vector must be there at the end of the transaction."""

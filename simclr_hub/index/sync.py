@@ -17,6 +17,7 @@ from .._threads import Pool
 from ..errors import CorruptImageError, ImageError, IndexError_, RootUnavailableError, UnreadableImageError
 from ..formats import reader_has_come
 from ..images import FileBytes, describe, read_file
+from ..notebook import show_report
 from ..scan import SEPARATOR, FileStat, Listing, Rules, scan
 from .maker import EmbedderLike, unit_vector
 from .paths import is_below, letters
@@ -66,6 +67,9 @@ class SyncReport:
     came_back: int = 0
     listing_errors: list[str] = field(default_factory=list)
     seconds: float = 0.0
+
+    def _repr_html_(self) -> str:
+        return show_report(f"Sync: {self.found:,} photos found", self)
 
 
 def sync_folder(

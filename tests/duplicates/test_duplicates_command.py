@@ -89,7 +89,7 @@ def test_copies_are_counted_by_kind_wherever_they_are(run: Run, photos: Path, ti
     assert f"{size(3 * small + bird + banana)}: 4 have the same bytes as another file, 1 only show" in out
     assert "1 more names of the same files." in out and "link.jpg" not in out
     assert "same file  photos/one more name.jpg  (one more name of photos/" in out
-    assert "<b>same file </b>" in Path("d.html").read_text()
+    assert "<b>same file</b>" in Path("d.html").read_text()
     members = [m for g in json.loads(run("duplicates", "p.index", *chosen, "--json")[1]) for m in g["others"]]
     assert [bool(m["same_file"]) for m in members].count(True) == 1 and all(len(m["sha256"]) == 64 for m in members)
 
@@ -111,7 +111,7 @@ def test_the_page_shows_every_file_and_no_name_breaks_out(run: Run, photos: Path
     seen = Tags()
     seen.feed(Path("d.html").read_text())
     assert seen.tags.count("img") == 4 and seen.tags.count("section") == 2 and "script" not in seen.tags
-    assert seen.attributes <= {"lang", "charset", "name", "content", "title", "src", "alt", "class"}
+    assert seen.attributes <= {"lang", "charset", "name", "content", "title", "src", "alt", "class", "href"}
     assert "&lt;script&gt;" in Path("d.html").read_text() and "http" not in Path("d.html").read_text()
 
 
@@ -127,18 +127,12 @@ def test_no_name_reaches_the_terminal_as_it_is(run: Run, photos: Path, tiny_dir:
         assert args[0] == "status" or "photos/a\\udcff\\n\\x1b[2J.jpg" in out
 
 
-def test_a_page_of_many_groups_says_that_it_is_cut(tmp_path: Path) -> None:
-    gone = [
-        Member(f"/gone/{n}.jpg", "same-bytes", 1.0, {"modified": 0.0, "bytes": 5}, "", "/gone/a.dng") for n in range(3)
-    ]
-    groups = [DuplicateGroup("same-bytes", one, "why not", [one]) for one in gone]
-    write_review(tmp_path / "d.html", groups, title="t", most=2)
-    html = (tmp_path / "d.html").read_text()
-    assert "3 groups" in html and "The first 2 are shown." in html and html.count("unreadable") == 4
-    write_review(tmp_path / "d.html", [DuplicateGroup("same-bytes", gone[0], "", gone * 35)], title="t")
+def test_a_group_of_very_many_files_says_that_it_is_cut(tmp_path: Path) -> None:
+    gone = Member("/gone/1.jpg", "same-bytes", 1.0, {"modified": 0.0, "bytes": 5}, "", "/gone/a.dng")
+    write_review(tmp_path / "d.html", [DuplicateGroup("same-bytes", gone, "", [gone] * 105)], title="t")
     long = (tmp_path / "d.html").read_text()
     assert long.count("unreadable") == 101 and "And 5 more." in long
-    assert "one shot with a.dng, keep both" in html and "1970-01-01" in html
+    assert "one shot with a.dng, keep both" in long and "1970-01-01" in long
 
 
 def test_calibrate_measures_and_is_remembered(run: Run, photos: Path) -> None:

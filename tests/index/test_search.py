@@ -1,5 +1,7 @@
 import ast
+import hashlib
 import os
+import pickle
 import threading
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from PIL import Image
 from simclr_hub.errors import IndexExistsError, IndexNotFoundError, UnreadableImageError
 from simclr_hub.index import Match, SimilarityIndex
 from simclr_hub.index import similarity_index as search_module
+from simclr_hub.index.queries import IndexedPhoto
 from simclr_hub.index.search import find
 
 
@@ -223,3 +226,35 @@ def test_more_queries_than_are_searched_at_once(filled: SimilarityIndex, monkeyp
     one_by_one = [filled.search(query, k=3) for query in queries]
     monkeypatch.setattr(find, "QUERIES", 3)
     assert filled.search(queries, k=3) == one_by_one
+
+
+def test_a_photo_of_the_index_is_a_query_whose_file_need_not_be_there(
+    filled: SimilarityIndex, tmp_path: Path, embedder: FakeEmbedder
+) -> None:
+    file = tmp_path / "photos" / "31.png"  # holds what 1.png does
+    expected = filled.search(str(file), k=3, all_copies=True)
+    content = hashlib.sha256(file.read_bytes()).digest()
+    (root,) = filled.store.roots().values()
+    file.unlink()
+    embedded = embedder.embedded
+    photo = IndexedPhoto(content, root.id, b"31.png")
+    assert filled.search(photo, k=3, all_copies=True) == expected
+    assert Path(expected[0].path).name == "1.png" and embedder.embedded == embedded
+    with pytest.raises(ValueError, match="not in the index any more"):
+        filled.search(IndexedPhoto(bytes(32), root.id, b"31.png"))
+
+
+def test_a_match_tells_its_content_also_after_pickling(filled: SimilarityIndex, tmp_path: Path) -> None:
+    file = tmp_path / "photos" / "3.png"
+    (match,) = filled.search(str(file), k=1, with_self=True)
+    content = hashlib.sha256(file.read_bytes()).digest()
+    again = pickle.loads(pickle.dumps(match))
+    assert match.content_hash == again.content_hash == content and again == match
+    assert Match("a", 1.0, {}).content_hash == b""
+
+
+def test_a_query_vector_stands_for_its_query(filled: SimilarityIndex, tmp_path: Path) -> None:
+    query = str(tmp_path / "photos" / "3.png")
+    vector = filled.query_vector(query)
+    assert np.linalg.norm(vector) == pytest.approx(1)
+    assert filled.search(vector, k=5) == filled.search(query, k=5, with_self=True)

@@ -47,9 +47,10 @@ class Match:
         closer_than: the share of the index's own pairs of photos that are less alike than the query and this one,
             below 1; None if the index is too small to tell, or several photos made the query.
         copies: the paths of other files that were found with it: of the same bytes, then of the same picture.
+        content_hash: SHA-256 of the file's bytes as the index knows it; b"" for a match that no index made.
     """
 
-    __slots__ = ("_copies", "_metadata", "_snapshot", "closer_than", "path", "score")
+    __slots__ = ("_content_hash", "_copies", "_metadata", "_snapshot", "closer_than", "path", "score")
 
     def __init__(
         self,
@@ -59,20 +60,33 @@ class Match:
         closer_than: float | None = None,
         copies: Sequence[str] | Callable[[], list[str]] = (),
         snapshot: Snapshot | None = None,
+        content_hash: bytes = b"",
     ):
         self.path = path
         self.score = score
         self.closer_than = closer_than
-        # Read when they are asked for, which they seldom are: metadata by row and photo of a snapshot.
-        self._metadata, self._snapshot = metadata, snapshot
+        # Read when they are asked for, which they seldom are: metadata and hash by row and photo of a snapshot.
+        self._metadata, self._snapshot, self._content_hash = metadata, snapshot, content_hash
         self._copies = copies
 
     @property
     def metadata(self) -> dict[str, Any]:  # noqa: D102
+        return self._read()[0]
+
+    @property
+    def content_hash(self) -> bytes:  # noqa: D102
+        return self._read()[1]
+
+    def _read(self) -> tuple[dict[str, Any], bytes]:
         if not isinstance(self._metadata, dict):
-            self._metadata = self._snapshot.metadata(*self._metadata) if self._snapshot else {}
-            self._snapshot = None  # with all that it maps
-        return self._metadata
+            if self._snapshot:
+                row, photo = self._metadata
+                (self._content_hash,) = self._snapshot.hashes(np.array([row]))
+                self._metadata = self._snapshot.metadata(row, photo)
+                self._snapshot = None  # with all that it maps
+            else:
+                self._metadata = {}
+        return self._metadata, self._content_hash
 
     @property
     def copies(self) -> list[str]:  # noqa: D102
@@ -95,7 +109,7 @@ class Match:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Match, self._values()
+        return Match, (*self._values(), None, self.content_hash)
 
 
 def tell_share(share: float | None) -> str:

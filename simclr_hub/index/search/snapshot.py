@@ -75,6 +75,14 @@ class Snapshot:
             bounds[:, mine] += self.photo_starts[number]
         return bounds[0], bounds[1]
 
+    def rows_of(self, photos: np.ndarray) -> np.ndarray:
+        """Return the rows of photos (M,)."""
+        rows = np.empty(len(photos), np.int64)
+        for number, mine, here in self._split(self.photo_starts, photos):
+            rows[mine] = np.searchsorted(self.segments[number].photos.first.all(), here, "right") - 1
+            rows[mine] += self.starts[number]
+        return rows
+
     def shapes(self, rows: np.ndarray) -> np.ndarray:
         """Return the shapes of rows (M,), int8 (M, 63)."""
         shapes = np.empty((len(rows), SHAPE), np.int8)
@@ -105,6 +113,12 @@ class Snapshot:
                 raise self.damaged("a photo without a root folder") from None
             parts.append((mine, found))
         return _merged(parts)
+
+    def root_and_path(self, photo: int) -> tuple[int, bytes]:
+        """Return the root folder's id of a photo, and its path below it."""
+        number = int(np.searchsorted(self.photo_starts, photo, "right")) - 1
+        table, here = self.segments[number].photos, np.array([photo - self.photo_starts[number]])
+        return int(table.roots.take(here)[0]), table.paths.take(here)[0]
 
     def metadata(self, row: int, photo: int) -> dict[str, Any]:
         """Return the metadata of a photo of this row."""
