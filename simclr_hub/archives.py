@@ -14,6 +14,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import repeat
 from typing import IO, Any, cast
 
@@ -43,7 +44,7 @@ def is_archive(path: Any) -> bool:
 
 
 def archive_images(
-    path: str | os.PathLike[str], chosen: Iterator[bool] | None = None
+    path: str | os.PathLike[str], chosen: Iterator[bool] | None = None, file: IO[bytes] | None = None
 ) -> Iterator[FileBytes | UnusableImage]:
     """Yield the image files in a zip or tar archive by their suffix, in its order, named "archive/member".
 
@@ -51,6 +52,7 @@ def archive_images(
         path: .zip, .tar, or a tar packed by gzip, bzip2 or xz, as WebDataset's shards.
         chosen: drawn from once for each source, endless: whether it is wanted; a zip file's others are not read, a
             tar's are streamed past. None wants all.
+        file: what lies at `path`, open for reading, where that is no local file; None opens it.
 
     Yields:
         Sources for `load_image` and `Embedder.stream`, also for what went wrong; the archive itself may be one.
@@ -59,7 +61,7 @@ def archive_images(
     chosen = repeat(True) if chosen is None else chosen
     read = _zip_images if os.fsdecode(path).lower().endswith(".zip") else _tar_images
     try:
-        yield from read(path, name, chosen)
+        yield from read(path if file is None else file, name, chosen)
     except _DAMAGED as e:
         if isinstance(e, ImageError):
             error: ImageError = e
@@ -72,7 +74,7 @@ def archive_images(
 
 
 def _zip_images(
-    path: str | os.PathLike[str], name: str, chosen: Iterator[bool]
+    path: str | os.PathLike[str] | IO[bytes], name: str, chosen: Iterator[bool]
 ) -> Iterator[FileBytes | UnusableImage]:
     packed = unpacked = 0
     with zipfile.ZipFile(path) as archive:
@@ -148,9 +150,9 @@ def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
 
 
 def _tar_images(
-    path: str | os.PathLike[str], name: str, chosen: Iterator[bool]
+    path: str | os.PathLike[str] | IO[bytes], name: str, chosen: Iterator[bool]
 ) -> Iterator[FileBytes | UnusableImage]:
-    with open(path, "rb") as raw:
+    with open(path, "rb") if isinstance(path, (str, os.PathLike)) else nullcontext(path) as raw:
         stream = _Unpacked(raw, name)
         stream.allow(_HEADERS)
         with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|", tarinfo=_Header) as archive:

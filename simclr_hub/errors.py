@@ -18,6 +18,7 @@ SimCLRHubError
 |   +-- PruneRefusedError               too much is missing at once: a disk may be unplugged
 +-- LabelError (ValueError)             examples that do not teach classes
 +-- OutputError (OSError)               a file or folder cannot be written under the name that was given
++-- PartsError (ValueError)             a plan, its parts or their folder: damaged, of another run, not to be used so
 +-- RecipeError (ValueError)            a training recipe or one of its key=value settings
 +-- PublishError                        a model cannot be published; the repository is as it was
 +-- TrainingError                       a run that cannot go on; names the step
@@ -99,6 +100,10 @@ class LabelError(SimCLRHubError, ValueError):
 
 class OutputError(SimCLRHubError, OSError):
     """Nothing is written under this name: a wrong suffix, below the photos, no such folder."""
+
+
+class PartsError(SimCLRHubError, ValueError):
+    """A source, a plan or a folder of parts that cannot be used."""
 
 
 class RecipeError(SimCLRHubError, ValueError):

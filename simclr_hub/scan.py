@@ -9,7 +9,7 @@ import re
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -203,7 +203,12 @@ class Listing:
 
 
 def scan(
-    root: bytes, folder: bytes = b"", *, rules: Rules | None = None, exclude: Collection[tuple[int, int]] = ()
+    root: bytes,
+    folder: bytes = b"",
+    *,
+    rules: Rules | None = None,
+    exclude: Collection[tuple[int, int]] = (),
+    wanted: Callable[[bytes], bool] = is_image_name,
 ) -> Listing:
     """List `folder`, which is relative to `root`, and everything below it.
 
@@ -212,6 +217,7 @@ def scan(
         folder: relative path; b"" is the root itself.
         rules: what is left out.
         exclude: (device, inode) of directories that are not entered: the index's own.
+        wanted: whether a file is listed, by its name.
 
     Raises:
         RootUnavailableError: the folder itself is not there, is no folder or cannot be listed.
@@ -239,7 +245,7 @@ def scan(
                             skipped[f"folder: {reason}"] += 1
                         else:
                             pending.append(path)
-                    elif not is_image_name(entry.name):
+                    elif not wanted(entry.name):
                         skipped["not an image by its name"] += 1
                     elif reason := rules.why_left_out(path, parent, is_folder=False):
                         skipped[reason] += 1
@@ -263,7 +269,9 @@ def scan(
     return Listing(photos, dict(skipped), errors)
 
 
-def scan_whole(folder: str | os.PathLike[str], rules: Rules | None = None) -> tuple[bytes, Listing]:
+def scan_whole(
+    folder: str | os.PathLike[str], rules: Rules | None = None, wanted: Callable[[bytes], bool] = is_image_name
+) -> tuple[bytes, Listing]:
     """Return a folder's absolute path and its listing, of which nothing may be missing.
 
     Raises:
@@ -271,7 +279,7 @@ def scan_whole(folder: str | os.PathLike[str], rules: Rules | None = None) -> tu
     """
     root = os.fsencode(os.path.abspath(folder))
     try:
-        listing = scan(root, rules=rules)
+        listing = scan(root, rules=rules, wanted=wanted)
     except RootUnavailableError as e:
         cause = e.__cause__
         raise RootUnavailableError(f"{describe(folder)}: {getattr(cause, 'strerror', None) or cause}") from e

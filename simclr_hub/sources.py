@@ -1,5 +1,6 @@
 """What a user calls images -> an iterable of images: one, a folder, an archive, a data set, a batch, an iterable."""
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, compress, count
@@ -37,15 +38,30 @@ def as_sources(images: Any, chosen: Iterator[bool] | None = None) -> Any:
     return images
 
 
-def every_nth(given: Sequence[str], part: int, parts: int) -> tuple[Iterator[Any], int | None]:
+def every_nth(
+    given: Sequence[str], part: int, parts: int, *, skip: int = 0, digest: "hashlib._Hash | None" = None
+) -> tuple[Iterator[Any], int | None]:
     """Take every `parts`-th source of all that is given, from the `part`-th (of 1, 2, ...) on, the others unread.
+
+    Args:
+        given: what `as_sources` takes.
+        part: which of the parts.
+        parts: how many there are.
+        skip: leave out so many of them, from the first on.
+        digest: updated by what was listed; another listing gives another.
 
     Returns:
         The sources, and how many they are; None if there are archives, whose members nobody has counted.
     """
-    chosen = (i % parts == part - 1 for i in count())
+    chosen = (i % parts == part - 1 and i // parts >= skip for i in count())
     groups = [as_sources(one, chosen) for one in given]
     listed = [isinstance(group, list) for group in groups]
+    if digest is not None:
+        for one, group in zip(given, groups, strict=True):
+            names = list(map(os.fspath, group)) if isinstance(group, list) else [one]
+            if names == [one] and os.path.isfile(one):  # an archive's members are not listed
+                names.append(f"{os.stat(one).st_size} {os.stat(one).st_mtime_ns}")
+            digest.update(b"\0".join(map(os.fsencode, names)) + b"\0\0")
     total = len(range(part - 1, sum(map(len, groups)), parts)) if all(listed) else None
     # Both draw from `chosen` as they are iterated over, one after the other.
     each = (compress(group, chosen) if known else group for group, known in zip(groups, listed, strict=True))

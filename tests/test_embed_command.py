@@ -5,13 +5,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from image_server import serving
 from photo_formats import encoded, smooth
+from PIL import Image
 from test_archives import tar_of, zip_of
 
 from simclr_hub import archives, web
 from simclr_hub.cli import embed
+from simclr_hub.embedder import Embedder
 
 FILES = [encoded(smooth(seed=i), "PNG") for i in range(3)]
 
@@ -120,3 +123,55 @@ def test_a_bad_shard_is_named(bad, photos, run):
     code, _, err = run("embed", photos, "-o", "out.npz", "--shard", bad)
     assert code == 2 and repr(bad) in err and "I-th of N" in err
     assert not Path("out.npz").exists()
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_a_stopped_run_goes_on(suffix, given, run, tiny_dir, monkeypatch):
+    def embedded(*more):
+        return run("embed", *given, "-o", f"out{suffix}", "--model", tiny_dir, "--json", *more)
+
+    def rows(name):
+        if suffix == ".npz":
+            with np.load(name) as saved:
+                return saved["paths"].tolist(), saved["vectors"]
+        table = pq.read_table(name)
+        return table["path"].to_pylist(), np.array(table["vector"].to_pylist(), np.float32)
+
+    _, told, _ = embedded()
+    whole = rows(f"out{suffix}")
+    monkeypatch.setattr(embed, "IMAGES", 3)  # 14 sources in 5 pieces
+    for stop_after in (1, 2):  # and again, in what is left
+        looked_at, real = [], Embedder.stream
+
+        def stopping(self, sources, looked_at=looked_at, real=real, stop_after=stop_after):
+            for number, item in enumerate(real(self, sources)):
+                if number == 3 * stop_after + 1:
+                    raise KeyboardInterrupt
+                looked_at.append(item)
+                yield item
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Embedder, "stream", stopping)
+            assert embedded()[0] == 130
+    assert sorted(path.name for path in Path(f"out{suffix}.pieces").iterdir()) == [
+        *(f"{number:06d}.npz" for number in range(3)),
+        "about.json",
+    ]
+    code, _, err = embedded("--normalize")
+    assert code == 2 and f"out{suffix}.pieces holds what an interrupted run made" in err
+    Image.new("RGB", (9, 9)).save("photos/0 new.png")
+    assert "of other images" in embedded()[2]
+    Path("photos/0 new.png").unlink()
+    code, again, _ = embedded()
+    assert code == 0 and again == told
+    paths, vectors = rows(f"out{suffix}")
+    assert paths == whole[0] and np.abs(vectors - whole[1]).max() < 1e-5
+    assert not Path(f"out{suffix}.pieces").exists()
+
+
+def test_a_folder_of_another_is_not_taken_for_pieces(photos, run):
+    Path("out.npz.pieces").mkdir()
+    Path("out.npz.pieces/letter").write_text("mine")
+    code, _, err = run("embed", photos, "-o", "out.npz")
+    assert code == 2 and "not as the pieces of an output" in err
+    assert Path("out.npz.pieces/letter").read_text() == "mine"

@@ -14,6 +14,9 @@ from tiny import SAMPLE_PHOTOS
 from simclr_hub import SimilarityIndex
 from simclr_hub.checkpoints.catalog import config_of, entries
 from simclr_hub.cli import COMMANDS
+from simclr_hub.parts.part import Worker
+from simclr_hub.parts.plan import make_plan
+from simclr_hub.parts.storage import Folder
 
 #: What costs seconds or hundreds of megabytes, and what of it a command needs for what it does.
 HEAVY = "torch torchvision transformers datasets accelerate onnxruntime matplotlib pyarrow faiss fastapi sklearn"
@@ -26,6 +29,7 @@ NEEDED = {
     "duplicates": {"faiss"},
     "export": {"faiss", "pyarrow"},
     "import": {"faiss", "pyarrow"},
+    "parts": {"faiss", "pyarrow"},
 }
 
 CHILD = """
@@ -72,6 +76,9 @@ def test_commands_on_an_index_load_no_model_and_no_torch(tmp_path: Path, photos:
         shutil.copy(photos / of, tmp_path / "examples" / name)
     with SimilarityIndex.create(tmp_path / "i", FakeEmbedder()) as index:
         index.sync(photos)
+    # The same plan as below, made before: a plan of the same images has the same parts.
+    worker = Worker(make_plan([str(photos)], tmp_path / "as planned"), Folder(tmp_path / "made"), FakeEmbedder())
+    assert [worker.embed(name).state for name in worker.plan.parts] == ["made"]
     commands = [
         ["status", "i"],
         ["failures", "i"],
@@ -84,6 +91,8 @@ def test_commands_on_an_index_load_no_model_and_no_torch(tmp_path: Path, photos:
         ["duplicates", "i"],
         ["export", "i", "i.parquet"],
         ["import", "i.parquet", "again"],
+        ["parts", "plan", str(photos), "-o", "plan"],
+        ["parts", "check", "plan", "made"],
     ]
     assert_light(commands, tmp_path, photos / "0.jpg")
 

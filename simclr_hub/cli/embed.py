@@ -1,8 +1,10 @@
 """`simclr-hub embed`: features of images into a file."""
 
+import hashlib
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from .._files import Kind, check_output, write_output
 from .._text import printable
 from ..errors import MissingExtraError, SimCLRHubError
 from ..images import FileBytes, UnusableImage
+from ..pieces import IMAGES, Piece, Pieces
 from ..progress import progress_bar
 from ..sources import every_nth
 from ._output import echo, force_option, given, json_option, print_json
@@ -70,36 +73,45 @@ def embed_command(
     """Write the features of IMAGES (files, folders, zip and tar files, URLs) to a file.
 
     The file has `paths` and `vectors` (N, D) float32, row by row; images that cannot be read are named and left out.
+    Of many images pieces lie beside it meanwhile, in a folder named like it and .pieces: what was stopped goes on when
+    it is run again.
     """
-    from ..embedder import Embedder, Failure
+    from ..embedder import Embedder
 
     check_output(output, FEATURES, force=force, photos=images)
     write = _write_npz if output.suffix.lower() == ".npz" else _parquet_writer()
-    sources, total = every_nth(images, *shard)
+    pieces, listing = Pieces(output), hashlib.sha256()
+    sources, total = every_nth(images, *shard, skip=pieces.sources, digest=listing)
     try:
         embedder = Embedder(model, layer=layer, normalize=normalize, batch_size=batch_size, device=device)
     except SimCLRHubError:
         raise
     except (ValueError, RuntimeError) as e:  # a layer or a device that there is not
         raise click.UsageError(str(e)) from e
-    paths, vectors, failures = [], [], []
+    pieces.check({"listing": listing.hexdigest(), "shard": shard, "made by": embedder.fingerprint})
+    some: list[Any] = []
     with progress_bar("embedding", total) as advance:
+        if pieces.sources:
+            advance(pieces.sources)
         for item in embedder.stream(sources):
             advance(1)
-            if isinstance(item, Failure):
-                failures.append((_name(item.source), item.error))
-                continue
-            paths.append(_name(item.source))
-            vectors.append(item.vector)
-    matrix = np.stack(vectors) if vectors else np.empty((0, embedder.dim), np.float32)
-    write_output(output, lambda file: write(file, paths, matrix), FEATURES, force=force)
+            some.append(item)
+            if len(some) == IMAGES:
+                pieces.put(_piece(some, embedder.dim))
+                some.clear()
+    last = _piece(some, embedder.dim)
+    # Read once more for each pass over them: memory holds one.
+    write_output(output, lambda file: write(file, lambda: chain(pieces, [last]), embedder.dim), FEATURES, force=force)
+    embedded = sum(len(piece.paths) for piece in chain(pieces, [last]))
+    failures = [pair for piece in chain(pieces, [last]) for pair in zip(piece.failed, piece.errors, strict=True)]
+    pieces.remove()
     if as_json:
-        record = {"embedded": len(paths), "dim": embedder.dim, "output": str(output)}
-        print_json(record | {"failed": [{"path": given(path), "error": str(error)} for path, error in failures]})
+        record = {"embedded": embedded, "dim": embedder.dim, "output": str(output)}
+        print_json(record | {"failed": [{"path": given(str(path)), "error": str(error)} for path, error in failures]})
     else:
         for _, error in failures:
             echo(f"left out: {error}", err=True)
-        echo(f"{len(paths):,} vectors of {embedder.dim} to {output}")
+        echo(f"{embedded:,} vectors of {embedder.dim} to {output}")
     return 3 if strict and failures else 0
 
 
@@ -107,26 +119,54 @@ def _name(source: Any) -> str:
     return source.name if isinstance(source, (FileBytes, UnusableImage)) else str(source)
 
 
-def _write_npz(file: Any, paths: list[str], vectors: np.ndarray) -> None:
-    np.savez(file, paths=np.array([printable(p) for p in paths], dtype=np.str_), vectors=vectors)
-    with zipfile.ZipFile(file, "a") as archive:
+def _piece(items: list[Any], dim: int) -> Piece:
+    """Return results of a stream as a piece."""
+    from ..embedder import Failure
+
+    good = [item for item in items if not isinstance(item, Failure)]
+    bad = [item for item in items if isinstance(item, Failure)]
+    vectors = np.stack([item.vector for item in good]) if good else np.empty((0, dim), np.float32)
+    return Piece(
+        np.array([printable(_name(item.source)) for item in good], np.str_),
+        vectors,
+        np.array([_name(item.source) for item in bad], np.str_),
+        np.array([str(item.error) for item in bad], np.str_),
+    )
+
+
+#: Writes all pieces, which it may go through several times, as one file.
+_Write = Callable[[Any, Callable[[], Iterator[Piece]], int], None]
+
+
+def _write_npz(file: Any, pieces: Callable[[], Iterator[Piece]], dim: int) -> None:
+    rows = sum(len(piece.paths) for piece in pieces())
+    text = max((piece.paths.dtype for piece in pieces()), key=lambda kind: kind.itemsize)
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, kind, shape in (("paths", text, (rows,)), ("vectors", np.dtype(np.float32), (rows, dim))):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                told = {"descr": kind.str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(member, told)
+                for piece in pieces():
+                    member.write(getattr(piece, name).astype(kind, copy=False).tobytes())
         archive.comment = _MARK
 
 
-def _parquet_writer() -> Callable[[Any, list[str], np.ndarray], None]:
+def _parquet_writer() -> _Write:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as e:
         raise MissingExtraError("pyarrow", "parquet") from e
 
-    def write(file: Any, paths: list[str], vectors: np.ndarray) -> None:
-        flat = pyarrow.array(vectors.ravel(), pyarrow.float32())
-        columns = {
-            "path": pyarrow.array([printable(p) for p in paths], pyarrow.string()),
-            "vector": pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
-        }
-        pyarrow.parquet.write_table(pyarrow.table(columns).replace_schema_metadata({_MARK: b""}), file)
+    def write(file: Any, pieces: Callable[[], Iterator[Piece]], dim: int) -> None:
+        vector = pyarrow.list_(pyarrow.float32(), dim)
+        schema = pyarrow.schema([("path", pyarrow.string()), ("vector", vector)], metadata={_MARK: b""})
+        with pyarrow.parquet.ParquetWriter(file, schema) as writer:
+            for piece in pieces():
+                flat = pyarrow.array(piece.vectors.ravel(), pyarrow.float32())
+                paths = pyarrow.array(piece.paths.tolist(), pyarrow.string())
+                vectors = pyarrow.FixedSizeListArray.from_arrays(flat, dim)
+                writer.write_table(pyarrow.table([paths, vectors], schema=schema))
 
     return write
 

@@ -311,12 +311,17 @@ def export_command(index: Path, out: Path, as_json: bool) -> None:
 @click.argument("index", type=click.Path(path_type=Path))
 @json_option
 def import_command(exported: Path, index: Path, as_json: bool) -> None:
-    """Make INDEX, a new directory, of the Parquet file EXPORTED that `simclr-hub export` wrote."""
+    """Make INDEX, a new directory, of EXPORTED: a Parquet file of `export`, or the folder of parts of `parts run`."""
     check_output(index, FOLDER)
-    with (
-        counting_bar("importing") as progress,
-        SimilarityIndex.from_export(exported, index, progress=progress) as opened,
-    ):
+    with counting_bar("importing") as progress:
+        if exported.is_dir():
+            from ..parts.to_index import import_parts
+
+            import_parts(exported, index, progress=progress)
+            opened = SimilarityIndex.open(index)
+        else:
+            opened = SimilarityIndex.from_export(exported, index, progress=progress)
+    with opened:
         status = opened.status()
     _tell_moved(status["photos"] + status["missing"], index, as_json)
 

@@ -7,21 +7,33 @@ import os
 import posixpath
 import zlib
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, get_args
 
 import numpy as np
 
 from .. import _files
+from .._text import printable
 from ..errors import ExportError, IndexExistsError, IndexNotFoundError, IndexWriteError, MissingExtraError, OutputError
 from ..images import describe
 from ..scan import FileStat, Rules
 from ..whitening import Whitening
 from .paths import is_below
-from .store import KNOWN_INFO, LENGTH_TOLERANCE, STORE_NAME, About, ListingState, Photo, Root, Store, file_metadata
+from .store import (
+    KNOWN_INFO,
+    LENGTH_TOLERANCE,
+    STORE_NAME,
+    About,
+    Details,
+    ListingState,
+    Photo,
+    Root,
+    Store,
+    file_metadata,
+)
 
 #: The kind of file that an export is.
 EXPORT = _files.Kind("an export", (".parquet",))
@@ -40,6 +52,8 @@ _KEY, _CHECKSUM_KEY = b"simclr_hub", b"simclr_hub.crc32"  # pages have checksums
 INFO_COLUMNS = {"format": "string", "width": "int32", "height": "int32", "taken": "string", "camera": "string"}
 #: Columns for other programs: the import knows it from the rest.
 NOT_READ = ("path", "bytes", "modified")
+#: A column of parts (`simclr_hub.parts.part`): why a photo of state "failed", which no export has, has no vector.
+ERROR = "error"
 
 
 @dataclass(frozen=True)
@@ -64,7 +78,7 @@ def _pyarrow() -> Any:
     return pyarrow
 
 
-def _schema(header: Header) -> Any:
+def export_schema(header: Header) -> Any:
     """Return the Arrow schema of an export."""
     pa = _pyarrow()
     string, number = pa.string(), pa.float64()
@@ -100,7 +114,7 @@ def _schema(header: Header) -> Any:
     return pa.schema(columns, metadata={_KEY: text, _CHECKSUM_KEY: b"%d" % zlib.crc32(text)})
 
 
-def _read_header(found: Any, name: str) -> Header:
+def read_header(found: Any, name: str) -> Header:
     """Return the header in an Arrow schema, whose columns must be those of an export.
 
     Raises:
@@ -139,7 +153,7 @@ def _read_header(found: Any, name: str) -> Header:
         if isinstance(e, ExportError):
             raise
         raise ExportError(f"{name}: what it tells of the vectors cannot be read: {e}") from e
-    expected = _schema(header)
+    expected = export_schema(header)
     for field in expected:
         at = found.get_field_index(field.name)
         if at < 0 or found.field(at).type != field.type:
@@ -176,7 +190,10 @@ def export_index(
             store.whitening(),
         )
         try:
-            _files.write_output(out, lambda target: _write(target, store, header, progress), EXPORT)
+            rows = _rows(store, header)
+            _files.write_output(
+                out, lambda target: write_rows(target, export_schema(header), header, rows, progress), EXPORT
+            )
         except (FileExistsError, OutputError):  # something came there meanwhile
             raise
         except OSError as e:
@@ -184,21 +201,27 @@ def export_index(
     return header.photos
 
 
-def _write(target: IO[bytes], store: Store, header: Header, progress: Callable[[int, int], object] | None) -> None:
+def write_rows(
+    target: IO[bytes],
+    columns: Any,
+    header: Header,
+    rows: Iterator[dict[str, Any]],
+    progress: Callable[[int, int], object] | None = None,
+) -> None:
+    """Write rows, as `photo_row` makes them, as Parquet; the columns are `export_schema(header)`, or more."""
     pa = _pyarrow()
-    columns = _schema(header)
     text = [field.name for field in columns if field.type == pa.string()]
     group = max(1, GROUP_BYTES // (4 * header.about.dim))
-    rows = _rows(store, header)
     done = 0
 
     with pa.parquet.ParquetWriter(
         target, columns, compression="zstd", use_dictionary=text, write_page_checksum=True
     ) as writer:
         while (some := list(itertools.islice(rows, group))) or not done:  # of an empty index, too, there is a table
-            if header.whitening and some:
-                vectors = header.whitening.apply(np.stack([row["features"] for row in some]), normalize=True)
-                some = [row | {"vector": vector} for row, vector in zip(some, vectors, strict=True)]
+            if header.whitening and (whole := [row for row in some if row["features"] is not None]):
+                vectors = header.whitening.apply(np.stack([row["features"] for row in whole]), normalize=True)
+                for row, vector in zip(whole, vectors, strict=True):
+                    row["vector"] = vector
             writer.write_table(pa.Table.from_pylist(some, columns), row_group_size=group)
             done += len(some)
             if progress and some:
@@ -223,6 +246,13 @@ def _row(store: Store, photo: Photo, root: Root, position: int, *, gps: bool) ->
     if photo.content_hash is None or vector is None:
         raise store.damaged("a photo without a vector")
     details = store.details_of(photo.content_hash)
+    return photo_row(photo, root, position, vector, details, gps=gps)
+
+
+def photo_row(
+    photo: Photo, root: Root, position: int, vector: np.ndarray | None, details: Details | None, *, gps: bool = False
+) -> dict[str, Any]:
+    """Return the row of a photo below a root, which has this position in the header."""
     info = dict(details.info) if details else {}
     place = info.pop("gps", None) if gps else None
     return {
@@ -253,28 +283,45 @@ def import_index(
     progress: Callable[[int, int], object] | None = None,
 ) -> int:
     """Make what `SimilarityIndex.from_export` tells, with its errors; return how many photos."""
+    return import_files([path], directory, progress=progress)
+
+
+def import_files(
+    paths: Sequence[str | os.PathLike[str]],
+    directory: str | os.PathLike[str],
+    *,
+    progress: Callable[[int, int], object] | None = None,
+) -> int:
+    """Make one index of files that tell of the same model and folders, row by row; return how many photos.
+
+    Raises:
+        ExportError: as `SimilarityIndex.from_export`, or two of them differ in what made them; with its other errors.
+    """
     pa = _pyarrow()
-    name = describe(path)
+    name = describe(paths[0])
     try:
-        with pa.OSFile(os.fspath(path)) as source, ExitStack() as made:
-            header = _read_header(pa.parquet.read_schema(source), name)
-            roots = _checked_roots(header, name)
-            _files.check_place(Path(directory), [os.fsdecode(root) for root, _ in roots])
+        with ExitStack() as made:
+            first, photos = None, 0
+            for path in paths:
+                name = describe(path)
+                with pa.OSFile(os.fspath(path)) as source:
+                    header = read_header(pa.parquet.read_schema(source), name)
+                first, photos = first or header, photos + header.photos
+                if replace(header, photos=first.photos) != first:
+                    raise ExportError(f"{name}: made by another model, or of other folders, than {describe(paths[0])}")
+            assert first is not None
+            name = describe(paths[0])
+            roots = _checked_roots(first, name)
+            # All lies below "/", the folder above a list of files of many disks.
+            _files.check_place(Path(directory), [os.fsdecode(root) for root, _ in roots if root != b"/"])
             partial = made.enter_context(_files.new_directory(Path(directory)))
-            columns = [field.name for field in _schema(header) if field.name not in NOT_READ]
-            # As dictionaries: a text that rows share must not be copied for each of them before it is looked at.
-            texts = [field.name for field in _schema(header) if field.type in (pa.string(), pa.binary())]
-            file = pa.parquet.ParquetFile(source, page_checksum_verification=True, read_dictionary=texts)
-            if file.metadata.num_rows != header.photos:
-                raise ExportError(f"{name}: {file.metadata.num_rows:,} rows, but it tells of {header.photos:,}")
-            for group in range(file.num_row_groups):
-                size = file.metadata.row_group(group).total_byte_size
-                if size > GROUP_LIMIT:
-                    raise ExportError(f"{name}: a row group of {size:,} bytes, more than {GROUP_LIMIT:,}")
-            Store.create(partial / STORE_NAME, header.about, header.whitening)
+            Store.create(partial / STORE_NAME, first.about, first.whitening)
             with closing(Store(partial / STORE_NAME)) as store, store.writing(), store.transaction():
-                batch = max(1, min(BATCH, BATCH_BYTES // (4 * header.about.dim)))
-                _Import(store, header, roots, name).run(file.iter_batches(batch, columns=columns), progress)
+                recorded = [store.put_root(*root).id for root in roots]
+                done = 0
+                for path in paths:
+                    name = describe(path)
+                    done += _import_file(path, name, store, recorded, _added(progress, done, photos))
     except OutputError:
         raise
     except FileNotFoundError as e:
@@ -283,6 +330,36 @@ def import_index(
         raise IndexExistsError(str(e)) from e
     except (pa.ArrowException, OSError, UnicodeError) as e:
         raise ExportError(f"{name}: damaged, or not a Parquet file: {e}") from e
+    return photos
+
+
+def _added(progress: Callable[[int, int], object] | None, before: int, total: int) -> Callable[[int], object]:
+    """Return a progress of one file, whose rows come after others."""
+    return (lambda done: progress(before + done, total)) if progress else lambda done: None
+
+
+def _import_file(
+    path: str | os.PathLike[str], name: str, store: Store, roots: list[int], progress: Callable[[int], object]
+) -> int:
+    """Put the rows of one file into a store, whose transaction is open; return how many."""
+    pa = _pyarrow()
+    with pa.OSFile(os.fspath(path)) as source:
+        found = pa.parquet.read_schema(source)
+        header = read_header(found, name)
+        source.seek(0)
+        columns = [field.name for field in export_schema(header) if field.name not in NOT_READ]
+        columns += [ERROR] if ERROR in found.names else []
+        # As dictionaries: a text that rows share must not be copied for each of them before it is looked at.
+        texts = [field.name for field in found if field.type in (pa.string(), pa.binary())]
+        file = pa.parquet.ParquetFile(source, page_checksum_verification=True, read_dictionary=texts)
+        if file.metadata.num_rows != header.photos:
+            raise ExportError(f"{name}: {file.metadata.num_rows:,} rows, but it tells of {header.photos:,}")
+        for group in range(file.num_row_groups):
+            size = file.metadata.row_group(group).total_byte_size
+            if size > GROUP_LIMIT:
+                raise ExportError(f"{name}: a row group of {size:,} bytes, more than {GROUP_LIMIT:,}")
+        batch = max(1, min(BATCH, BATCH_BYTES // (4 * header.about.dim)))
+        _Import(store, header, roots, name).run(file.iter_batches(batch, columns=columns), progress)
     return header.photos
 
 
@@ -295,7 +372,8 @@ def _checked_roots(header: Header, name: str) -> list[tuple[bytes, ListingState]
     roots: list[tuple[bytes, ListingState]] = []
     for path, listing in header.roots:
         root = os.fsencode(path)
-        absolute = posixpath.isabs(path) or ntpath.isabs(path)  # it may come from another system
+        # It may come from another system, or from a bucket.
+        absolute = posixpath.isabs(path) or ntpath.isabs(path) or path.startswith(("s3://", "gs://"))
         if not absolute or b"\0" in root or ".." in path.replace("\\", "/").split("/"):
             raise ExportError(f"{name}: a root folder {describe(path)}: not an absolute path")
         if any(is_below(root, other) or is_below(other, root) for other, _ in roots):
@@ -307,26 +385,27 @@ def _checked_roots(header: Header, name: str) -> list[tuple[bytes, ListingState]
 
 
 class _Import:
-    """Puts the rows of the file `name` into an empty store, whose transaction is open."""
+    """Puts the rows of the file `name` into a store, whose transaction is open; `roots` are the ids of its folders."""
 
-    def __init__(self, store: Store, header: Header, roots: list[tuple[bytes, ListingState]], name: str):
+    def __init__(self, store: Store, header: Header, roots: list[int], name: str):
         self._store, self._header, self._name = store, header, name
         self._row = 0
-        self._roots = [store.put_root(*root).id for root in roots]
+        self._roots = roots
 
-    def run(self, batches: Iterator[Any], progress: Callable[[int, int], object] | None) -> None:
+    def run(self, batches: Iterator[Any], progress: Callable[[int], object]) -> None:
         for batch in batches:
             self._refuse_long_texts(batch)
-            vectors = self._vectors(batch)
+            states = batch.column("state").to_pylist()
+            has_vector = [not (state == "failed" and ERROR in batch.schema.names) for state in states]
+            vectors = iter(self._vectors(batch.filter(_pyarrow().array(has_vector)), np.flatnonzero(has_vector)))
             rows = batch.drop_columns(["vector", *(["features"] if self._header.whitening else [])]).to_pylist()
-            for row, vector in zip(rows, vectors, strict=True):
+            for row, has in zip(rows, has_vector, strict=True):
                 self._row += 1
                 try:
-                    self._put(row, vector)
+                    self._put(row, next(vectors) if has else None)
                 except (TypeError, ValueError, OverflowError, RecursionError) as e:
                     raise self._wrong(str(e)) from e
-            if progress:
-                progress(self._row, self._header.photos)
+            progress(self._row)
         if self._row != self._header.photos:
             raise ExportError(f"{self._name}: {self._row:,} rows, but it tells of {self._header.photos:,}")
         for pair in self._header.distinct:
@@ -346,19 +425,19 @@ class _Import:
     def _wrong(self, why: str) -> ExportError:
         return ExportError(f"{self._name}: row {self._row:,}: {why}")
 
-    def _vectors(self, batch: Any) -> np.ndarray:
-        """Return the batch's vectors (N, D) as the model gave them, checked."""
+    def _vectors(self, batch: Any, places: np.ndarray) -> np.ndarray:
+        """Return the batch's vectors (N, D) as the model gave them, checked; `places` are its rows among all."""
         whitening = self._header.whitening
         vectors = self._column(batch, "features" if whitening else "vector", self._header.about.dim)
         with np.errstate(over="ignore", invalid="ignore"):
             lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
         for row in np.flatnonzero(~(np.abs(lengths - 1) <= LENGTH_TOLERANCE))[:1]:
-            self._row += int(row) + 1
+            self._row += int(places[row]) + 1
             raise self._wrong(f"a vector of length {lengths[row]:.6g}, not 1")
         if whitening:
             differences = self._column(batch, "vector", whitening.dim) - whitening.apply(vectors, normalize=True)
             for row in np.flatnonzero(~(np.abs(differences).max(1) <= LENGTH_TOLERANCE))[:1]:
-                self._row += int(row) + 1
+                self._row += int(places[row]) + 1
                 raise self._wrong("its vector is not its features whitened")
         return vectors
 
@@ -370,30 +449,34 @@ class _Import:
         vectors: np.ndarray = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
         return vectors
 
-    def _put(self, row: dict[str, Any], vector: np.ndarray) -> None:
+    def _put(self, row: dict[str, Any], vector: np.ndarray | None) -> None:
+        """Put a photo, or with `vector` None one that could not be used."""
         content_hash, state, position = row["hash"], row["state"], row["root"]
-        if content_hash is None or state not in ("live", "missing"):
+        whole = content_hash is not None and state in ("live", "missing")
+        if not whole if vector is not None else content_hash is not None:
             raise ValueError(f"hash {content_hash!r}, state {state!r}")
         if position is None or not 0 <= position < len(self._roots):
             raise ValueError(f"root {position}, of {len(self._roots)}")
         root_id, path = self._roots[position], self._checked_path(row["name"])
         if self._store.photo(root_id, path) is not None:
             raise ValueError(f"a second row of {describe(os.fsdecode(path))}")
-        known, info = self._store.vector(content_hash), self._info(row)
-        if known is None:
-            self._store.put_vector(content_hash, vector)
-            if row["signature"] is not None:
-                self._store.put_details(content_hash, info, row["signature"])
-        elif not np.array_equal(known, vector):
-            raise ValueError(f"another vector of the content {content_hash.hex()}")
+        info = self._info(row)
+        if vector is not None:
+            known = self._store.vector(content_hash)
+            if known is None:
+                self._store.put_vector(content_hash, vector)
+                if row["signature"] is not None:
+                    self._store.put_details(content_hash, info, row["signature"])
+            elif not np.array_equal(known, vector):
+                raise ValueError(f"another vector of the content {content_hash.hex()}")
         numbers = [int(number) for number in row["stamp"].split()]
         if len(numbers) != len(FileStat._fields) or any(abs(number) >= 1 << 128 for number in numbers):
             raise ValueError(f"stamp {_shortened(row['stamp'])}")
         stat = FileStat(*numbers)
         if not 0 <= stat.size < 1 << 63:
             raise ValueError(f"a file of {stat.size} bytes")
-        settled = bool(row["settled"])
-        self._store.put(Photo(root_id, path, stat, settled, content_hash, state, metadata=file_metadata(stat)))
+        settled, error = bool(row["settled"]), None if vector is not None else printable(str(row[ERROR]))
+        self._store.put(Photo(root_id, path, stat, settled, content_hash, state, error, file_metadata(stat)))
 
     def _checked_path(self, name: bytes | None) -> bytes:
         """Return a name below a root with this system's separators; a search opens what is there and shows it."""

@@ -126,7 +126,7 @@ def test_a_wide_export_is_read_in_small_batches(exported, monkeypatch):
     monkeypatch.setattr(parquet, "BATCH_BYTES", 8 * DIM)
     seen = []
     real = parquet._Import._vectors
-    monkeypatch.setattr(parquet._Import, "_vectors", lambda s, b: seen.append(b.num_rows) or real(s, b))
+    monkeypatch.setattr(parquet._Import, "_vectors", lambda s, b, at: seen.append(b.num_rows) or real(s, b, at))
     SimilarityIndex.from_export(exported, exported.with_name("new.index"), model=FakeEmbedder()).close()
     assert max(seen) == 2
 

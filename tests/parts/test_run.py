@@ -1,0 +1,117 @@
+"""Runs of a plan: processes that crash or are killed at any moment, and at the end every image exactly once."""
+
+import json
+import multiprocessing
+import os
+import random
+import time
+from multiprocessing import forkserver
+from pathlib import Path
+
+import pytest
+from index.index_fakes import FakeEmbedder, make_photo
+from parts_child import CrashingEmbedder, UnloadableEmbedder, make_all
+
+from simclr_hub.errors import OutputError, PartsError
+from simclr_hub.parts.check import check_parts
+from simclr_hub.parts.plan import make_plan
+from simclr_hub.parts.run import run_parts
+from simclr_hub.parts.storage import Folder
+
+KILLS = 20
+
+
+def test_killed_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos, chance = tmp_path / "photos", random.Random(0)
+    for i in range(120):
+        make_photo(photos / f"{i}.png", i)
+    plan = make_plan([str(photos)], tmp_path / "plan", images=10)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["parts_child"])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.path.dirname(__file__), str(Path(__file__).parents[1])]))
+    forkserver.ensure_running()
+    rounds = killed = 0
+    while killed < KILLS:
+        rounds += 1
+        out = tmp_path / f"out {rounds}"
+        (out / "_attempts").mkdir(parents=True)
+        while killed < KILLS:
+            child = context.Process(target=make_all, args=(tmp_path / "plan", out))
+            child.start()
+            time.sleep(chance.uniform(0.02, 0.5))
+            child.kill()
+            child.join()
+            if child.exitcode == 0:
+                break
+            killed += 1
+            report = check_parts(plan, Folder(out))
+            assert not (report.damaged or report.doubled or report.foreign)  # at each moment what is there is whole
+        child = context.Process(target=make_all, args=(tmp_path / "plan", out))
+        child.start()
+        child.join()
+        report = check_parts(plan, Folder(out))
+        assert child.exitcode == 0 and report.complete and report.rows == 120
+
+
+def test_a_crash_costs_one_image(many: Path, tmp_path: Path) -> None:
+    (many / "1" / "crash.png").write_bytes(b"CRASH")
+    plan = make_plan([str(many)], tmp_path / "plan", images=8)
+    attempts = []
+    report = run_parts(
+        plan,
+        tmp_path / "out",
+        CrashingEmbedder,
+        workers=2,
+        progress=lambda result, _: result and attempts.append(result.attempt),
+    )
+    assert (report.made, report.rows, report.unusable, report.failed) == (4, 31, 3, {})
+    assert sorted(attempts) == [1, 1, 1, 2]
+    assert check_parts(plan, Folder(tmp_path / "out")).complete
+
+
+def test_shares_are_the_whole_and_what_is_there_stays(many: Path, tmp_path: Path) -> None:
+    plan, out = make_plan([str(many)], tmp_path / "plan", images=8), tmp_path / "out"
+    first = run_parts(plan, out, FakeEmbedder, worker=(1, 3))
+    assert (first.planned, first.made) == (2, 2)
+    times = {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
+    rest = run_parts(plan, out, FakeEmbedder, workers=1)
+    assert (rest.planned, rest.there, rest.made) == (4, 2, 2)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert check_parts(plan, Folder(out)).complete
+
+
+def test_what_cannot_be_run_is_told(many: Path, shards: Path, tmp_path: Path) -> None:
+    plan = make_plan([str(many)], tmp_path / "plan")
+    with pytest.raises(PartsError, match="no such layer"):
+        run_parts(plan, tmp_path / "out", UnloadableEmbedder)
+    with pytest.raises(PartsError, match="give one of local"):
+        run_parts(plan, tmp_path / "out", FakeEmbedder, engine="nothing")
+    with pytest.raises(OutputError, match="in the photo folder"):
+        run_parts(plan, many / "out", FakeEmbedder)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("mine")
+    with pytest.raises(PartsError, match="not a folder of parts: letter.txt"):
+        run_parts(plan, tmp_path / "mine", FakeEmbedder)
+    with pytest.raises(OutputError, match="Not a directory"):
+        run_parts(plan, tmp_path / "mine" / "letter.txt", FakeEmbedder)
+    other = make_plan([str(shards)], tmp_path / "other")
+    with pytest.raises(PartsError, match="the parts of another plan"):
+        run_parts(other, tmp_path / "out", FakeEmbedder)
+
+
+def test_the_commands(run, many: Path, tmp_path: Path) -> None:
+    code, out, _ = run("parts", "plan", many, "-o", "plan", "--images", "20")
+    assert (code, out) == (0, f"2 parts to {tmp_path}/plan: 30 images\n")
+    code, _, err = run("parts", "plan", many, "-o", "plan")
+    assert code == 1 and "exists already" in err
+    code, out, _ = run("parts", "check", "plan", "out")
+    assert code == 1 and "not complete: 0 of 2 parts" in out
+    made = ["parts", "run", "plan", "-o", "out"]
+    code, out, _ = run(*made, "--worker", "2/2", "--json", "--strict")
+    assert code == 3 and json.loads(out)["made"] == 1
+    code, out, _ = run(*made)
+    assert code == 0 and out == "2 parts: 1 were there, 1 made (20 images, 0 unusable), 0 failed\n"
+    code, out, _ = run("parts", "check", "plan", "out", "--json")
+    assert code == 0 and json.loads(out)["rows"] == 30
+    assert run("import", "out", "new.index")[:2] == (0, "28 photos to new.index\n")
+    assert "new.index exists already" in run("import", "out", "new.index")[2]
