@@ -5,7 +5,7 @@ sets of strengths: CIFAR-10-C's for pictures of about 32 pixels, Tiny ImageNet-C
 larger. Their package, imagecorruptions, has had no release since 2020 and fails in two of them (glass blur and fog)
 with numpy 2 and scikit-image 0.26.
 
-Unusual: glass blur copies pixels, as the published code does, where its comment says that it swaps them; motion blur
+Glass blur copies pixels, as the published code does, where its comment says that it swaps them; motion blur
 is along whole pixels, as ImageMagick has it; the published sets of 64 and 224 pixels were then stored as JPEG, which
 is left out. Frost lies on photos of frost that are under no licence: they are the user's to give.
 """
