@@ -15,7 +15,8 @@ from typing import Any
 from urllib.parse import quote_from_bytes
 
 from ._files import Kind, check_output, write_output
-from .duplicates.find import DuplicateGroup, Member, day
+from .duplicates.find import DuplicateGroup, Member
+from .duplicates.words import TIERS, facts, first_word, relation
 from .images import describe
 from .index.search.find import Match, tell_share
 from .labels import Label, to_check
@@ -31,12 +32,6 @@ _HEAD = b"""<!doctype html>
 """
 #: Longest side of a thumbnail in pixels.
 THUMBNAIL = 256
-#: Names and meanings of the tiers of duplicates.
-TIERS = {
-    "same-bytes": ("same bytes", "Exact copies: any one of them is enough."),
-    "same-picture": ("same picture", "One picture, re-encoded, resized or edited. Look before you delete."),
-    "similar": ("similar", "Different pictures of much the same thing. Not duplicates: nothing here is one too many."),
-}
 #: Files of a group that a page shows beside the first.
 MOST_FILES = 100
 #: Groups of duplicates on a page.
@@ -236,52 +231,3 @@ def _member(draw: _Draw, member: Member, label: str) -> dict[str, Any]:
     score = "" if member.tier == "same-bytes" or member.same_file else f" {member.score:.3f}"
     pair = f"one shot with {os.path.basename(member.pair)}, keep both" if member.pair else ""
     return draw(member.path, label + score, " · ".join(facts(member)), pair)
-
-
-def first_word(group: DuplicateGroup) -> str:
-    """Name the role of a group's first file."""
-    return "like" if group.tier == "similar" else "keep"
-
-
-def relation(member: Member) -> str:
-    """Name the relation of a file to its group's first."""
-    return "same file" if member.same_file else TIERS[member.tier][0]
-
-
-def summary(groups: Sequence[DuplicateGroup]) -> str:
-    """Sum up what was found, by groups and by files, in a sentence or two."""
-    others = [other for group in groups if group.tier != "similar" for other in group.others]
-    copies = [other for other in others if other.same_file is None]
-    # Also a copy of a copy has the same bytes as another file.
-    contents = {member.sha256 for group in groups if group.tier != "similar" for member in (group.keep, *group.others)}
-    firsts = sum(group.tier != "similar" for group in groups)
-    exact = len(copies) + firsts - len(contents)
-    numbers = [f"{sum(group.tier == tier for group in groups):,} {name}" for tier, (name, _) in TIERS.items()]
-    total = sum(int(other.metadata.get("bytes", 0)) for other in copies)
-    names = f" {len(others) - len(copies):,} more names of the same files." if len(others) > len(copies) else ""
-    return (
-        f"{len(groups):,} groups ({', '.join(numbers)}); {len(copies):,} copies of what would be kept, {size(total)}: "
-        f"{exact:,} have the same bytes as another file, {len(copies) - exact:,} only show the same picture.{names} "
-        "Nothing was deleted."
-    )
-
-
-def facts(member: Member) -> list[str]:
-    """List what is known of a file, in words."""
-    info = member.metadata
-    known = [
-        f"{info['width']} x {info['height']}" if "width" in info and "height" in info else "",
-        str(info.get("format", "")),
-        size(int(info["bytes"])) if "bytes" in info else "",
-        str(info.get("taken", "")).replace("T", " ") or (day(info["modified"]) if "modified" in info else ""),
-        str(info.get("camera", "")),
-    ]
-    return [describe(fact) for fact in known if fact]
-
-
-def size(number: int) -> str:
-    """Format a number of bytes for people."""
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if number >= factor:
-            return f"{number / factor:.1f} {unit}"
-    return f"{number} bytes"

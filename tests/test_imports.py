@@ -163,3 +163,10 @@ def test_a_finder_that_waits_leaves_everything_else_as_it_is() -> None:
     spec = finder.find_spec("simclr_hub.modeling_simclr", __import__("simclr_hub").__path__)
     assert spec is not None and spec.origin == modeling_simclr.__file__
     assert type(spec.loader) is type(modeling_simclr.__spec__.loader)
+
+
+@pytest.mark.parametrize("first", ["pages", "duplicates.find", "duplicates.neighbours", "index.results", "rendering"])
+def test_whichever_module_is_imported_first(first: str) -> None:
+    """Of those that packages import again, a circle through a package's __init__ would fail for some only."""
+    run = subprocess.run([sys.executable, "-c", f"import simclr_hub.{first}"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

@@ -10,9 +10,9 @@ from pydantic import BaseModel, Field
 
 from ..duplicates.find import TIERS, DuplicateGroup, Member, Tier
 from ..duplicates.plan import Move, Rules, check_target, moves_of, write_plan
+from ..duplicates.words import facts
 from ..images import describe
 from ..index import SimilarityIndex
-from ..pages import facts
 from .jobs import Jobs, Progress
 from .library import Library, named, photo_id
 

@@ -9,9 +9,10 @@ import click
 from .._files import check_output, write_output
 from ..duplicates.find import TIERS, DuplicateGroup, Tier
 from ..duplicates.plan import PLAN, Rules, check_target, moves_of, write_plan
+from ..duplicates.words import TIERS as NAMES
+from ..duplicates.words import facts, first_word, relation, summary
 from ..index import SimilarityIndex
-from ..pages import PAGE, facts, first_word, relation, summary, write_review
-from ..pages import TIERS as NAMES
+from ..pages import PAGE, write_review
 from ..progress import counting_bar
 from ._output import echo, force_option, json_option, print_json, print_table, short_path
 

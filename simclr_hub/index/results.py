@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from ..duplicates.find import DuplicateGroup
+from ..duplicates.words import TIERS, first_word, relation, summary
 from ..notebook import MOST, Part, Photo, ShownList
-from ..pages import TIERS, first_word, relation, summary
 from .search.find import Match, tell_share
 
 

@@ -11,7 +11,8 @@ from PIL import Image
 from tiny import SAMPLE_PHOTOS
 
 from simclr_hub.duplicates.find import DuplicateGroup, Member
-from simclr_hub.pages import size, write_review
+from simclr_hub.duplicates.words import size
+from simclr_hub.pages import write_review
 
 Run = Callable[..., tuple[int, str, str]]
 HOSTILE = "<script>alert(1)<script>.jpg"
