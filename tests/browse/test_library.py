@@ -214,7 +214,7 @@ def test_many_copies_of_one_content(index: SimilarityIndex, library: Library) ->
         ({"min_side": 21}, set()),
         ({"min_bytes": 6000, "camera": "Zeiss"}, {"c/far.jpg"}),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else "",  # a set's order is each process's own
 )
 def test_filters(odd: Library, filters: dict[str, Any], expected: set[str]) -> None:
     condition = make_condition(**filter_arguments(**filters))
