@@ -21,7 +21,7 @@ COMMANDS = {
     "demo": ("demo", "Index the sample photos, search them, write gallery.html."),
     "index": ("index", "Create an index of a folder, or bring it up to date."),
     "search": ("search", "Find the photos in INDEX that are most similar to QUERY."),
-    "browse": ("browse", "Serve a page to look at INDEX: browse, search, review duplicates."),
+    "browse": ("browse", "Serve a page to look at photos, search and review duplicates."),
     "status": ("index", "Show what INDEX holds and what made it."),
     "failures": ("index", "List the photos that could not be read, and why."),
     "missing": ("index", "List the photos that were not there at the last sync."),
