@@ -102,7 +102,7 @@ def _told(status: int) -> Any:
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server can be opened.
+    """Tell where a server can be opened.
 
     Attributes:
         url: with the token: whoever has it sees the photos.
@@ -187,8 +187,8 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, OverflowError) as e:
-        why = getattr(e, "strerror", None) or e
-        raise OutputError(f"cannot listen on {describe(host)} port {port}: {why}; choose another --port") from e
+        place, why = f"{describe(host)} port {port}", getattr(e, "strerror", None) or e
+        raise OutputError(f"cannot listen on {place}: {why}; choose another --port or --host") from e
     # Accepted sockets inherit it; asyncio sets it only where a socket names its protocol. Without it a body waits
     # 40 ms until its headers are acknowledged.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

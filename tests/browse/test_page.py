@@ -344,7 +344,9 @@ def test_two_windows_and_a_sync_beside(window: Callable[..., Page], tmp_path: Pa
             expect(second.locator(".facts")).to_contain_text("6")
             (folder / "broken.png").write_bytes(b"no photo")
             second.get_by_role("button", name="Sync").click()
-            expect(second.locator("summary")).to_contain_text("Could not be used: 1 photo")
+            expect(second.locator(".facts")).to_contain_text("Could not be used1")
+            second.get_by_text("Photos that could not be used").click()
+            expect(second.locator(".paths")).to_contain_text("broken.png")
             assert set(names(first)) == {*(f"{n}.png" for n in range(5)), "new.png"}
 
 

@@ -1,6 +1,6 @@
 // What the index holds, what is going on, and what could not be used.
 
-import { attempt, count, get, h, post } from "./page.js";
+import { attempt, count, fill, get, h, post } from "./page.js";
 
 export const title = "Status";
 
@@ -29,18 +29,16 @@ export function show(main, values, first) {
       ),
     );
   };
-  const list = () =>
-    attempt(async () => {
-      const [failures, missing] = await Promise.all([get("failures"), get("missing")]);
-      lists.replaceChildren(
-        ...[
-          ["Could not be used", failures.map(({ path, why }) => `${path}: ${why}`)],
-          ["Missing at the last sync", missing],
-        ]
-          .filter(([, rows]) => rows.length)
-          .map(([name, rows]) => h("details", {}, h("summary", {}, `${name}: ${count(rows.length, "photo")}`), h("ul", { class: "paths" }, rows.slice(0, 1000).map((row) => h("li", {}, row))), rows.length > 1000 && h("p", {}, `and ${(rows.length - 1000).toLocaleString("en")} more`))),
-      );
+  // Read when they are opened: the server goes through every photo for them.
+  const list = () => fill(lists, opened("Photos that could not be used", "failures", ({ path, why }) => `${path}: ${why}`), opened("Missing at the last sync", "missing", (path) => path));
+  const opened = (name, path, line) => {
+    const body = h("div");
+    const load = () => attempt(async () => {
+      const rows = await get(path);
+      fill(body, h("p", { class: "soft" }, count(rows.length, "photo")), h("ul", { class: "paths" }, rows.slice(0, 1000).map((row) => h("li", {}, line(row)))), rows.length > 1000 && h("p", {}, `and ${(rows.length - 1000).toLocaleString("en")} more`));
     });
+    return h("details", { ontoggle: (event) => event.target.open && load() }, h("summary", {}, name), body);
+  };
   tell(first);
   list();
   return { changed: list, told: tell, close() {} };
