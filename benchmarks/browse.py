@@ -1,4 +1,4 @@
-"""How long `simclr-hub browse` lets one wait: from the command to a page, the grid, a click to results; memory.
+"""Measure how long `simclr-hub browse` lets one wait, from the command to a page or a click to results, and memory.
 
     OMP_NUM_THREADS=1 python benchmarks/browse.py --folder FOLDER [--only 100000 1000000] [--index YOUR.index]
 

@@ -58,7 +58,7 @@ _FINETUNE = (
 
 @dataclass(frozen=True)
 class Run:
-    """One training.
+    """Describe one training.
 
     Attributes:
         command: pretrain, finetune or distill.
@@ -128,7 +128,7 @@ Term = tuple[float, str, str]  # weight, run, measure
 
 @dataclass(frozen=True)
 class Claim:
-    """What a paper says, and by which numbers it is looked at here.
+    """State what a paper says, and by which numbers it is looked at here.
 
     Attributes:
         says: in one sentence.

@@ -53,7 +53,7 @@ DISTILL = ("num_train_epochs=5", "batch_size=128", "learning_rate=0.4", "warmup_
 
 
 class Results:
-    """What is finished, a line of JSON each."""
+    """Keep what is finished, a line of JSON each."""
 
     def __init__(self, out: Path):
         self.file = out / "results.jsonl"

@@ -1,4 +1,4 @@
-"""How often `label` is right with few examples a class, beside other rules, and what its "unsure" is worth.
+"""Measure how often `label` is right with few examples a class, beside other rules, and what its "unsure" is worth.
 
 Of each set n photos a class are drawn as examples, `--draws` times, and all others labelled: by the examples' vote of
 `simclr_hub.labels`, by the class means, and by the n nearest neighbours, alike (as `few_shot` has it) or weighted by

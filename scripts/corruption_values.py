@@ -1,8 +1,8 @@
 # mypy: ignore-errors
 """Write tests/data/corruptions.npz: what imagecorruptions makes of one picture, by which ours are tested.
 
-    python -m venv /tmp/corruptions && /tmp/corruptions/bin/pip install imagecorruptions==1.1.2 "setuptools<81"
-    /tmp/corruptions/bin/python scripts/corruption_values.py
+    python -m venv ENVIRONMENT && ENVIRONMENT/bin/pip install imagecorruptions==1.1.2 "setuptools<81"
+    ENVIRONMENT/bin/python scripts/corruption_values.py
 
 What fails with numpy 2 and scikit-image 0.26 is mended here, and where the package left the code that made
 ImageNet-C (elastic transform, the middle of a zoom, pixelate, when snow is rounded) that code's form is put in. Every

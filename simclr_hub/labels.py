@@ -32,7 +32,7 @@ _ROWS = 1 << 12  # vectors that are labelled at a time
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What came of predicting examples that were held out or left out one by one.
+    """Count what came of predicting examples that were held out or left out one by one.
 
     Attributes:
         examples: how many; those that are alone in their class cannot be left out.
@@ -181,7 +181,7 @@ def _upper(count: int, of: int) -> float:
 
 @dataclass(frozen=True)
 class Label:
-    """What a photo was labelled.
+    """Tell what a photo was labelled.
 
     Attributes:
         path: of the photo, or its name.
@@ -204,7 +204,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Labels:
-    """What the photos of an index were labelled.
+    """Tell what the photos of an index were labelled.
 
     Attributes:
         classes: their names.

@@ -1,4 +1,4 @@
-"""How results show themselves in a notebook: HTML made when it is shown, with thumbnails inside, bounded.
+"""Results that show themselves in a notebook: HTML made when it is shown, with thumbnails inside, bounded.
 
 Styles are inline: a notebook's page is not ours, and many viewers leave out everything else.
 """
@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Part:
-    """What belongs together of a result.
+    """Hold what belongs together of a result.
 
     Attributes:
         heading: above the photos.

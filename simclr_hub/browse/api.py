@@ -37,7 +37,7 @@ _T = TypeVar("_T")
 
 
 class Filters(BaseModel):
-    """Which photos: those that meet all that is given."""
+    """Choose the photos that meet all that is given."""
 
     folder: str | None = Field(default=None, max_length=4096, description="absolute; with the folders below it")
     path: str | None = Field(default=None, max_length=1024, description="a pattern, as of `simclr-hub search --path`")
@@ -69,7 +69,7 @@ PhotoIds = Annotated[list[Annotated[str, Field(max_length=80)]], Field(max_lengt
 
 
 class SearchRequest(BaseModel):
-    """What results should be like, and what not; ids of photos or of uploads."""
+    """Ask for what is like some photos or uploads, and not like others, by their ids."""
 
     like: PhotoIds = Field(min_length=1)
     unlike: PhotoIds = []
@@ -80,19 +80,19 @@ class SearchRequest(BaseModel):
 
 
 class PhotoIdRequest(BaseModel):
-    """One photo."""
+    """Name one photo."""
 
     id: str = Field(max_length=80)
 
 
 class SyncRequest(BaseModel):
-    """One of the recorded root folders."""
+    """Name one of the recorded root folders."""
 
     root: int
 
 
 class Uploads:
-    """Photos that were dropped onto the page, as vectors; those not used longest are forgotten."""
+    """Keep photos that were dropped onto the page, as vectors; those not used longest are forgotten."""
 
     def __init__(self, index: SimilarityIndex):
         self._index = index

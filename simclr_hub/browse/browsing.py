@@ -1,4 +1,4 @@
-"""What `SimilarityIndex.browse` returns: a page that is served while the program goes on."""
+"""A page that `SimilarityIndex.browse` serves while the program goes on."""
 
 import threading
 from contextlib import ExitStack

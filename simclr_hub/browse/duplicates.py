@@ -23,7 +23,7 @@ Id = Annotated[str, Field(max_length=80)]
 
 
 class KeepRules(BaseModel):
-    """What decides which file of a group stays."""
+    """Decide which file of a group stays."""
 
     never_from: list[Path] = Field(default=[], max_length=100, description="folders from which nothing is moved")
     prefer: list[Path] = Field(default=[], max_length=100, description="folders whose files stay, the first the most")
@@ -34,7 +34,7 @@ class KeepRules(BaseModel):
 
 
 class GroupsRequest(KeepRules):
-    """Which groups, in which order."""
+    """Ask for groups of a tier, in an order."""
 
     tier: Tier = "same-bytes"
     sort: Literal["bytes", "path"] = "bytes"
@@ -43,7 +43,7 @@ class GroupsRequest(KeepRules):
 
 
 class PlanRequest(KeepRules):
-    """What goes: all copies of some tiers, but for what was ticked otherwise."""
+    """Choose what goes: all copies of some tiers, but for what was ticked otherwise."""
 
     tiers: list[Literal["same-bytes", "same-picture"]] = Field(default=["same-bytes"], max_length=2)
     ticks: dict[Id, bool] = Field(default={}, max_length=200_000, description="files ticked one by one, by id")
@@ -52,13 +52,13 @@ class PlanRequest(KeepRules):
 
 
 class DistinctRequest(BaseModel):
-    """Photos of which no two are duplicates."""
+    """Name photos of which no two are duplicates."""
 
     ids: list[Id] = Field(min_length=2, max_length=100)
 
 
 class Found:
-    """The groups that were found last."""
+    """Hold the groups that were found last."""
 
     def __init__(self) -> None:
         self.version: tuple[int, int] | None = None

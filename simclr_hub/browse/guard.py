@@ -1,4 +1,4 @@
-"""Who may ask the server, and how much: the token, the Host and Origin headers, sizes, and what a page may load."""
+"""The guard of the server: the token, the Host and Origin headers, sizes, and what a page may load."""
 
 import ipaddress
 import secrets

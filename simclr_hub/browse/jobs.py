@@ -15,7 +15,7 @@ Progress = Callable[[int, int], object]
 
 @dataclass
 class Job:
-    """Work and how far it is.
+    """Describe work and how far it is.
 
     Attributes:
         state: "running", "done" or "failed".
@@ -32,7 +32,7 @@ class Job:
 
 
 class Jobs:
-    """The jobs of a server by their names."""
+    """Start and watch the jobs of a server, by their names."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, tuple[Job, float]] = {}

@@ -24,14 +24,14 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class LabelRequest(BaseModel):
-    """A few photos of each class, by id."""
+    """Give a few photos of each class, by id."""
 
     examples: dict[Name, Annotated[list[Id], Field(min_length=1, max_length=1000)]] = Field(max_length=500)
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Labels with what a grid needs: each photo's class (N,), confidence (N,), and whether it is an example (N,)."""
+    """Hold labels with what a grid needs, (N,) each: the class, the confidence, and whether it is an example."""
 
     labels: Labels
     classes: np.ndarray

@@ -38,7 +38,7 @@ class UnknownPhotoError(LookupError):
 
 
 class Place(NamedTuple):
-    """A photo of the index: where its file was recorded, and where it stands in a snapshot."""
+    """Tell where a photo's file was recorded, and where it stands in a snapshot."""
 
     path: str  # absolute
     indexed: IndexedPhoto
@@ -48,7 +48,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Order:
-    """Photos in an order, and where its groups (months, folders, cameras) begin.
+    """Hold photos in an order, and where its groups (months, folders, cameras) begin.
 
     Attributes:
         version: of the snapshot that the numbers belong to.
@@ -102,7 +102,7 @@ def filter_arguments(
 
 
 class Library:
-    """What the page shows of an index; every method may be called from any thread.
+    """Give what the page shows of an index; every method may be called from any thread.
 
     Args:
         index: open; stays the caller's.

@@ -36,7 +36,7 @@ DARK, BLANK = 48, 6
 
 @dataclass(frozen=True)
 class Map:
-    """What a map holds of N photos, one for each content.
+    """Hold a map of N photos, one for each content.
 
     Attributes:
         hashes: SHA-256 of the contents, uint8 (N, 32).

@@ -1,4 +1,4 @@
-"""What the page shows of a file: a thumbnail that is kept, a large view, the file itself."""
+"""Pictures of a file for the page: a thumbnail that is kept, a large view, the file itself."""
 
 import hashlib
 import io

@@ -39,7 +39,7 @@ _TOLD = 8  # names of files in a message
 
 @dataclass(frozen=True)
 class Source:
-    """Where converted weights are from, `source.json` beside them.
+    """Tell where converted weights are from, `source.json` beside them.
 
     Attributes:
         repo: "org/name".

@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Origin:
-    """Where converted weights are from, `source.json` beside them.
+    """Tell where converted weights are from, `source.json` beside them.
 
     Attributes:
         name: of the catalog.

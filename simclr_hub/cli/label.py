@@ -118,7 +118,7 @@ def classify_command(
                     labels.append(item)
     note = f"By {classifier.name}."
     if classifier.sure_above is None:
-        note += " From which confidence on a label is sure was not measured for it."
+        note += " Above which confidence its labels are sure was not measured."
     _write(labels, classifier.classes, output, html, note, force)
     if as_json:
         _print_json({"classes": classifier.classes, "sure_above": classifier.sure_above}, labels, failures)
@@ -168,7 +168,8 @@ def _print(labels: Sequence[Label], classes: Sequence[str], failures: Iterable[t
     headers = ["class", "examples", "sure", "unsure", "photos"]
     print_table([headers[i] for i in shown], [[row[i] for i in shown] for row in rows])
     told = ", ".join(f"{total[i]:,} {headers[i + 1]}" for i in (1, 2) if total[i])
-    echo(f"{len(labels) - total[0]:,} photos labelled" + (f": {told}" if told else ""))
+    number = len(labels) - total[0]
+    echo(f"{number:,} photo{'' if number == 1 else 's'} labelled" + (f": {told}" if told else ""))
 
 
 def _tell(left_out: LeftOut) -> str:

@@ -1,4 +1,4 @@
-"""What is to be moved out of the photo folders, as a script that a person reads and runs.
+"""Plans to move copies out of photo folders, as scripts that a person reads and runs.
 
 This package itself moves nothing.
 """
@@ -38,7 +38,7 @@ PLAN = Kind("a plan", tuple(_HEADS), _is_plan)
 
 @dataclass(frozen=True)
 class Move:
-    """A file that goes, and the one that stays for it.
+    """Describe a file that goes, and the one that stays for it.
 
     Attributes:
         path: of the file that is moved, absolute.
@@ -57,7 +57,7 @@ class Move:
 
 @dataclass(frozen=True)
 class Rules:
-    """What decides which file of a group is kept, before what `find.preference` says.
+    """Decide which file of a group is kept, before what `find.preference` says.
 
     Attributes:
         never_from: folders from which nothing is moved.

@@ -1,4 +1,4 @@
-"""What is told of groups of duplicates, in words."""
+"""Words for groups of duplicates."""
 
 from collections.abc import Sequence
 

@@ -23,7 +23,7 @@ OwnFile = tuple[bytes, int, bytes]
 
 @dataclass(frozen=True)
 class IndexedPhoto:
-    """A photo of the index itself as a query: no file is read, and it need not be there any more."""
+    """Take a photo of the index itself as a query: no file is read, and it need not be there any more."""
 
     content_hash: bytes
     root_id: int

@@ -1,4 +1,4 @@
-"""What a search and `duplicates` return: lists, which in a notebook show themselves."""
+"""Results of a search and of `duplicates`: lists, which in a notebook show themselves."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from .search.find import Match, tell_share
 
 
 class Matches(ShownList[Match]):
-    """What one search found, best first."""
+    """List what one search found, best first."""
 
     def title(self) -> str:  # noqa: D102
         return _count(len(self), "photo")
@@ -22,7 +22,7 @@ class Matches(ShownList[Match]):
 
 
 class Searches(ShownList[list[Match]]):
-    """What several searches found, in the order of the queries."""
+    """List what several searches found, in the order of the queries."""
 
     def title(self) -> str:  # noqa: D102
         return _count(len(self), "search", "searches")
@@ -33,7 +33,7 @@ class Searches(ShownList[list[Match]]):
 
 
 class Groups(ShownList[DuplicateGroup]):
-    """Groups of duplicates."""
+    """List groups of duplicates."""
 
     def title(self) -> str:  # noqa: D102
         return summary(self)

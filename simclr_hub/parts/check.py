@@ -1,4 +1,4 @@
-"""Whether every planned image is there exactly once, made by one fingerprint: the proof, and what is wrong if not."""
+"""The check that every planned image is there exactly once, made by one fingerprint, and what is wrong if not."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field

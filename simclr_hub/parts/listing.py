@@ -1,4 +1,4 @@
-"""What a user calls a source -> items of a plan: an image, an archive, or some rows of a Parquet file; listed once."""
+"""Sources to items of a plan: an image, an archive, or some rows of a Parquet file; listed once."""
 
 import io
 import os
@@ -24,7 +24,7 @@ _LINE = 1 << 13
 
 
 class Item(NamedTuple):
-    """What is read as one: an image, an archive, or rows of a Parquet file."""
+    """Describe what is read as one: an image, an archive, or rows of a Parquet file."""
 
     place: bytes  # as `storage.as_place` says; bytes, since file names need not be text
     kind: str  # "image", "archive", "parquet"

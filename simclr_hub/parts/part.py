@@ -183,7 +183,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Job:
-    """What travels to the workers of an engine beside the names of parts; can be pickled.
+    """Hold what travels to the workers of an engine beside the names of parts; can be pickled.
 
     Attributes:
         plan, out: places.
@@ -210,7 +210,7 @@ def _schema(header: Header, plan: Plan, name: str) -> Any:
 
 @dataclass(frozen=True)
 class PartHeader:
-    """What a part's file tells of itself: whose it is, and of how many; and what made its vectors."""
+    """Tell what a part's file says of itself: whose it is, and of how many; and what made its vectors."""
 
     plan: str
     part: str

@@ -35,7 +35,7 @@ _LIMIT = 1 << 30  # bytes of a row group; a plan may come from elsewhere
 
 @dataclass(frozen=True)
 class Part:
-    """Where a part's items stand."""
+    """Tell where a part's items stand."""
 
     name: str  # 32 hexadecimal digits of their SHA-256
     group: int  # row group of `items.parquet`

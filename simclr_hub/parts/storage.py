@@ -1,4 +1,4 @@
-"""Where images and parts lie: local folders, S3 and Google Cloud Storage, the latter through pyarrow's file systems.
+"""Storage of images and parts: local folders, S3 and Google Cloud Storage, the latter through pyarrow's file systems.
 
 A place is an absolute path, or "s3://bucket/key" or "gs://bucket/key" with the key as it is, nothing escaped. Keys,
 regions and endpoints come from the environment alone (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...): in a URI they would
