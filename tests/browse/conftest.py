@@ -11,6 +11,12 @@ from simclr_hub import SimilarityIndex
 from simclr_hub.browse.server import serving
 
 
+@pytest.fixture(autouse=True)
+def own_thumbnails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep them apart from those of other tests, whose photos may hold the same."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "assets"))
+
+
 @pytest.fixture
 def index(tmp_path: Path, photos: Path) -> Iterator[SimilarityIndex]:
     with SimilarityIndex.create(tmp_path / "photos.index", FakeEmbedder()) as made:

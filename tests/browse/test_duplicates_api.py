@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +12,25 @@ from PIL import Image
 
 from simclr_hub import SimilarityIndex
 from simclr_hub.browse.duplicates import contained_folders
-from simclr_hub.browse.server import serving
 
 
 @pytest.fixture
-def index(tmp_path: Path, photos: Path) -> Iterator[SimilarityIndex]:
+def photos(photos: Path) -> Path:
     """Six photos, copies of four in backup/, and one of them re-encoded."""
     (photos / "backup").mkdir()
     for name in ("0.jpg", "1.jpg", "below/4.png"):
         shutil.copy(photos / name, photos / "backup")
     shutil.copy(photos / "0.jpg", photos / "0 again.jpg")
     Image.open(photos / "2.jpg").save(photos / "2 again.png")
-    with SimilarityIndex.create(tmp_path / "photos.index", FakeEmbedder()) as made:
-        made.sync(photos)
-        yield made
+    return photos
 
 
 @pytest.fixture
-def client(index: SimilarityIndex) -> Iterator[Client]:
-    with serving(index) as address:
-        client = Client(address)
-        assert client.post("/api/duplicates").json()["found"] is False
-        assert client.post("/api/jobs/duplicates").status == 200
-        assert wait_for_job(client, "duplicates")["state"] == "done"
-        yield client
+def client(client: Client) -> Client:
+    assert client.post("/api/duplicates").json()["found"] is False
+    assert client.post("/api/jobs/duplicates").status == 200
+    assert wait_for_job(client, "duplicates")["state"] == "done"
+    return client
 
 
 def groups(client: Client, **request: Any) -> list[dict[str, bool]]:

@@ -16,6 +16,7 @@ import yaml
 from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
+from training_runs import SECTION
 
 from simclr_hub import SimCLRModel
 from simclr_hub.errors import RecipeError, TrainingError
@@ -31,14 +32,7 @@ from simclr_hub.training.trainer import SimCLRTrainer
 
 RECIPE = {
     "side": 16,
-    "model": {
-        "depths": [1, 1],
-        "layer_type": "basic",
-        "width_multiplier": 0.125,
-        "stem_type": "small",
-        "projection_dim": 16,
-        "image_size": 16,
-    },
+    "model": SECTION,
     "views": {"size": 16},
     "training": {
         "per_device_train_batch_size": 8,
