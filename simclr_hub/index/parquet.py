@@ -301,15 +301,14 @@ def import_files(
     name = describe(paths[0])
     try:
         with ExitStack() as made:
-            first, photos = None, 0
+            headers = []
             for path in paths:
                 name = describe(path)
                 with pa.OSFile(os.fspath(path)) as source:
-                    header = read_header(pa.parquet.read_schema(source), name)
-                first, photos = first or header, photos + header.photos
-                if replace(header, photos=first.photos) != first:
+                    headers.append(read_header(pa.parquet.read_schema(source), name))
+                if replace(headers[-1], photos=headers[0].photos) != headers[0]:
                     raise ExportError(f"{name}: made by another model, or of other folders, than {describe(paths[0])}")
-            assert first is not None
+            first, photos = headers[0], sum(header.photos for header in headers)
             name = describe(paths[0])
             roots = _checked_roots(first, name)
             # All lies below "/", the folder above a list of files of many disks.
