@@ -2,8 +2,6 @@
 
 import hashlib
 import re
-import zipfile
-from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,10 @@ from typing import Any
 import click
 import numpy as np
 
-from .._files import Kind, check_output, write_output
+from .._files import check_output, write_output
 from .._text import printable
-from ..errors import MissingExtraError, SimCLRHubError
+from ..errors import SimCLRHubError
+from ..feature_files import FEATURES, parquet_writer, write_npz
 from ..images import FileBytes, UnusableImage
 from ..pieces import IMAGES, Piece, Pieces
 from ..progress import progress_bar
@@ -79,7 +78,7 @@ def embed_command(
     from ..embedder import Embedder
 
     check_output(output, FEATURES, force=force, photos=images)
-    write = _write_npz if output.suffix.lower() == ".npz" else _parquet_writer()
+    write = write_npz if output.suffix.lower() == ".npz" else parquet_writer()
     pieces, listing = Pieces(output), hashlib.sha256()
     sources, total = every_nth(images, *shard, skip=pieces.sources, digest=listing)
     try:
@@ -132,58 +131,3 @@ def _piece(items: list[Any], dim: int) -> Piece:
         np.array([_name(item.source) for item in bad], np.str_),
         np.array([str(item.error) for item in bad], np.str_),
     )
-
-
-#: Writes all pieces, which it may go through several times, as one file.
-_Write = Callable[[Any, Callable[[], Iterator[Piece]], int], None]
-
-
-def _write_npz(file: Any, pieces: Callable[[], Iterator[Piece]], dim: int) -> None:
-    rows = sum(len(piece.paths) for piece in pieces())
-    text = max((piece.paths.dtype for piece in pieces()), key=lambda kind: kind.itemsize)
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, kind, shape in (("paths", text, (rows,)), ("vectors", np.dtype(np.float32), (rows, dim))):
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                told = {"descr": kind.str, "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(member, told)
-                for piece in pieces():
-                    member.write(getattr(piece, name).astype(kind, copy=False).tobytes())
-        archive.comment = _MARK
-
-
-def _parquet_writer() -> _Write:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as e:
-        raise MissingExtraError("pyarrow", "parquet") from e
-
-    def write(file: Any, pieces: Callable[[], Iterator[Piece]], dim: int) -> None:
-        vector = pyarrow.list_(pyarrow.float32(), dim)
-        schema = pyarrow.schema([("path", pyarrow.string()), ("vector", vector)], metadata={_MARK: b""})
-        with pyarrow.parquet.ParquetWriter(file, schema) as writer:
-            for piece in pieces():
-                flat = pyarrow.array(piece.vectors.ravel(), pyarrow.float32())
-                paths = pyarrow.array(piece.paths.tolist(), pyarrow.string())
-                vectors = pyarrow.FixedSizeListArray.from_arrays(flat, dim)
-                writer.write_table(pyarrow.table([paths, vectors], schema=schema))
-
-    return write
-
-
-def _is_features(path: Path) -> bool:
-    """Return whether `embed` wrote a file."""
-    try:
-        if path.suffix.lower() == ".npz":
-            with zipfile.ZipFile(path) as archive:
-                return archive.comment == _MARK
-        import pyarrow.parquet
-
-        return _MARK in (pyarrow.parquet.read_schema(path).metadata or {})
-    except (OSError, ValueError, zipfile.BadZipFile, ImportError):  # pyarrow's errors are ValueErrors and OSErrors
-        return False
-
-
-#: The kind of file that `embed` writes, see `_files.check_output`, and what tells one from others.
-FEATURES = Kind("a file of features", (".npz", ".parquet"), _is_features)
-_MARK = b"simclr-hub embed"
