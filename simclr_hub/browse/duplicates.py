@@ -9,7 +9,7 @@ from fastapi import APIRouter, HTTPException, Response
 from pydantic import BaseModel, Field
 
 from ..duplicates.find import TIERS, DuplicateGroup, Member, Tier
-from ..duplicates.plan import Move, Rules, check_target, moves_of, write_plan
+from ..duplicates.plan import Move, Rules, check_target, format_plan, moves_of
 from ..duplicates.words import facts
 from ..images import describe
 from ..index import SimilarityIndex
@@ -139,7 +139,7 @@ def make_duplicates_api(index: SimilarityIndex, library: Library, jobs: Jobs) ->
         chosen, _ = moves(request)
         if not chosen:
             raise HTTPException(422, "nothing is ticked")
-        text = write_plan(chosen, target, request.kind)
+        text = format_plan(chosen, target, request.kind)
         return Response(text, media_type="text/plain; charset=utf-8")
 
     return router

@@ -10,20 +10,20 @@ from typing import Any, TextIO
 
 import click
 
-from .._text import shown, shown_url
+from .._text import printable, shown, shown_url
 from ..web import is_url
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 force_option = click.option("--force", is_flag=True, help="Replace a file that simclr-hub did not write.")
 
 
-def echo(line: object = "", *, err: bool = False) -> None:
+def echo(line: object = "", *, err: bool = False, secrets: bool = False) -> None:
     """Print one line, whatever it holds: names, paths, errors, words of a stranger's file.
 
     All that the commands print goes through here, or is JSON. Control characters, line ends and what turns the
-    direction of a text come out as escapes, URLs without passwords, tokens and queries.
+    direction of a text come out as escapes, URLs without passwords, tokens and queries unless `secrets` are meant.
     """
-    click.echo(shown(str(line)), err=err)
+    click.echo((printable if secrets else shown)(str(line)), err=err)
 
 
 def print_json(value: Any) -> None:

@@ -28,7 +28,7 @@ def browse_command(index: Path, opens: bool, host: str, port: int, token: str | 
         try:
             with serving(opened, host=host, port=port, token=token) as address:
                 echo(f"{len(opened):,} photos at")
-                click.echo(address.url)  # with its token, which `echo` would hide
+                echo(address.url, secrets=True)
                 echo("Ctrl-C ends it.")
                 if opens:
                     webbrowser.open(address.url)

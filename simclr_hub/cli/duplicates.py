@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .._files import check_output, write_output
+from .._files import check_output
 from ..duplicates.find import TIERS, DuplicateGroup, Tier
 from ..duplicates.plan import PLAN, Rules, check_target, moves_of, write_plan
 from ..duplicates.words import TIERS as NAMES
@@ -80,8 +80,7 @@ def duplicates_command(
     if script:
         rules = Rules(tuple(map(os.path.abspath, never_from)), tuple(map(os.path.abspath, prefer)))
         moves = [move for group in groups for move in moves_of(group, rules)]
-        plan = write_plan(moves, target, script.suffix.lower())
-        write_output(script, lambda file: file.write(plan), PLAN, force=force)
+        write_plan(script, moves, target, force=force)
     if as_json:
         print_json([group.as_values() for group in groups])
         return

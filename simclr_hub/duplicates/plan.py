@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from .._files import Kind, check_place
+from .._files import Kind, check_place, write_output
 from ..errors import OutputError
 from ..images import describe
 from .find import DuplicateGroup
@@ -119,7 +119,7 @@ def check_target(target: str, photos: Iterable[str | os.PathLike[str]]) -> str:
     return os.path.normpath(path)
 
 
-def write_plan(moves: Sequence[Move], target: str, kind: str) -> bytes:
+def format_plan(moves: Sequence[Move], target: str, kind: str) -> bytes:
     """Return a plan as a file.
 
     Each file goes to its own path below `target`, so that nothing meets there. A script moves only a regular file
@@ -141,6 +141,23 @@ def write_plan(moves: Sequence[Move], target: str, kind: str) -> bytes:
     if kind not in _WRITERS:
         raise ValueError(f"{kind!r}: a plan is one of {', '.join(_WRITERS)}")
     return _WRITERS[kind](moves, target)
+
+
+def write_plan(path: Path, moves: Sequence[Move], target: str, *, force: bool = False) -> None:
+    """Write a plan of the kind that its name tells.
+
+    Args:
+        path: ends in .sh, .ps1 or .csv.
+        moves: what goes.
+        target: see `check_target`.
+        force: also replace a file that this package did not write.
+
+    Raises:
+        OutputError: see `format_plan` and `_files.check_output`.
+        FileExistsError: something else is there.
+    """
+    plan = format_plan(moves, target, path.suffix.lower())
+    write_output(path, lambda file: file.write(plan), PLAN, force=force)
 
 
 def _destination(target: str, path: str) -> str:

@@ -14,7 +14,7 @@ from tiny import SAMPLE_PHOTOS
 from simclr_hub import SimilarityIndex
 from simclr_hub.cli import main
 from simclr_hub.duplicates.find import DuplicateGroup, Member
-from simclr_hub.duplicates.plan import Move, Rules, check_target, moves_of, write_plan
+from simclr_hub.duplicates.plan import Move, Rules, check_target, format_plan, moves_of
 from simclr_hub.errors import OutputError
 
 SHELLS = [name for name in ("dash", "bash", "sh") if shutil.which(name)]
@@ -84,9 +84,9 @@ def test_a_file_is_never_moved_twice_or_both_moved_and_kept() -> None:
     one, back = Move("/a", "0", "/b", "0", "same bytes"), Move("/b", "0", "/a", "0", "same bytes")
     for moves in ([one, back], [one, one]):
         with pytest.raises(OutputError, match="untick"):
-            write_plan(moves, "/t", ".sh")
+            format_plan(moves, "/t", ".sh")
     with pytest.raises(ValueError, match="a plan is one of"):
-        write_plan([one], "/t", ".exe")
+        format_plan([one], "/t", ".exe")
 
 
 class Album:
@@ -104,7 +104,7 @@ class Album:
             digest = hashlib.sha256(data).hexdigest()
             moves.append(Move(str(copy), digest, str(keep), digest, "same bytes"))
         self.moves = moves
-        self.script.write_bytes(write_plan(moves, str(self.target), ".sh"))
+        self.script.write_bytes(format_plan(moves, str(self.target), ".sh"))
 
     def run(self, *arguments: str, shell: str = "sh") -> tuple[int, str, str]:
         run = subprocess.run([shell, self.script, *arguments], capture_output=True, text=True, cwd=self.photos.parent)
@@ -177,14 +177,14 @@ def test_the_same_file_under_two_names_stays(tmp_path: Path) -> None:
     digest = hashlib.sha256(b"x").hexdigest()
     script = tmp_path / "plan.sh"
     move = Move(str(tmp_path / "b"), digest, str(tmp_path / "a"), digest, "same bytes")
-    script.write_bytes(write_plan([move], str(tmp_path / "t"), ".sh"))
+    script.write_bytes(format_plan([move], str(tmp_path / "t"), ".sh"))
     run = subprocess.run(["sh", script], capture_output=True, text=True)
     assert run.returncode == 1 and "the same file" in run.stderr and (tmp_path / "b").exists()
 
 
 def test_a_list_names_both_files_and_their_hashes() -> None:
     move = Move('/a/it\'s, "odd"', "0" * 64, "/b", "1" * 64, "same picture")
-    rows = list(csv.DictReader(write_plan([move], "/t", ".csv").decode().splitlines()))
+    rows = list(csv.DictReader(format_plan([move], "/t", ".csv").decode().splitlines()))
     assert rows == [
         {"move": move.path, "to": f"/t{move.path}", "sha256": "0" * 64, "keep": "/b", "keep_sha256": "1" * 64}
         | {"relation": "same picture"}
@@ -193,7 +193,7 @@ def test_a_list_names_both_files_and_their_hashes() -> None:
 
 def test_powershell_reads_no_quote_of_a_name_as_an_end() -> None:
     move = Move("/a/'; rm x #\u2019; rm y", "0", "/b", "0", "same bytes")
-    text = write_plan([move], "/t", ".ps1").decode("utf-8-sig")
+    text = format_plan([move], "/t", ".ps1").decode("utf-8-sig")
     assert text.splitlines()[-2].startswith("Each '/a/''; rm x #\u2019\u2019; rm y' '0' ")
 
 
