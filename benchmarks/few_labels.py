@@ -49,7 +49,7 @@ PRETRAIN = (*COMMON, "init_from=default", "model.image_size=32", "views.sizes=[]
 PRETRAIN = (*PRETRAIN, "views.jitter=[0.4,0.4,0.4,0.1]", "max_steps=500", "save_steps=100")
 LEARN = (*COMMON, "views.resample=bilinear", "save_steps=500", "eval_strategy=no")
 STUDENT_EPOCHS = 24
-DISTILL = ("num_train_epochs=5", "batch_size=128", "learning_rate=0.4", "warmup_epochs=0.2")
+DISTILL = ("num_train_epochs=10", "batch_size=128", "learning_rate=0.4", "warmup_epochs=0.2")
 
 
 class Results:

@@ -209,6 +209,7 @@ def scan(
     rules: Rules | None = None,
     exclude: Collection[tuple[int, int]] = (),
     wanted: Callable[[bytes], bool] = is_image_name,
+    add: Callable[[bytes, FileStat], object] | None = None,
 ) -> Listing:
     """List `folder`, which is relative to `root`, and everything below it.
 
@@ -218,12 +219,14 @@ def scan(
         rules: what is left out.
         exclude: (device, inode) of directories that are not entered: the index's own.
         wanted: whether a file is listed, by its name.
+        add: called with each photo, which the listing then does not hold.
 
     Raises:
         RootUnavailableError: the folder itself is not there, is no folder or cannot be listed.
     """
     rules = rules or Rules()
     photos: dict[bytes, FileStat] = {}
+    add = add or photos.__setitem__
     skipped: Counter[str] = Counter()
     errors: dict[bytes, str] = {}
     pending = [folder]
@@ -252,7 +255,7 @@ def scan(
                     else:
                         found = os.stat(entry.path, follow_symlinks=False)
                         if stat.S_ISREG(found.st_mode):
-                            photos[path] = FileStat.of(found)
+                            add(path, FileStat.of(found))
                         else:
                             skipped["not a regular file"] += 1
                 except FileNotFoundError:

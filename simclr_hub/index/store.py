@@ -283,9 +283,17 @@ class Store(Database):
 
     def photos(self, root_id: int | None = None, state: State | None = None) -> list[Photo]:
         """Return all photos by root and path, or those of a root or in a state."""
-        with self.reading():  # also for a part all: a damaged page can show one row twice and another not at all
-            pages = list(self.photo_pages())
-        return [p for page in pages for p in page if root_id in (None, p.root_id) and state in (None, p.state)]
+        with self.reading():
+            return list(self.each_photo(root_id, state))
+
+    def each_photo(self, root_id: int | None = None, state: State | None = None) -> Iterator[Photo]:
+        """Yield them, inside `reading` or `writing`.
+
+        Raises:
+            IndexDamagedError: also after the last, if photos are lost or doubled.
+        """
+        for page in self.photo_pages():  # also for a part all: a damaged page can show one row twice, another never
+            yield from (p for p in page if root_id in (None, p.root_id) and state in (None, p.state))
 
     def photo_pages(self, size: int = 4096) -> Iterator[list[Photo]]:
         """Yield all photos by root and path in parts, inside `reading` or `writing`.
@@ -318,9 +326,14 @@ class Store(Database):
         """Return the photos of this content, in every state."""
         return self._photos("WHERE content_hash = ? ORDER BY root_id, path", content_hash)
 
-    def missing(self, root_id: int) -> list[bytes]:
-        """Return the paths of a root's missing photos, without reading the others."""
-        return [photo.path for photo in self._photos("WHERE root_id = ? AND state = 'missing'", root_id)]
+    def missing(self, root_id: int) -> Iterator[bytes]:
+        """Yield the paths of a root's missing photos."""
+        after = b""
+        while page := self._photos(
+            "WHERE root_id = ? AND path > ? AND state = 'missing' ORDER BY path LIMIT 4096", root_id, after
+        ):
+            after = page[-1].path
+            yield from (photo.path for photo in page)
 
     def sample(self, limit: int) -> list[Photo]:
         """Return live photos of the smallest content hashes: as good as by chance, and the same each time."""
@@ -403,10 +416,10 @@ class Store(Database):
         rows = self._rows(sql, content_hash)
         return self._details(rows[0]) if rows else None
 
-    def without_details(self) -> set[bytes]:
-        """Return the contents with a vector that an older version recorded, without details."""
-        sql = "SELECT content_hash FROM vectors WHERE content_hash NOT IN (SELECT content_hash FROM details)"
-        return {content_hash for (content_hash,) in self._rows(sql)}
+    def without_details(self) -> bool:
+        """Return whether an older version recorded vectors without details."""
+        sql = "SELECT content_hash FROM vectors WHERE content_hash NOT IN (SELECT content_hash FROM details) LIMIT 1"
+        return bool(self._rows(sql))
 
     def distinct(self) -> set[tuple[bytes, bytes]]:
         """Return the pairs of contents that a person called different pictures, the smaller hash first."""

@@ -5,10 +5,9 @@ import itertools
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -18,19 +17,22 @@ from ..errors import CorruptImageError, ImageError, IndexError_, RootUnavailable
 from ..formats import reader_has_come
 from ..images import FileBytes, describe, read_file
 from ..notebook import show_report
-from ..scan import SEPARATOR, FileStat, Listing, Rules, scan
+from ..scan import SEPARATOR, FileStat, Rules, scan
 from .maker import EmbedderLike, unit_vector
-from .paths import is_below, letters
+from .paths import is_below, letters, on_disk
+from .plan import Item, Listed, Plan, make_plan
 from .sandboxed_decode import UNREAD, decode_sandboxed, ends_process
 from .store import Photo, Root, Store, file_metadata
 
 if TYPE_CHECKING:
     from ..embedder import Embedding, Failure
 
-#: Share of a root's photos that have new inodes where its file system numbers them anew; of so many at least.
-RENUMBERED, FEWEST_RENUMBERED = 0.9, 10
 #: A transaction holds what came in this many photos, bytes of their files, or seconds, whatever is first.
 BATCH_PHOTOS, BATCH_BYTES, BATCH_SECONDS = 64, 64 << 20, 2.0
+#: So many of what needs no reading; and photos that are moved from one root to another at a time.
+JUDGED = MOVED = 4096
+#: Contents whose files were looked for that are remembered.
+_KNOWN_GONE = 10_000
 #: Files that are read ahead.
 READ_AHEAD = 8
 
@@ -96,11 +98,25 @@ def sync_folder(
     Raises:
         RootUnavailableError: the folder is not there or cannot be listed; no photo was judged.
     """
+    with closing(Listed()) as listed:
+        return _sync(store, embedder, folder, listed, rules, exclude, progress, on_failure)
+
+
+def _sync(
+    store: Store,
+    embedder: Callable[[], EmbedderLike],
+    folder: bytes,
+    listed: Listed,
+    rules: Rules | None,
+    exclude: Collection[tuple[int, int]],
+    progress: Callable[[int, int], object] | None,
+    on_failure: Callable[[ImageError], object] | None,
+) -> SyncReport:
     started, scan_time = time.monotonic(), time.time_ns()
     where = place(folder, store.roots().values())
     path = where.root.path if where.root else folder
     try:
-        listing = scan(path, where.folder, rules=rules or store.about.rules, exclude=exclude)
+        listing = scan(path, where.folder, rules=rules or store.about.rules, exclude=exclude, add=listed.add)
     except RootUnavailableError:
         if where.root and not where.folder:
             with store.transaction():
@@ -115,17 +131,10 @@ def sync_folder(
             root = store.put_root(path, "failed" if listing.errors else "ok")
         for absorbed in where.absorbed:
             _absorb(store, absorbed, root)
-    incomplete = store.without_details()  # of an older version: to be read again
-    recorded = {
-        photo.path: replace(photo, settled=False)
-        if photo.content_hash in incomplete or (photo.error and reader_has_come(photo.error))
-        else photo
-        for photo in store.photos(root.id)
-        if is_below(photo.path, where.folder)
-    }
     report = SyncReport(skipped=listing.skipped)
-    pipeline = _Pipeline(store, root, recorded, listing, report, scan_time, progress, on_failure)
-    pipeline.run(make_plan(listing, recorded, where.folder), folder, embedder)
+    with closing(make_plan(listed.in_order(), _recorded(store, root), listing.errors, where.folder)) as plan:
+        pipeline = _Pipeline(store, root, where.folder, listed, report, scan_time, progress, on_failure)
+        pipeline.run(plan, embedder)
     report.found = report.embedded + report.unchanged + report.renamed + report.copied + report.failed
     report.listing_errors = [
         f"{describe(os.fsdecode(root.join(p)))}: {error}" for p, error in sorted(listing.errors.items())
@@ -133,6 +142,15 @@ def sync_folder(
     report.missing = sum(is_below(path, where.folder) for path in store.missing(root.id))
     report.seconds = time.monotonic() - started
     return report
+
+
+def _recorded(store: Store, root: Root) -> Iterator[Photo]:
+    """Yield a root's photos, those that are to be read again as not settled."""
+    older = store.without_details()
+    for photo in store.each_photo(root.id):
+        incomplete = older and photo.content_hash and store.details_of(photo.content_hash) is None
+        again = incomplete or (photo.error and reader_has_come(photo.error))
+        yield replace(photo, settled=False) if again else photo
 
 
 class Place(NamedTuple):
@@ -155,72 +173,13 @@ def place(folder: bytes, roots: Iterable[Root]) -> Place:
 def _absorb(store: Store, child: Root, root: Root) -> None:
     """Make the photos of a root below `root` its own."""
     prefix = os.path.relpath(child.path, root.path)
-    for photo in store.photos(child.id):
-        store.forget(photo)
-        store.put(replace(photo, root_id=root.id, path=os.path.join(prefix, photo.path)))
+    for _ in store.each_photo(child.id):  # all are there, before the first moves
+        pass
+    while photos := [photo for photo in store.page((child.id, b""), MOVED) if photo.root_id == child.id]:
+        for photo in photos:
+            store.forget(photo)
+            store.put(replace(photo, root_id=root.id, path=os.path.join(prefix, photo.path)))
     store.forget_root(child)
-
-
-class Plan(NamedTuple):
-    """The work of a sync: each photo that was listed is in one of the first four lists."""
-
-    unchanged: list[Photo]  # same file stat, and it is trusted; with the inode of now, see `_has_new_inodes`
-    came_back: list[Photo]  # the same, of photos that were missing
-    rehash: list[bytes]  # recorded, but the stat differs or is too young to be trusted: read, embed only other content
-    new: list[bytes]  # not recorded under this path: read; the content may be known
-    missing: list[Photo]  # recorded, judged, not there: to be marked; without those that are marked
-
-
-def make_plan(listing: Listing, recorded: Mapping[bytes, Photo], folder: bytes = b"") -> Plan:
-    """Compare a listing with what is recorded; no file is touched.
-
-    Args:
-        listing: what a scan of `folder` saw.
-        recorded: all photos of the root, or at least those below `folder`, by path.
-        folder: what was scanned, relative to the root; photos outside are not judged.
-    """
-    plan = Plan([], [], [], [], [])
-    has_new_inodes = _has_new_inodes(listing, recorded)
-    for path, stat in sorted(listing.photos.items()):
-        photo = recorded.get(path)
-        if has_new_inodes and photo and photo.settled and photo.stat != stat and _same_file(photo.stat, stat):
-            photo = replace(photo, stat=stat)
-        if photo is None:
-            plan.new.append(path)
-        elif photo.stat != stat or not photo.settled:
-            plan.rehash.append(path)
-        elif photo.state == "missing":
-            plan.came_back.append(photo)
-        else:
-            plan.unchanged.append(photo)
-    for path, photo in sorted(recorded.items()):
-        judged = is_below(path, folder) and not _unknown(path, listing.errors)
-        if judged and photo.state != "missing" and path not in listing.photos:
-            plan.missing.append(photo)
-    return plan
-
-
-def _has_new_inodes(listing: Listing, recorded: Mapping[bytes, Photo]) -> bool:
-    """Return whether nearly all files of unchanged size and times have other inodes than they had.
-
-    One such file was replaced by another of the same size and time, and is to be read. That all were is not to be
-    believed: exFAT, sshfs and others number their files anew at each mount.
-    """
-    pairs = [(photo.stat, listing.photos[path]) for path, photo in recorded.items() if path in listing.photos]
-    other = [(old, new) for old, new in pairs if old != new]
-    renumbered = sum(_same_file(old, new) for old, new in other)
-    same = len(pairs) - len(other) + renumbered
-    return same >= FEWEST_RENUMBERED and renumbered >= RENUMBERED * same
-
-
-def _same_file(old: FileStat, new: FileStat) -> bool:
-    return old._replace(inode=0) == new._replace(inode=0)
-
-
-def _unknown(path: bytes, errors: Mapping[bytes, str]) -> bool:
-    """Return whether the path or a folder above it could not be examined."""
-    parts = path.split(SEPARATOR) if errors else []
-    return any(SEPARATOR.join(parts[:n]) in errors for n in range(1, len(parts) + 1))
 
 
 class _Seen(NamedTuple):
@@ -240,8 +199,8 @@ class _Pipeline:
 
     Args:
         store, root, report, progress, on_failure: see `sync_folder`.
-        recorded: the root's photos by path, as they were.
-        listing: its photos as they are.
+        folder: what was listed, relative to the root.
+        listed: its photos as they are.
         scan_time: nanoseconds since 1970 at which the listing began.
     """
 
@@ -249,14 +208,14 @@ class _Pipeline:
         self,
         store: Store,
         root: Root,
-        recorded: dict[bytes, Photo],
-        listing: Listing,
+        folder: bytes,
+        listed: Listed,
         report: SyncReport,
         scan_time: int,
         progress: Callable[[int, int], object] | None,
         on_failure: Callable[[ImageError], object] | None,
     ):
-        self._store, self._root, self._recorded, self._listing = store, root, recorded, listing
+        self._store, self._root, self._folder, self._listed = store, root, folder, listed
         self._report, self._scan_time, self._progress, self._on_failure = report, scan_time, progress, on_failure
         self._roots = store.roots()
         self._done = self._total = 0
@@ -274,53 +233,60 @@ class _Pipeline:
         self._decoded: list[bytes] = []
         self._committed = time.monotonic()
 
-    def run(self, plan: Plan, folder: bytes, embedder: Callable[[], EmbedderLike]) -> None:
-        """Do what the plan says about the photos below `folder` (absolute); a batch is committed as a whole."""
+    def run(self, plan: Plan, embedder: Callable[[], EmbedderLike]) -> None:
+        """Do what the plan says; a batch is committed as a whole."""
         self._judge(plan)
-        todo = sorted(plan.new + plan.rehash)
-        self._total = len(todo)
-        self._embed(self._without_crashing(todo, folder), embedder)
+        self._total = plan.to_read
+        self._embed(self._without_crashing(plan), embedder)
 
     def _judge(self, plan: Plan) -> None:
         """Record what needs no reading."""
-        for photo in plan.unchanged + plan.came_back:
-            self._report.came_back += photo.state == "missing"
-            self._report.unchanged += photo.content_hash is not None
-            self._report.failed += photo.content_hash is None
-        for photo in plan.unchanged:
-            if photo.stat != self._recorded[photo.path].stat:  # the file system numbers its files anew
-                self._put(photo)
-        for photo in plan.came_back:
-            self._put(replace(photo, state="live" if photo.content_hash else "failed"))
-        for photo in plan.missing:
-            self._put(replace(photo, state="missing"))
+        self._report.unchanged += plan.unchanged - plan.failed
+        self._report.failed += plan.failed
+        for item in plan.there():
+            if (photo := self._old(item.path)) is not None:
+                self._report.came_back += photo.state == "missing"
+                self._report.unchanged += photo.content_hash is not None
+                self._report.failed += photo.content_hash is None
+                state = photo.state if photo.state != "missing" else "live" if photo.content_hash else "failed"
+                self._judged(replace(photo, stat=item.stat, state=state))
+        for item in plan.missing():
+            if (photo := self._old(item.path)) is not None:
+                self._judged(replace(photo, state="missing"))
         self._commit()
 
-    def _without_crashing(self, todo: list[bytes], folder: bytes) -> list[bytes]:
+    def _judged(self, photo: Photo) -> None:
+        self._put(photo)
+        if len(self._changes) >= JUDGED:
+            self._commit()
+
+    def _without_crashing(self, plan: Plan) -> Iterator[Item]:
         """Decode the last sync's suspects in a child; return the photos that do not end the process.
 
         So is what once ended it, should its file have changed.
         """
+        folder = self._root.join(self._folder)
         suspects = {path for path in self._store.in_flight() if is_below(path, folder)}
-        known = {path for path, photo in self._recorded.items() if ends_process(photo.error)}
-        alone = [path for path in todo if path in known or self._root.join(path) in suspects]
+        alone: list[Item] = []
+        if suspects or plan.crashed:
+            alone = [one for one in plan.todo() if one.path in plan.crashed or self._root.join(one.path) in suspects]
         if alone and self._progress:  # which may take a minute for each
             self._progress(0, self._total)
-        found = decode_sandboxed([self._root.join(path) for path in alone])
-        for path in alone:
+        found = decode_sandboxed([self._root.join(one.path) for one in alone])
+        for path, stat in alone:
             if (why := found.get(self._root.join(path))) is None:
                 continue
             if UNREAD in why:
-                self._fail(path, self._listing.photos[path], UnreadableImageError(why))
+                self._fail(path, stat, UnreadableImageError(why))
                 continue
-            self._fail(path, self._listing.photos[path], CorruptImageError(why))
+            self._fail(path, stat, CorruptImageError(why))
             if ends_process(why) and isinstance(read := self._read(path), tuple):  # so would its copies
                 self._crashing[read[0].content_hash] = why.replace(self._name(path), "", 1)
         self._decoded += suspects
         self._commit()
-        return [path for path in todo if self._root.join(path) not in found]
+        return (one for one in plan.todo() if not found or self._root.join(one.path) not in found)
 
-    def _embed(self, todo: list[bytes], embedder: Callable[[], EmbedderLike]) -> None:
+    def _embed(self, todo: Iterator[Item], embedder: Callable[[], EmbedderLike]) -> None:
         """Read the files, embed what is unknown, commit as it comes."""
         sources = self._sources(todo)
         made: EmbedderLike | None = None
@@ -358,16 +324,16 @@ class _Pipeline:
             owed = [seen for seen in owed if seen.content_hash in begun]
         return {self._root.join(path) for path in {*(seen.path for seen in owed), *self._reading}}
 
-    def _sources(self, todo: list[bytes]) -> Generator[FileBytes, None, None]:
+    def _sources(self, todo: Iterator[Item]) -> Generator[FileBytes, None, None]:
         """Yield the files of unknown content, each recorded as in flight before it is given away.
 
         After a crash, the photo that caused it is among those.
         """
         batch: deque[tuple[_Seen, bytes]] = deque()
         size = 0
-        for path, read in self._read_ahead(todo):
+        for (path, stat), read in self._read_ahead(todo):
             if isinstance(read, ImageError):
-                self._fail(path, self._listing.photos[path], read)
+                self._fail(path, stat, read)
             elif read is None:
                 self._vanish(path)
             elif (why := self._crashing.get(read[0].content_hash)) is not None:
@@ -388,10 +354,10 @@ class _Pipeline:
             self._given[next(self._positions)] = seen
             yield FileBytes(self._name(seen.path), data, seen.content_hash)
 
-    def _read_ahead(self, todo: list[bytes]) -> Iterator[tuple[bytes, _Read]]:
+    def _read_ahead(self, todo: Iterator[Item]) -> Iterator[tuple[Item, _Read]]:
         """Yield the files in order, read by threads."""
         with Pool(2, "simclr-read") as pool:
-            yield from pool.map(self._read, todo, READ_AHEAD)
+            yield from pool.map(lambda item: self._read(item.path), todo, READ_AHEAD)
 
     def _read(self, path: bytes) -> _Read:
         self._reading.add(path)
@@ -416,7 +382,7 @@ class _Pipeline:
 
     def _recognise(self, seen: _Seen) -> None:
         """Record a photo whose content the store has, or will have with the next commit."""
-        old = self._recorded.get(seen.path)
+        old = self._old(seen.path)
         if old is not None and old.content_hash == seen.content_hash:
             self._succeed(seen)
             self._report.unchanged += 1
@@ -444,23 +410,21 @@ class _Pipeline:
         if photo.root_id != self._root.id and not _is_mounted(self._roots[photo.root_id].path, file):
             return False
         try:
-            found = os.lstat(file)
+            os.lstat(file)
         except (FileNotFoundError, NotADirectoryError):
             return True
         except OSError:
             return False  # unknown
-        return self._is_listed_otherwise(photo, found.st_ino)
+        return self._is_listed_otherwise(photo, file)
 
-    def _is_listed_otherwise(self, photo: Photo, inode: int) -> bool:
+    def _is_listed_otherwise(self, photo: Photo, file: bytes) -> bool:
         """Return whether its file has another spelling now: where case does not matter, the old one opens it still."""
-        if photo.root_id != self._root.id or photo.path in self._listing.photos or photo.path not in self._recorded:
+        here = photo.root_id == self._root.id and is_below(photo.path, self._folder)
+        if not here or photo.path in self._listed:
             return False
-        stat = self._spellings.get(letters(photo.path).casefold())
-        return stat is not None and stat.inode == inode
-
-    @cached_property
-    def _spellings(self) -> dict[str, FileStat]:
-        return {letters(path).casefold(): stat for path, stat in self._listing.photos.items()}
+        spelled = on_disk(os.fsdecode(file))
+        alike = letters(spelled).casefold() == letters(file).casefold()
+        return alike and spelled[len(self._root.path) :].lstrip(SEPARATOR) in self._listed
 
     def _result(self, item: "Embedding | Failure") -> None:
         from ..embedder import Failure
@@ -496,7 +460,7 @@ class _Pipeline:
         self._report.failed += 1
         if self._on_failure:
             self._on_failure(error)
-        old = self._recorded.get(path)
+        old = self._old(path)
         if old is not None and old.content_hash and isinstance(error, UnreadableImageError):
             # It is there, and nobody knows what it holds now: until that is read, it is what it was.
             self._finish(replace(old, state="live", settled=False, error=text))
@@ -505,16 +469,20 @@ class _Pipeline:
 
     def _vanish(self, path: bytes) -> None:
         self._report.vanished += 1
-        old = self._recorded.get(path)
+        old = self._old(path)
         if old is not None and old.state != "missing":
             self._put(replace(old, state="missing"))
         self._step()
 
     def _finish(self, photo: Photo) -> None:
-        old = self._recorded.get(photo.path)
+        old = self._old(photo.path)
         self._report.came_back += old is not None and old.state == "missing"
         self._put(photo)
         self._step()
+
+    def _old(self, path: bytes) -> Photo | None:
+        """Return what is recorded of a photo."""
+        return self._store.photo(self._root.id, path)
 
     def _put(self, photo: Photo) -> None:
         self._changes.append(lambda: self._store.put(photo))
@@ -544,6 +512,8 @@ class _Pipeline:
         self._embedded.clear()
         self._changes.clear()
         self._decoded.clear()
+        if len(self._gone) > _KNOWN_GONE:
+            self._gone.clear()
         self._committed = time.monotonic()
 
     def _name(self, path: bytes) -> str:

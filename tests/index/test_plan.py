@@ -1,11 +1,16 @@
+import tracemalloc
+from collections.abc import Iterable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from simclr_hub.index.paths import is_below
+from simclr_hub.index.plan import Listed, make_plan
+from simclr_hub.index.sandboxed_decode import DOES_NOT_END
 from simclr_hub.index.store import Photo, Root
-from simclr_hub.index.sync import make_plan, place
-from simclr_hub.scan import GRANULARITY_NS, FileStat, Listing
+from simclr_hub.index.sync import place
+from simclr_hub.scan import GRANULARITY_NS, FileStat
 
 OLD, NEW = FileStat(1, 1, 1, 1), FileStat(1, 1, 2, 1)
 
@@ -15,8 +20,26 @@ def photo(path: bytes, stat: FileStat = OLD, **fields: object) -> Photo:
     return Photo(1, path, stat, **{**defaults, **fields})  # type: ignore[arg-type]
 
 
-def listing(photos: dict[bytes, FileStat], errors: tuple[bytes, ...] = ()) -> Listing:
-    return Listing(photos, {}, dict.fromkeys(errors, "why"))
+def judge(
+    observed: dict[bytes, FileStat], recorded: Iterable[Photo], errors: Iterable[bytes] = (), folder: bytes = b""
+) -> dict[str, list[bytes]]:
+    """Return the paths by what is to be done with them."""
+    listed = Listed()
+    for path in sorted(observed, reverse=True):  # a scan's order is another than that of whole paths
+        listed.add(path, observed[path])
+    in_order = sorted(recorded, key=lambda photo: photo.path)
+    plan = make_plan(listed.in_order(), in_order, dict.fromkeys(errors, "why"), folder)
+    found = {"read": list(plan.todo()), "there": list(plan.there())}
+    assert all(stat == observed[path] for some in found.values() for path, stat in some)
+    assert len(found["read"]) == plan.to_read
+    found["missing"] = list(plan.missing())
+    paths = {what: [path for path, _ in some] for what, some in found.items()}
+    assert all(some == sorted(some) for some in paths.values())
+    unchanged = sum(photo.path in observed and is_below(photo.path, folder) for photo in in_order)
+    assert plan.unchanged == unchanged - len(set(paths["read"] + paths["there"]) & {p.path for p in in_order})
+    listed.close()
+    plan.close()
+    return paths
 
 
 def test_each_case_once() -> None:
@@ -32,12 +55,8 @@ def test_each_case_once() -> None:
     ]
     observed = dict.fromkeys([b"same", b"failed", b"young", b"back", b"new"], OLD)
     observed |= {b"edited": NEW, b"back edited": NEW}
-    plan = make_plan(listing(observed), {p.path: p for p in recorded})
-    assert [p.path for p in plan.unchanged] == [b"failed", b"same"]
-    assert [p.path for p in plan.came_back] == [b"back"]
-    assert plan.rehash == [b"back edited", b"edited", b"young"]
-    assert plan.new == [b"new"]
-    assert [p.path for p in plan.missing] == [b"gone"]
+    read = [b"back edited", b"edited", b"new", b"young"]
+    assert judge(observed, recorded) == {"read": read, "there": [b"back"], "missing": [b"gone"]}
 
 
 @pytest.mark.parametrize(
@@ -46,32 +65,38 @@ def test_each_case_once() -> None:
 def test_new_inodes_of_nearly_all_are_the_file_systems(renumbered: int, of: int, believed: bool) -> None:
     recorded = {b"%02d" % i: photo(b"%02d" % i) for i in range(of)}
     observed = dict.fromkeys(recorded, OLD)
-    observed |= {path: OLD._replace(inode=100 + i) for i, path in enumerate(list(recorded)[:renumbered])}
+    others = list(recorded)[:renumbered]
+    observed |= {path: OLD._replace(inode=100 + i) for i, path in enumerate(others)}
     observed |= {b"edited": NEW, b"other size": OLD._replace(size=2, inode=7)}
     recorded |= {path: photo(path) for path in (b"edited", b"other size")}
-    plan = make_plan(listing(observed), recorded)
+    found = judge(observed, recorded.values())
     changed = [b"edited", b"other size"]
-    assert plan.rehash == (changed if believed else sorted(recorded)[:renumbered] + changed)
-    if believed:  # with the stats of now
-        assert all(p.stat == observed[p.path] for p in plan.unchanged) and len(plan.unchanged) == of
+    assert found["read"] == (changed if believed else others + changed)
+    assert found["there"] == (others if believed else [])  # with the stats of now
 
 
 def test_what_could_not_be_listed_is_not_judged() -> None:
-    recorded = {p: photo(p) for p in (b"x/a", b"x/y/b", b"x2/c", b"single", b"other")}
-    plan = make_plan(listing({}, (b"x", b"single")), recorded)
-    assert [p.path for p in plan.missing] == [b"other", b"x2/c"]
+    recorded = [photo(p) for p in (b"x/a", b"x/y/b", b"x2/c", b"single", b"other")]
+    assert judge({}, recorded, (b"x", b"single"))["missing"] == [b"other", b"x2/c"]
 
 
 def test_only_the_folder_is_judged() -> None:
-    recorded = {p: photo(p) for p in (b"x/a", b"x/y/b", b"xy/c", b"x")}
-    assert [p.path for p in make_plan(listing({}), recorded, b"x/y").missing] == [b"x/y/b"]
-    assert [p.path for p in make_plan(listing({}), recorded, b"x").missing] == [b"x", b"x/a", b"x/y/b"]
+    recorded = [photo(p) for p in (b"x/a", b"x/y/b", b"xy/c", b"x")]
+    assert judge({}, recorded, folder=b"x/y")["missing"] == [b"x/y/b"]
+    assert judge({}, recorded, folder=b"x")["missing"] == [b"x", b"x/a", b"x/y/b"]
+
+
+def test_those_that_ended_a_decoder_are_named() -> None:
+    crashed = photo(b"bad", content_hash=None, state="failed", error=f"bad: {DOES_NOT_END}: signal 11")
+    plan = make_plan([(b"bad", NEW), (b"good", OLD)], [crashed, photo(b"good")], {})
+    assert plan.crashed == {b"bad"}
+    plan.close()
 
 
 @given(
-    st.dictionaries(st.sampled_from([b"a", b"b", b"d/a", b"d/e/a"]), st.sampled_from([OLD, NEW])),
+    st.dictionaries(st.sampled_from([b"a", b"b", b"d/a", b"d.b", b"d/e/a"]), st.sampled_from([OLD, NEW])),
     st.dictionaries(
-        st.sampled_from([b"a", b"b", b"d/a", b"d/e/a"]),
+        st.sampled_from([b"a", b"b", b"d/a", b"d.b", b"d/e/a"]),
         st.tuples(st.sampled_from([OLD, NEW]), st.booleans(), st.sampled_from(["live", "missing", "failed"])),
     ),
     st.sampled_from([b"", b"d", b"d/e"]),
@@ -84,12 +109,30 @@ def test_every_observation_is_in_one_list_and_nothing_is_dropped(
         p: photo(p, stat, settled=settled, state=state, content_hash=None if state == "failed" else b"h")
         for p, (stat, settled, state) in rows.items()
     }
-    plan = make_plan(listing(observed), recorded, folder)
-    seen = [*plan.new, *plan.rehash, *(p.path for p in plan.unchanged + plan.came_back)]
-    assert sorted(seen) == sorted(observed)
-    assert all(p.stat == observed[p.path] and p.settled for p in plan.unchanged + plan.came_back)
-    for p in plan.missing:
-        assert p.path not in observed and is_below(p.path, folder) and p.state != "missing"
+    found = judge(observed, recorded.values(), folder=folder)
+    same = {p for p in observed if p in recorded and recorded[p].stat == observed[p] and recorded[p].settled}
+    assert set(found["there"]) == {p for p in same if recorded[p].state == "missing"}
+    assert set(found["read"]) == observed.keys() - same
+    gone = {p for p in recorded.keys() - observed.keys() if is_below(p, folder)}
+    assert set(found["missing"]) == {p for p in gone if recorded[p].state != "missing"}
+
+
+def test_memory_does_not_grow_with_the_photos() -> None:
+    def most(number: int) -> int:
+        tracemalloc.start()
+        plan = make_plan(
+            ((b"%07d" % i, OLD) for i in range(number)), (photo(b"%07d" % i, NEW) for i in range(number)), {}
+        )
+        assert sum(1 for _ in plan.todo()) == number
+        plan.close()
+        return tracemalloc.get_traced_memory()[1]
+
+    try:
+        few = most(10_000)
+        tracemalloc.reset_peak()
+        assert most(50_000) < 1.2 * few
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_file_stat_is_trusted_only_when_older_than_the_scan() -> None:
