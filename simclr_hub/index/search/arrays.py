@@ -1,13 +1,15 @@
 """Named arrays in one memory-mapped file; no byte is used before it has been compared with its checksum."""
 
 import hashlib
+import io
 import json
 import mmap
 import os
+import tempfile
 import threading
 import weakref
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +22,8 @@ from ...errors import IndexDamagedError
 #: Bytes a checksum covers. A block is verified when it is first used, so that opening gigabytes takes no time.
 BLOCK = 1 << 15
 _ALIGN = 64
+#: Bytes that are written at a time.
+_PIECE = 1 << 20
 #: Bytes of the list of arrays; a damaged file must not make us read more.
 _MAX_HEAD = 16 << 20
 #: An array of up to this many blocks is verified as a whole, which later uses need not look up.
@@ -42,12 +46,17 @@ class ArrayWriter:
 
     def add(self, name: str, pieces: Iterable[np.ndarray], dtype: str, width: tuple[int, ...] = ()) -> None:
         """Add an array (N, *width), whose rows come in pieces (n, *width)."""
-        self._write(bytes(-(self._written + len(self._pending)) % _ALIGN))
-        start, rows = self._written + len(self._pending), 0
+        start, rows = self._begin(), 0
         for piece in pieces:
-            self._write(np.ascontiguousarray(piece, dtype).tobytes())
+            self._write(np.ascontiguousarray(piece, dtype).reshape(-1).view(np.uint8).data)
             rows += len(piece)
         self._sections[name] = (dtype, (rows, *width), start)
+
+    def add_bytes(self, name: str, write: Callable[[Callable[[bytes], object]], object]) -> None:
+        """Add an array of bytes, which `write` gives piece by piece to what it is called with."""
+        start = self._begin()
+        write(self._write)
+        self._sections[name] = ("|u1", (self._written + len(self._pending) - start,), start)
 
     def finish(self, about: dict[str, Any]) -> str:
         """Write the list of arrays with `about`, which must be JSON; nothing may be added afterwards."""
@@ -57,9 +66,14 @@ class ArrayWriter:
         self._file.write(tail)
         return hashlib.sha256(tail).hexdigest()
 
-    def _write(self, data: bytes) -> None:
-        self._pending += data
-        self._flush(len(self._pending) // BLOCK * BLOCK)
+    def _begin(self) -> int:
+        self._write(bytes(-(self._written + len(self._pending)) % _ALIGN))
+        return self._written + len(self._pending)
+
+    def _write(self, data: bytes | memoryview) -> None:
+        for start in range(0, len(data), _PIECE):  # of a large array no copy is made as a whole
+            self._pending += data[start : start + _PIECE]
+            self._flush(len(self._pending) // BLOCK * BLOCK)
 
     def _flush(self, size: int) -> None:
         whole = bytes(self._pending[:size])
@@ -256,3 +270,77 @@ class StringArray:
         """Add it to a file, to be read by `ArrayFile.strings`."""
         self.starts.write(writer, f"{name}.starts")
         self.data.write(writer, f"{name}.data")
+
+
+@dataclass(frozen=True)
+class OrderedStrings(StringArray):
+    """The same in another order: number i is that of the number `order[i]`, int (N,)."""
+
+    order: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def take(self, numbers: np.ndarray) -> list[bytes]:
+        """Return the strings of these numbers."""
+        return super().take(self.order[numbers])
+
+    def verify(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Compare the strings of these numbers with their checksums; return where they begin and end."""
+        return super().verify(self.order[numbers])
+
+    def write(self, writer: ArrayWriter, name: str) -> None:
+        """Add it to a file, in this order."""
+        starts = np.zeros(len(self) + 1, np.int64)
+        np.cumsum(np.diff(self.starts.all())[self.order], out=starts[1:])
+        writer.add(f"{name}.starts", [starts], "<i8")
+        writer.add(f"{name}.data", (np.frombuffer(b"".join(some), np.uint8) for some in self.pieces()), "|u1")
+
+
+class Spool:
+    """Bytes that are put one behind the other, to be read when all are there.
+
+    Args:
+        folder: where they lie, in a file without a name; None: in memory.
+    """
+
+    def __init__(self, folder: Path | None = None):
+        self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder) if folder else io.BytesIO()
+        if folder:
+            weakref.finalize(self, self._file.close)
+
+    def add(self, data: bytes | memoryview) -> None:
+        """Add some."""
+        self._file.write(data)
+
+    def all(self, dtype: str, width: tuple[int, ...] = ()) -> np.ndarray:
+        """Return all as an array (N, *width), to be read alone."""
+        self._file.flush()
+        size = self._file.seek(0, os.SEEK_END)
+        if not size:
+            return np.empty((0, *width), dtype)
+        if isinstance(self._file, io.BytesIO):
+            data = np.frombuffer(self._file.getbuffer(), np.uint8)
+        else:
+            data = np.frombuffer(mmap.mmap(self._file.fileno(), size, access=mmap.ACCESS_READ), np.uint8)
+        return data.view(dtype).reshape(-1, *width)
+
+
+class StringSpool:
+    """Byte strings that are put one behind the other; see `Spool`."""
+
+    def __init__(self, folder: Path | None = None):
+        self._data, self._starts, self._end = Spool(folder), Spool(folder), 0
+        self._starts.add(bytes(8))
+
+    def add(self, strings: Sequence[bytes]) -> None:
+        """Add some."""
+        ends = self._end + np.cumsum([len(one) for one in strings], dtype=np.int64)
+        self._data.add(b"".join(strings))
+        self._starts.add(ends.tobytes())
+        self._end = int(ends[-1]) if len(ends) else self._end
+
+    def all(self, order: np.ndarray | None = None) -> StringArray:
+        """Return all, or in another order."""
+        starts, data = CheckedArray(self._starts.all("<i8")), CheckedArray(self._data.all("|u1"))
+        return StringArray(starts, data) if order is None else OrderedStrings(starts, data, order)

@@ -1,6 +1,6 @@
 """Paths and metadata of the photos that a search may find, a million as a few arrays rather than as objects."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..store import parse_info
-from .arrays import ArrayFile, ArrayWriter, CheckedArray, StringArray
+from .arrays import ArrayFile, ArrayWriter, CheckedArray, StringArray, StringSpool
 
 #: A content hash for numpy: compared and sorted as bytes are, but an item loses the zeros at its end.
 HASH = "S32"
@@ -116,9 +116,9 @@ class PhotoTable:
         info: StringArray,
         gone: np.ndarray,
         contents: np.ndarray,
-        roots: Sequence[int],
-        paths: Sequence[bytes],
-        metadata: Sequence[str],
+        roots: np.ndarray,
+        paths: StringSpool,
+        metadata: StringSpool,
     ) -> "PhotoTable":
         """Make the table whose row i is the content `row_hashes[i]`, HASH (N,), with the metadata `info[i]`.
 
@@ -127,9 +127,9 @@ class PhotoTable:
             info: see above.
             gone: as in the table.
             contents: of the photos, in any order, HASH (P,); each must be among `row_hashes`.
-            roots: of the photos (P,).
-            paths: of the photos (P,).
-            metadata: of the photos (P,).
+            roots: of the photos, int64 (P,).
+            paths: of the photos (P).
+            metadata: of the photos (P).
         """
         rows = np.argsort(row_hashes).astype(np.uint32)
         hashes = row_hashes[rows]
@@ -141,9 +141,9 @@ class PhotoTable:
             rows=CheckedArray(rows),
             gone=CheckedArray(gone),
             first=CheckedArray(first.astype(np.int64)),
-            roots=CheckedArray(np.array(roots, np.int64)[order]),
-            paths=StringArray.of(paths[i] for i in order.tolist()),
-            metadata=StringArray.of(metadata[i].encode() for i in order.tolist()),
+            roots=CheckedArray(roots[order]),
+            paths=paths.all(order),
+            metadata=metadata.all(order),
             info=info,
         )
 

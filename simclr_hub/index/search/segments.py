@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from .ann import (
     sample_cosines,
     search_exact,
 )
-from .arrays import BLOCK, ArrayFile, ArrayWriter, CheckedArray, DamagedArraysError, StringArray
+from .arrays import BLOCK, ArrayFile, ArrayWriter, CheckedArray, DamagedArraysError, Spool, StringSpool
 from .filters import Condition
 from .photo_table import HASH, Column, PhotoTable, is_in, make_columns, read_columns, write_columns
 
@@ -132,7 +133,7 @@ def write_segment(
         The SHA-256 to open it with.
     """
     writer = ArrayWriter(file)
-    reader = _Reader(store, contents, progress)
+    reader = _Reader(store, contents, progress, store.file.parent)
     shape = (len(reader.live), reader.width)
     writer.add("vectors", reader.vectors(), "<f4", shape[1:])
     writer.add("padding", [np.zeros(BLOCK, np.uint8)], "|u1")  # so that all of the vectors are out
@@ -149,9 +150,8 @@ def write_segment(
     photos.write(writer)
     about: dict[str, Any] = {"columns": write_columns(writer, make_columns(photos)), "settings": []}
     if own:
-        pieces: list[bytes] = []
-        faiss().write_index(own.index, faiss().PyCallbackIOWriter(pieces.append))
-        writer.add("faiss", (np.frombuffer(piece, np.uint8) for piece in pieces), "|u1")
+        index = own.index
+        writer.add_bytes("faiss", lambda put: faiss().write_index(index, faiss().PyCallbackIOWriter(put)))
         about["settings"] = [{"k": one.k, "lists": one.nprobe, "depth": one.rerank} for one in own.settings]
     return writer.finish(about)
 
@@ -184,6 +184,12 @@ def _delta_lists(vectors: CheckedArray, ivf: IVFIndex | None) -> DeltaLists | No
 class _Reader:
     """Read the live photos of a store, or those of some contents: first `vectors`, then the rest in their order.
 
+    Args:
+        store: whose.
+        contents: None for all.
+        progress: called with (done, total) vectors.
+        folder: where what was read waits; None: in memory.
+
     Attributes:
         live: the contents that have a live photo, HASH (N,).
         width: of the vectors.
@@ -194,58 +200,57 @@ class _Reader:
         store: Store,
         contents: Sequence[bytes] | None,
         progress: Callable[[int, int], object] | None = None,
+        folder: Path | None = None,
     ):
         self._store, self._contents, self._progress = store, contents, progress
-        hashes: list[bytes] = []
-        self._roots: list[int] = []
-        self._paths: list[bytes] = []
-        self._metadata: list[str] = []
+        self._of_photos, self._roots = Spool(folder), Spool(folder)
+        self._paths, self._metadata = StringSpool(folder), StringSpool(folder)
+        self._hashes, self._shapes, self._info = Spool(folder), Spool(folder), StringSpool(folder)
         roots = store.roots()
         for photos in store.photo_pages() if contents is None else map(store.photos_with, contents):
-            for photo in photos:
-                if photo.state == "live":
-                    if photo.content_hash is None or len(photo.content_hash) != 32:
-                        raise store.damaged("a photo without content")
-                    store.locate(photo, roots)  # raises if there is no root for it
-                    hashes.append(photo.content_hash)
-                    self._roots.append(photo.root_id)
-                    self._paths.append(photo.path)
-                    self._metadata.append(photo.metadata)
-        self._contents_of_photos = np.array(hashes, HASH)
-        self.live = np.unique(self._contents_of_photos)
+            live = [photo for photo in photos if photo.state == "live"]
+            for photo in live:
+                if photo.content_hash is None or len(photo.content_hash) != 32:
+                    raise store.damaged("a photo without content")
+                store.locate(photo, roots)  # raises if there is no root for it
+                self._of_photos.add(photo.content_hash)
+            self._roots.add(np.array([photo.root_id for photo in live], "<i8").data)
+            self._paths.add([photo.path for photo in live])
+            self._metadata.add([photo.metadata.encode() for photo in live])
+        self.live = np.unique(self._of_photos.all(HASH))
         self._whitening = store.whitening()
         self.width = self._whitening.dim if self._whitening else store.about.dim
-        self._hashes, self._shapes = [np.empty(0, HASH)], [np.empty((0, SHAPE), np.int8)]
-        self._info: list[bytes] = []
 
     def vectors(self) -> Iterator[np.ndarray]:
         """Yield the vectors of the live contents (n, width) in pieces, whitened where the index is."""
+        done = 0
         for page in self._store.vector_rows(self._contents):
             hashes = np.array([row.content_hash for row in page], HASH)
             kept = is_in(hashes, self.live)
             rows: list[VectorRow] = [page[i] for i in np.flatnonzero(kept).tolist()]
             if rows:
-                self._hashes.append(hashes[kept])
-                self._info += [row.info.encode() for row in rows]
-                self._shapes.append(make_shapes([row.signature for row in rows]))
+                self._hashes.add(hashes[kept].tobytes())
+                self._info.add([row.info.encode() for row in rows])
+                self._shapes.add(make_shapes([row.signature for row in rows]).tobytes())
                 vectors = np.stack([row.vector for row in rows])
                 yield self._whitening.apply(vectors, normalize=True) if self._whitening else vectors
+                done += len(rows)
                 if self._progress:
-                    self._progress(len(self._info), len(self.live))
-        if missing := len(self.live) - len(self._info):
+                    self._progress(done, len(self.live))
+        if missing := len(self.live) - done:
             raise self._store.damaged(f"{missing:,} photos without a vector")
 
     def shapes(self) -> CheckedArray:
-        return CheckedArray(np.concatenate(self._shapes))
+        return CheckedArray(self._shapes.all("|i1", (SHAPE,)))
 
     def photos(self) -> PhotoTable:
         asked = np.array(sorted(self._contents or []), HASH)
         return PhotoTable.make(
-            np.concatenate(self._hashes),
-            StringArray.of(self._info),
+            self._hashes.all(HASH),
+            self._info.all(),
             asked[~is_in(asked, self.live)],
-            self._contents_of_photos,
-            self._roots,
+            self._of_photos.all(HASH),
+            self._roots.all("<i8"),
             self._paths,
             self._metadata,
         )
