@@ -95,7 +95,7 @@ def fill(directory: Path, number: int, dim: int, seed: int, first: int = 0) -> N
                     content = _content(at)
                     info = (
                         f'{{"camera": "camera {at % 50}", "format": "JPEG", "height": {3000 - at % 2},'
-                        f' "taken": "20{at % 25:02}-06-07T12:00:00", "width": 4000}}'
+                        f' "taken": "20{at % 25:02}-06-{at // 86400 % 28 + 1:02}T{_clock(at)}", "width": 4000}}'
                     )
                     metadata = f'{{"bytes": {3000000 + at}, "modified": {1.7e9 + at}}}'
                     path, stat = b"album %03d/IMG_%07d.jpg" % (at % 1000, at), FileStat(3000000 + at, 1, 1, at)
@@ -112,6 +112,10 @@ def fill(directory: Path, number: int, dim: int, seed: int, first: int = 0) -> N
                     store._connection().executemany(
                         f"INSERT INTO {table} VALUES ({marks})", ((*row, checksum(*row)) for row in values)
                     )
+
+
+def _clock(second: int) -> str:
+    return time.strftime("%H:%M:%S", time.gmtime(second % 86400))
 
 
 def drop(directory: Path, every: int, number: int) -> None:

@@ -213,12 +213,11 @@ def _check_as_a_whole(store: Store, report: CheckReport) -> None:
 
 def _with_vector(store: Store) -> int:
     with store.reading():
-        photos = [photo for photo in store.photos() if photo.state != "failed"]
-        vectors = {content_hash for (content_hash,) in store._rows("SELECT content_hash FROM vectors")}
-    without = sum(photo.content_hash not in vectors for photo in photos)
+        number = sum(photo.state != "failed" for photo in store.each_photo())
+        without = store.without_vector()
     if without:
         raise store.damaged(f"{without:,} photos without a vector")
-    return len(photos)
+    return number
 
 
 def _check_photos(

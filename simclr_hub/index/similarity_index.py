@@ -50,6 +50,11 @@ if TYPE_CHECKING:
 
 #: `prune` is refused when more of the photos than this are missing: a disk may be unplugged.
 MOST_MISSING = 0.1
+#: Photos that are forgotten at a time.
+_PAGE = 4096
+#: From so many photos on `status` says that one machine's index ends at about ten million.
+NEAR_LIMIT = 8_000_000
+NEAR_LIMIT_ADVICE = "one machine's index is meant for up to about 10 million photos; docs/cluster.md: how to go beyond"
 _T = TypeVar("_T")
 
 
@@ -409,6 +414,7 @@ class SimilarityIndex:
                 "whitening": whitening and {name: getattr(whitening, name) for name in told},
                 "made_by": about.fingerprint,
                 "layout": SCHEMA_VERSION,
+                **({"advice": NEAR_LIMIT_ADVICE} if counts["live"] >= NEAR_LIMIT else {}),
             }
 
     def whiten(
@@ -614,8 +620,9 @@ class SimilarityIndex:
     def _those(self, wanted: Callable[[Photo], bool]) -> list[tuple[str, Photo]]:
         """Return the photos that are wanted, with their paths, sorted by these."""
         with self._store.reading():
-            roots, photos = self._store.roots(), self._store.photos()
-        found = ((os.fsdecode(self._store.locate(p, roots)), p) for p in photos if wanted(p))
+            roots = self._store.roots()
+            photos = (photo for photo in self._store.each_photo() if wanted(photo))
+            found = [(os.fsdecode(self._store.locate(photo, roots)), photo) for photo in photos]
         return sorted(found, key=lambda pair: pair[0])
 
     def _current(self) -> Snapshot:
@@ -687,11 +694,18 @@ def _choose_whitening(store: Store, maker: Maker, whiten: Whitening | bool | Non
 
 def _forget_missing(store: Store, force: bool) -> int:
     """Do what `SimilarityIndex.prune` tells, the one place where the index drops something."""
-    photos, roots = store.photos(), store.roots()
-    used = {photo.root_id for photo in photos}
+    roots, used, number, failed, missing = store.roots(), set(), 0, 0, 0
     # No sync can mark the photos of a root that is not there.
     lost = {root.id for root in roots.values() if root.listing == "unavailable" and not os.path.isdir(root.path)}
-    doomed = [p for p in photos if p.state == "missing" or (force and p.root_id in lost)]
+
+    def doomed(photo: Photo) -> bool:
+        return photo.state == "missing" or (force and photo.root_id in lost)
+
+    for photo in store.each_photo():
+        used.add(photo.root_id)
+        number += 1
+        failed += photo.state == "failed"
+        missing += doomed(photo)
     if not force:
         for root in roots.values():
             if root.id in used and root.listing != "ok":
@@ -700,20 +714,22 @@ def _forget_missing(store: Store, force: bool) -> int:
                     "sync it again, or force the pruning"
                 )
         # Vectors of photos that failed since: what they held once is not to be lost for a disk that answered wrongly.
-        failed = sum(p.state == "failed" for p in photos)
         orphans = min(failed, store.unused_vectors())
-        if len(doomed) + orphans > MOST_MISSING * len(photos):
+        if missing + orphans > MOST_MISSING * number:
             unread = f" and {orphans:,} can no longer be decoded" if orphans else ""
             raise PruneRefusedError(
-                f"{len(doomed):,} of {len(photos):,} photos are missing{unread}, more than {MOST_MISSING:.0%}: "
+                f"{missing:,} of {number:,} photos are missing{unread}, more than {MOST_MISSING:.0%}: "
                 "is a disk unplugged or failing? Sync again, or force the pruning"
             )
     with store.transaction():
-        for photo in doomed:
-            store.forget(photo)
+        after = (-1, b"")
+        while page := store.page(after, _PAGE):
+            after = (page[-1].root_id, page[-1].path)
+            for photo in filter(doomed, page):
+                store.forget(photo)
         store.forget_vectors()
-        kept = {photo.root_id for photo in store.photos()}
         for root in roots.values():
-            if root.id not in kept:
+            first = store.page((root.id, b""), 1)
+            if not first or first[0].root_id != root.id:
                 store.forget_root(root)
-    return len(doomed)
+    return missing

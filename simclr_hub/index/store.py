@@ -504,6 +504,12 @@ class Store(Database):
         pair = (min(a, b), max(a, b))
         self._execute("INSERT OR REPLACE INTO distinct_pairs VALUES (?, ?, ?)", *pair, checksum(*pair))
 
+    def without_vector(self) -> int:
+        """Count the photos that ought to have a vector and have none."""
+        sql = "SELECT 1 FROM vectors v WHERE v.content_hash = p.content_hash"
+        where = f"p.state != 'failed' AND NOT EXISTS ({sql})"
+        return int(self._rows(f"SELECT count(*) FROM photos p WHERE {where}")[0][0])
+
     def unused_vectors(self) -> int:
         """Count the vectors of contents that no photo has."""
         return int(self._rows(f"SELECT count(*) FROM vectors {_UNUSED}")[0][0])

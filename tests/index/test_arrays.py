@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simclr_hub.index.search.arrays import BLOCK, ArrayFile, ArrayWriter, DamagedArraysError
+from simclr_hub.index.search.arrays import BLOCK, ArrayFile, ArrayWriter, DamagedArraysError, Spool, StringSpool
 
 
 @pytest.fixture
@@ -96,3 +96,29 @@ def test_ranges_of_rows(written: tuple[Path, str, dict[str, np.ndarray]]) -> Non
     data.rows(np.array([0, 10, len(arrays["bytes"])]), np.array([len(arrays["bytes"]), 10, len(arrays["bytes"])]))
     start = data._start // BLOCK
     assert file._good[start : start + 4].all()
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_strings_in_another_order(tmp_path: Path, on_disk: bool) -> None:
+    strings = [b"", b"abc", b"\0", b"\xff" * 70_000, b"d"]
+    spool = StringSpool(tmp_path if on_disk else None)
+    spool.add(strings[:2])
+    spool.add([])
+    spool.add(strings[2:])
+    order = np.array([3, 0, 4, 1])
+    ordered = spool.all(order)
+    expected = [strings[i] for i in order]
+    assert spool.all().take(np.arange(5)) == strings and ordered.take(np.arange(4)) == expected
+    assert list(tmp_path.iterdir()) == []  # its file has no name
+    with (tmp_path / "a").open("wb") as file:
+        writer = ArrayWriter(file)
+        ordered.write(writer, "ordered")
+        writer.add_bytes("bytes", lambda put: [put(b"x" * 100), put(b"yz")])
+        sha256 = writer.finish({})
+    found = ArrayFile(tmp_path / "a", sha256)
+    assert found.strings("ordered").take(np.arange(4)) == expected
+    assert found.array("bytes").all().tobytes() == b"x" * 100 + b"yz"
+
+
+def test_an_empty_spool(tmp_path: Path) -> None:
+    assert Spool(tmp_path).all("S32").shape == (0,) and len(StringSpool().all()) == 0

@@ -1,6 +1,7 @@
 import errno
 import os
 import subprocess
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -190,3 +191,17 @@ def test_on_a_read_only_mount(file: Path, photos: Path, tmp_path: Path) -> None:
             assert index.search(photos / "a.png", k=1, with_self=True)[0].path == str(photos / "a.png")
     finally:
         subprocess.run(["umount", mount], check=True)
+
+
+def test_its_build_takes_little_memory_a_photo(index: SimilarityIndex) -> None:
+    def most(number: int, seed: int) -> int:
+        put_vectors(index, number, seed=seed)
+        with index._store.writing():
+            tracemalloc.start()
+            assert segments.update_cache(index._store)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        return peak
+
+    few, many = most(1_000, 0), most(7_000, 1)
+    assert many - few < 7_000 * 450  # a list of Python objects would be a kilobyte each

@@ -217,6 +217,13 @@ def test_status(filled: SimilarityIndex, tmp_path: Path) -> None:
     }
 
 
+def test_status_says_where_one_machine_ends(filled: SimilarityIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_module, "NEAR_LIMIT", 41)
+    assert "advice" not in filled.status()
+    monkeypatch.setattr(search_module, "NEAR_LIMIT", 40)
+    assert "docs/cluster.md" in filled.status()["advice"]
+
+
 def test_matches_compare() -> None:
     assert Match("a", 1.0, {}) == Match("a", 1.0, {})
 

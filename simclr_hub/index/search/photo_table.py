@@ -202,7 +202,7 @@ def make_columns(table: PhotoTable) -> dict[str, Column]:
         known = words.get(key, {})
         order = sorted(known)
         place = np.empty(len(order) + 1, np.int32)
-        place[[known[word] for word in order]] = np.arange(len(order))
+        place[np.fromiter((known[word] for word in order), np.int64, len(order))] = np.arange(len(order))
         place[-1] = -1
         columns[key] = Column(
             CheckedArray(numbers.get(key, np.empty(0))),
