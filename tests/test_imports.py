@@ -17,6 +17,7 @@ from simclr_hub.cli import COMMANDS
 from simclr_hub.parts.part import Worker
 from simclr_hub.parts.plan import make_plan
 from simclr_hub.parts.storage import Folder
+from simclr_hub.training.finetune import finetune
 
 #: What costs seconds or hundreds of megabytes, and what of it a command needs for what it does.
 HEAVY = "torch torchvision transformers datasets accelerate onnxruntime matplotlib pyarrow faiss fastapi sklearn"
@@ -113,6 +114,19 @@ def test_a_new_photo_and_a_folder_need_no_torch_with_the_default_checkpoint(tmp_
         ["embed", str(photos / "0.jpg"), "-o", "e.npz"],
         ["label", "i", "examples"],
     ]
+    assert_light(commands, tmp_path)
+
+
+def test_a_classifier_needs_no_torch_once_it_was_used(tmp_path: Path) -> None:
+    for name in ("cat", "shoes"):
+        for photo in SAMPLE_PHOTOS.glob(f"{name}_*.jpg"):
+            (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(photo, tmp_path / "photos" / name)
+    photos, out = str(tmp_path / "photos"), tmp_path / "run"
+    final = str(finetune("finetune_photos", (f"data={photos}", "method=logistic", f"output_dir={out}")))
+    with SimilarityIndex.create(tmp_path / "i", final) as index:
+        index.sync(photos)  # exports it
+    commands = [["classify", final, "i", "-o", "of index.csv"], ["classify", final, photos, "-o", "of photos.csv"]]
     assert_light(commands, tmp_path)
 
 
