@@ -46,7 +46,7 @@ def collect(photos: Path | None, folder: Path) -> Path:
 def shoot(page: Page, file: Path) -> None:
     """Save what is seen as a JPEG of at most `LIMIT` bytes, once its pictures are there."""
     page.wait_for_timeout(800)
-    page.wait_for_function("[...document.images].every((one) => one.complete)")
+    page.wait_for_function("[...document.images].every((one) => one.src && one.complete)")
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     for quality in (82, 74, 66, 58, 50):
         picture.save(file, "JPEG", quality=quality, optimize=True, progressive=True)

@@ -1,6 +1,6 @@
 // The collection as a map: dots that become photos when one comes near; clusters, odd, dark and blank photos.
 
-import { attempt, count, fill, get, h, picture, post, thumbnail } from "./page.js";
+import { attempt, count, fill, get, h, loadInTurn, picture, post, thumbnail } from "./page.js";
 import { openViewer } from "./viewer.js";
 
 export const title = "Map";
@@ -76,8 +76,7 @@ export function show(main, values, state) {
   const image = (id) => {
     let one = images.get(id);
     if (!one) {
-      one = new Image();
-      one.src = thumbnail(id);
+      one = loadInTurn(new Image(), thumbnail(id), canvas);
       one.onload = ask;
       images.set(id, one);
       if (images.size > 600) images.delete(images.keys().next().value);
