@@ -23,7 +23,8 @@ from ..images import FileBytes, describe
 from ..index import Match, SimilarityIndex
 from ..index.search.filters import Condition, make_condition
 from .jobs import Jobs, Progress
-from .library import SORTS, Library, Sort, filter_arguments
+from .library import Library, filter_arguments
+from .orders import SORTS, Sort
 from .pictures import LARGEST, THUMBNAIL, Thumbnails, draw, media_type, quality, view
 
 #: Uploaded photos that are remembered, with a thumbnail and a vector each.
@@ -89,6 +90,10 @@ class SyncRequest(BaseModel):
     """Name one of the recorded root folders."""
 
     root: int
+
+
+Offset = Annotated[int, Query(ge=0, le=1 << 40)]
+Limit = Annotated[int, Query(ge=1, le=PAGE)]
 
 
 class Uploads:
@@ -177,8 +182,8 @@ def make_api(index: SimilarityIndex, library: Library, jobs: Jobs, *, local: boo
         filters: Annotated[Filters, Depends()],
         sort: Sort = "date",
         reverse: bool = False,
-        offset: Annotated[int, Query(ge=0)] = 0,
-        limit: Annotated[int, Query(ge=1, le=PAGE)] = 200,
+        offset: Offset = 0,
+        limit: Limit = 200,
     ) -> dict[str, Any]:
         """Return photos of the grid, from a place on."""
         return library.page(sort, filters.condition(), reverse=reverse, offset=offset, limit=limit)
@@ -298,14 +303,21 @@ def make_api(index: SimilarityIndex, library: Library, jobs: Jobs, *, local: boo
         return _started(jobs, "check", work)
 
     @router.get("/failures")
-    def failures() -> list[dict[str, str]]:
-        """Return the photos that could not be used, and why."""
-        return [{"path": describe(path), "why": describe(why)} for path, why in index.failures()]
+    def failures(offset: Offset = 0, limit: Limit = 200) -> dict[str, Any]:
+        """Return the photos that could not be used, and why, from a place on."""
+        with index.store.beside() as store, store.reading():
+            roots, (total, _), photos = store.roots(), store.trouble(), store.failed(limit, offset)
+        rows = [
+            {"path": describe(os.fsdecode(store.locate(p, roots))), "why": describe(p.error or "")} for p in photos
+        ]
+        return {"total": total, "photos": rows}
 
     @router.get("/missing")
-    def missing() -> list[str]:
-        """Return the photos that were not there at the last sync."""
-        return [describe(path) for path in index.missing()]
+    def missing(offset: Offset = 0, limit: Limit = 200) -> dict[str, Any]:
+        """Return the photos that were not there at the last sync, from a place on."""
+        with index.store.beside() as store, store.reading():
+            roots, (_, total), photos = store.roots(), store.trouble(), store.all_missing(limit, offset)
+        return {"total": total, "photos": [{"path": describe(os.fsdecode(store.locate(p, roots)))} for p in photos]}
 
     return router
 

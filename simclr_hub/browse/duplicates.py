@@ -193,13 +193,13 @@ def contained_folders(index: SimilarityIndex, least: int = 2) -> list[dict[str, 
         index: open.
         least: photos that a folder must have.
     """
-    with index.store.reading():
-        roots, photos = index.store.roots(), index.store.photos(state="live")
+    with index.store.beside() as store, store.reading():
+        roots, photos = store.roots(), store.photos(state="live")
     contents: dict[str, set[bytes]] = defaultdict(set)
     sizes: dict[str, int] = defaultdict(int)
     for photo in photos:
         root = os.fsdecode(roots[photo.root_id].path)
-        folder = os.path.dirname(os.fsdecode(index.store.locate(photo, roots)))
+        folder = os.path.dirname(os.fsdecode(store.locate(photo, roots)))
         while True:  # up to the root folder
             contents[folder].add(photo.content_hash or b"")
             sizes[folder] += 1

@@ -96,8 +96,7 @@ def draw_map(index: SimilarityIndex, progress: Progress) -> Map:
         ValueError: the index has no photo.
         MissingExtraError: scikit-learn is not installed.
     """
-    store = index.store
-    with store.reading():
+    with index.store.beside() as store, store.reading():
         whitening = store.whitening()
         hashes = sorted({photo.content_hash for photo in store.sample(2 * MOST) if photo.content_hash})[:MOST]
         total = store.counts()["vectors"]

@@ -29,15 +29,20 @@ export function show(main, values, first) {
       ),
     );
   };
-  // Read when they are opened: the server goes through every photo for them.
-  const list = () => fill(lists, opened("Photos that could not be used", "failures", ({ path, why }) => `${path}: ${why}`), opened("Missing at the last sync", "missing", (path) => path));
-  const opened = (name, path, line) => {
-    const body = h("div");
-    const load = () => attempt(async () => {
-      const rows = await get(path);
-      fill(body, h("p", { class: "soft" }, count(rows.length, "photo")), h("ul", { class: "paths" }, rows.slice(0, 1000).map((row) => h("li", {}, line(row)))), rows.length > 1000 && h("p", {}, `and ${(rows.length - 1000).toLocaleString("en")} more`));
+  // Read when they are opened, in parts: after a disk was unplugged all photos may be missing.
+  const list = () => fill(lists, opened("Photos that could not be used", "failures"), opened("Missing at the last sync", "missing"));
+  const opened = (name, path) => {
+    const rows = h("ul", { class: "paths" });
+    const told = h("p", { class: "soft" });
+    const more = h("button", { hidden: true, onclick: () => load(rows.children.length) }, "Show more");
+    const load = (offset) => attempt(async () => {
+      const { total, photos } = await get(path, { offset, limit: 500 });
+      if (!offset) rows.replaceChildren();
+      rows.append(...photos.map((photo) => h("li", {}, photo.why ? `${photo.path}: ${photo.why}` : photo.path)));
+      told.textContent = count(total, "photo");
+      more.hidden = rows.children.length >= total;
     });
-    return h("details", { ontoggle: (event) => event.target.open && load() }, h("summary", {}, name), body);
+    return h("details", { ontoggle: (event) => event.target.open && load(0) }, h("summary", {}, name), told, rows, more);
   };
   tell(first);
   list();
