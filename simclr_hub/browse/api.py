@@ -147,10 +147,11 @@ def make_api(index: SimilarityIndex, library: Library, jobs: Jobs, *, local: boo
     thumbnails = Thumbnails(index.status()["roots"])
     jobs.start("tidy", lambda _: thumbnails.tidy())
     decoders = anyio.CapacityLimiter(os.cpu_count() or 2)  # a pixel array of tens of megabytes each
+    embedding = anyio.CapacityLimiter(1)  # the first loads the model, which takes seconds: no picture waits for it
 
-    async def decoded(request: Request, work: Callable[[], _T]) -> _T:
+    async def decoded(request: Request, work: Callable[[], _T], turns: anyio.CapacityLimiter = decoders) -> _T:
         """Decode on a thread, unless the browser has scrolled on before its turn came."""
-        async with decoders:
+        async with turns:
             if await request.is_disconnected():
                 raise HTTPException(499, "the browser does not wait for it any more")
             return await anyio.to_thread.run_sync(work)
@@ -204,11 +205,13 @@ def make_api(index: SimilarityIndex, library: Library, jobs: Jobs, *, local: boo
     async def thumbnail(request: Request, photo: str) -> Response:
         """Return a small JPEG."""
 
-        def work() -> bytes:
-            paths = library.paths_of(photo)
-            return thumbnails.get(bytes.fromhex(photo[:64]), paths)
+        def known() -> tuple[list[str], bytes | None]:
+            return library.paths_of(photo), thumbnails.kept(bytes.fromhex(photo[:64]))
 
-        return Response(await decoded(request, work), media_type="image/jpeg", headers=_FOREVER)
+        paths, data = await anyio.to_thread.run_sync(known)
+        if data is None:
+            data = await decoded(request, lambda: thumbnails.make(bytes.fromhex(photo[:64]), paths))
+        return Response(data, media_type="image/jpeg", headers=_FOREVER)
 
     @router.get("/photos/{photo}/view", response_class=Response)
     async def large(request: Request, photo: str, side: Annotated[int, Query(ge=64, le=LARGEST)] = 2048) -> Response:
@@ -240,7 +243,7 @@ def make_api(index: SimilarityIndex, library: Library, jobs: Jobs, *, local: boo
     async def upload(request: Request) -> dict[str, Any]:
         """Take a photo's bytes to search for; nothing is written to disk."""
         data = await request.body()
-        added = await decoded(request, partial(uploads.add, data, "the dropped photo"))
+        added = await decoded(request, partial(uploads.add, data, "the dropped photo"), embedding)
         return {"id": added, "name": "dropped photo"}
 
     @router.get("/uploads/{upload_id}/thumbnail", response_class=Response)

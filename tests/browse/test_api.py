@@ -145,15 +145,15 @@ def test_thumbnails_are_of_the_content_kept_elsewhere_and_tidied(
     ids, before = by_name(client), sorted(photos.rglob("*"))
     content = bytes.fromhex(ids["0.jpg"]["id"][:64])
     other = bytes.fromhex(ids["1.jpg"]["id"][:64])
-    first = kept.get(content, [str(photos / "0.jpg")])
+    first = kept.make(content, [str(photos / "0.jpg")])
     (file,) = cache.rglob("*.jpg")
     assert Image.open(io.BytesIO(first)).format == "JPEG" and file.read_bytes() == first
-    assert kept.get(content, []) == first  # from the cache
+    assert kept.kept(content) == first  # from the cache
     with pytest.raises(pictures.ImageError, match="changed since"):
-        kept.get(other, [str(photos / "0.jpg")])  # never another picture under its name
+        kept.make(other, [str(photos / "0.jpg")])  # never another picture under its name
     file.write_bytes(first[: len(first) // 2])  # a crash
-    assert kept.get(content, [str(photos / "0.jpg")]) == first
-    kept.get(other, [str(photos / "1.jpg")])
+    assert kept.kept(content) is None and kept.make(content, [str(photos / "0.jpg")]) == first
+    kept.make(other, [str(photos / "1.jpg")])
     (file.parent / "x.12ab").write_bytes(b"left by a crash")
     os.utime(file.parent / "x.12ab", (1, 1))
     os.utime(file, (1, 1))
@@ -164,7 +164,7 @@ def test_thumbnails_are_of_the_content_kept_elsewhere_and_tidied(
 
     monkeypatch.setenv("HF_ASSETS_CACHE", str(photos / "below"))
     monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(photos / "below"))
-    assert pictures.Thumbnails([photos]).get(content, [str(photos / "0.jpg")]) == first
+    assert pictures.Thumbnails([photos]).make(content, [str(photos / "0.jpg")]) == first
     assert pictures.Thumbnails([photos]).tidy() == "no thumbnails are kept"
     assert sorted(photos.rglob("*")) == before
 
