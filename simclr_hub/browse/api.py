@@ -41,6 +41,10 @@ class Filters(BaseModel):
     """Choose the photos that meet all that is given."""
 
     folder: str | None = Field(default=None, max_length=4096, description="absolute; with the folders below it")
+    folder_of: str | None = Field(
+        default=None, max_length=80, description="a photo's id: its folder, whatever its name"
+    )
+    root: int | None = Field(default=None, description="id of one of the folders that were indexed")
     path: str | None = Field(default=None, max_length=1024, description="a pattern, as of `simclr-hub search --path`")
     camera: str | None = Field(default=None, max_length=1024)
     taken_from: str | None = Field(default=None, pattern=_DAY, description="2019, 2019-06 or 2019-06-30")
@@ -48,22 +52,32 @@ class Filters(BaseModel):
     min_side: int | None = Field(default=None, ge=1, le=1 << 20, description="pixels of the shorter side")
     min_bytes: int | None = Field(default=None, ge=1, le=1 << 40)
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self, library: Library) -> dict[str, Any]:
         """Return them as a search takes them.
 
         Raises:
+            UnknownPhotoError: `folder_of` is no photo.
             ValueError: they cannot be met.
         """
-        values = self.model_dump(exclude={"taken_from", "taken_to"})
+        values = self.model_dump(exclude={"taken_from", "taken_to", "folder_of", "root"})
+        folders = [self.folder] if self.folder else []
+        if self.folder_of:
+            folders.append(os.path.dirname(library.find(self.folder_of).path))
+        if self.root is not None:
+            folders.append(library.root(self.root))
+        if len(folders) > 1:
+            raise ValueError("give one folder")
+        values["folder"] = folders[0] if folders else None
         return filter_arguments(**values, taken=(self.taken_from, self.taken_to))
 
-    def condition(self) -> Condition | None:
+    def condition(self, library: Library) -> Condition | None:
         """Return them as a condition.
 
         Raises:
+            UnknownPhotoError: `folder_of` is no photo.
             ValueError: they cannot be met.
         """
-        return make_condition(**self.arguments())
+        return make_condition(**self.arguments(library))
 
 
 PhotoIds = Annotated[list[Annotated[str, Field(max_length=80)]], Field(max_length=100)]
@@ -187,12 +201,12 @@ def make_api(index: SimilarityIndex, library: Library, jobs: Jobs, *, local: boo
         limit: Limit = 200,
     ) -> dict[str, Any]:
         """Return photos of the grid, from a place on."""
-        return library.page(sort, filters.condition(), reverse=reverse, offset=offset, limit=limit)
+        return library.page(sort, filters.condition(library), reverse=reverse, offset=offset, limit=limit)
 
     @router.get("/groups")
     def groups(filters: Annotated[Filters, Depends()], sort: Sort = "date", reverse: bool = False) -> dict[str, Any]:
         """Return where the months, folders or cameras of the grid begin."""
-        order = library.order(sort, filters.condition(), reverse=reverse)
+        order = library.order(sort, filters.condition(library), reverse=reverse)
         some = zip(order.labels[:GROUPS], order.starts[:GROUPS].tolist(), strict=True)
         return {"total": len(order.photos), "groups": [{"label": label, "first": first} for label, first in some]}
 
@@ -259,7 +273,7 @@ def make_api(index: SimilarityIndex, library: Library, jobs: Jobs, *, local: boo
         """Return the photos most like some and not like others, best first, without these themselves."""
         like, unlike = [as_query(one) for one in request.like], [as_query(one) for one in request.unlike]
         together = len(like) > 1 or bool(unlike)
-        conditions = request.filters.arguments()
+        conditions = request.filters.arguments(library)
         matches: list[Match] = index.search(
             like if together else like[0],
             request.k,

@@ -96,6 +96,17 @@ class Library:
             known = self._status = version, now + 20 * took, status
         return known[2]
 
+    def root(self, wanted: int) -> str:
+        """Return the path of a root folder.
+
+        Raises:
+            ValueError: there is none of this id.
+        """
+        found = self.index.store.roots().get(wanted)
+        if found is None:
+            raise ValueError("the index was made of no such folder")
+        return os.fsdecode(found.path)
+
     def find(self, wanted: str) -> Place:
         """Return the photo of an id.
 

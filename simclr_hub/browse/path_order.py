@@ -19,6 +19,7 @@ _FACTORS = np.random.default_rng().integers(1 << 62, 1 << 63, 2, dtype=np.uint64
 class _Texts(NamedTuple):
     """Parts of one long text: number i is `data[first[i]:last[i]]`."""
 
+    text: np.ndarray  # uint8
     words: np.ndarray  # uint64: eight bytes from each byte on, big-endian
     first: np.ndarray
     last: np.ndarray
@@ -49,7 +50,7 @@ def by_folder_and_name(
         return np.empty(0, np.int64), np.empty(0, np.int64), []
     whole, roots = _paths(snapshot, photos)
     cut = _behind_folder(whole)
-    some, of_photo = _distinct(_Texts(whole.words, whole.first, cut), roots)
+    some, of_photo = _distinct(whole._replace(last=cut), roots)
     # Of a photo for each folder the path as it is.
     folders = [os.path.dirname(path) for path in snapshot.paths(photos[some])]
     known = sorted(set(folders), reverse=reverse)  # one may be reached from two roots
@@ -57,7 +58,7 @@ def by_folder_and_name(
     of_photo = np.array([place[folder] for folder in folders], np.int64)[of_photo]
     sizes = np.bincount(of_photo, minlength=len(known))
     starts = np.cumsum(sizes) - sizes
-    return _by_name(_Texts(whole.words, cut, whole.last), starts[of_photo]), starts, known
+    return _by_name(whole._replace(first=cut), starts[of_photo]), starts, known
 
 
 def _paths(snapshot: Snapshot, photos: np.ndarray) -> tuple[_Texts, np.ndarray]:
@@ -78,18 +79,15 @@ def _paths(snapshot: Snapshot, photos: np.ndarray) -> tuple[_Texts, np.ndarray]:
         size += len(parts[-1])
     data = np.concatenate([*parts, np.zeros(8, np.uint8)])
     words = np.ndarray((size + 1,), ">u8", data.data, strides=(1,))
-    return _Texts(words, first, last), roots
+    return _Texts(data, words, first, last), roots
 
 
 def _behind_folder(paths: _Texts) -> np.ndarray:
     """Return where each path's name begins."""
-    data = paths.words.base
-    text = np.frombuffer(data, np.uint8)
-    found = (
-        np.flatnonzero(np.isin(text, _SEPARATORS)) if len(_SEPARATORS) > 1 else np.flatnonzero(text == _SEPARATORS[0])
-    )
+    found = np.flatnonzero(np.isin(paths.text, _SEPARATORS))
     behind = np.concatenate([[0], found + 1])
-    return np.maximum(paths.first, behind[np.searchsorted(behind, paths.last, "right") - 1])
+    cut: np.ndarray = np.maximum(paths.first, behind[np.searchsorted(behind, paths.last, "right") - 1])
+    return cut
 
 
 def _distinct(texts: _Texts, roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ import pytest
 from index.index_fakes import DIM, FakeEmbedder
 
 from simclr_hub import SimilarityIndex
+from simclr_hub.browse.api import Filters
 from simclr_hub.browse.library import ID, Library, UnknownPhotoError, filter_arguments
 from simclr_hub.browse.orders import SORTS, Sort
 from simclr_hub.index.search.filters import make_condition
@@ -283,3 +284,23 @@ def test_counting_takes_a_small_share_of_the_time(
     assert 2 <= len(calls) <= 8
     put(index, {"path": "b.jpg"})
     assert library.status()["photos"] == 2  # at once
+
+
+@pytest.mark.parametrize("name", ["\udcff\udcfe", "two\nlines", "[a-z]*?", "\u202egnp", "a/\udcff b", "ü"])
+def test_a_folder_of_any_name_is_named_by_one_of_its_photos(
+    index: SimilarityIndex, library: Library, name: str
+) -> None:
+    put(index, *({"path": path} for path in (f"{name}/1.jpg", f"{name}/below/2.jpg", f"{name} not/3.jpg", "4.jpg")))
+    ids = {photo["name"]: photo["id"] for photo in library.page("folder", None)["photos"]}
+
+    def found(**filters: Any) -> list[str]:
+        return sorted(os.path.basename(one) for one in names(library, condition=Filters(**filters).condition(library)))
+
+    assert found(folder_of=ids["1.jpg"]) == ["1.jpg", "2.jpg"] and found(folder_of=ids["2.jpg"]) == ["2.jpg"]
+    assert found(root=1) == ["1.jpg", "2.jpg", "3.jpg", "4.jpg"] and found(folder_of=ids["1.jpg"], min_bytes=1) == []
+    with pytest.raises(ValueError, match="one folder"):
+        found(root=1, folder_of=ids["1.jpg"])
+    with pytest.raises(ValueError, match="no such folder"):
+        found(root=2)
+    with pytest.raises(UnknownPhotoError):
+        found(folder_of="0" * 80)

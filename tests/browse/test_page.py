@@ -270,6 +270,12 @@ def test_hostile_names_and_exif_are_shown_and_do_nothing(
                 page.get_by_role("dialog").locator("dl").wait_for()
                 assert fits(page)
                 page.keyboard.press("Escape")
+            page.locator(".tile .open").first.click()
+            page.get_by_role("button", name="Its folder’s photos").click()
+            expect(page.get_by_role("button", name="in <img src=x")).to_be_visible()
+            expect(page.locator(".total")).to_have_text(f"{2 * len(names)} photos")
+            page.get_by_role("button", name="in <img src=x").click()
+            expect(page.get_by_role("button", name="in <img src=x")).to_have_count(0)
             wanted = page.evaluate("async () => (await (await fetch('api/photos')).json()).photos[0].id")
             for view in (f"search?like={wanted}", "duplicates", "status", "photos?sort=camera"):
                 page.evaluate("view => (location.hash = view)", view)

@@ -166,12 +166,11 @@ export function bytes(number) {
   return `${number} bytes`;
 }
 
-/** "closer than", rounded down, and never 100 %. */
+/** A share, rounded down, so that it is never 100 %. */
 export function share(value) {
   if (value === null || value === undefined) return "";
-  if (value > 0.9999) return "> 99.99 %";
   const digits = value >= 0.999 ? 2 : 1;
-  return `${(Math.floor(value * 100 * 10 ** digits + 1e-9) / 10 ** digits).toFixed(digits)} %`;
+  return `${(Math.floor(Math.min(value, 0.9999) * 100 * 10 ** digits + 1e-9) / 10 ** digits).toFixed(digits)} %`;
 }
 
 /** Put text on the clipboard, and say so. */

@@ -11,7 +11,7 @@ export function show(main, values, first) {
   const roots = h("ul", { class: "rows" });
   const jobs = h("ul", { class: "rows" });
   const lists = h("div");
-  main.append(h("div", { class: "text" }, h("h2", {}, "Index"), facts, h("h2", {}, "Folders"), roots, h("h2", {}, "At work"), h("button", { onclick: () => attempt(() => post("jobs/check")) }, "Check the index"), h("div", { class: "rows", role: "status" }, jobs), lists));
+  main.append(h("div", { class: "text" }, h("section", {}, h("h2", {}, "Index"), facts), h("section", {}, h("h2", {}, "Folders"), roots), h("section", {}, h("h2", {}, "At work"), h("button", { onclick: () => attempt(() => post("jobs/check")) }, "Check the index"), h("div", { class: "rows", role: "status" }, jobs)), h("section", {}, h("h2", {}, "Photos that are not shown"), lists)));
   const tell = (state) => {
     const busy = state.jobs.sync?.state === "running";
     facts.replaceChildren(
