@@ -201,7 +201,8 @@ def make_api(index: SimilarityIndex, library: Library, jobs: Jobs, *, local: boo
         limit: Limit = 200,
     ) -> dict[str, Any]:
         """Return photos of the grid, from a place on."""
-        return library.page(sort, filters.condition(library), reverse=reverse, offset=offset, limit=limit)
+        found = library.page(sort, filters.condition(library), reverse=reverse, offset=offset, limit=limit)
+        return found if found["total"] else found | {"reasons": index.explain_empty(**filters.arguments(library))}
 
     @router.get("/groups")
     def groups(filters: Annotated[Filters, Depends()], sort: Sort = "date", reverse: bool = False) -> dict[str, Any]:

@@ -109,14 +109,14 @@ export class Grid {
     const controller = new AbortController();
     this.waiting.set(chunk, controller);
     await attempt(async () => {
-      const { total, photos } = await this.load(chunk * CHUNK, CHUNK, controller.signal);
+      const { total, photos, reasons } = await this.load(chunk * CHUNK, CHUNK, controller.signal);
       if (controller.signal.aborted) return;
       this.chunks.set(chunk, photos);
       if (this.chunks.size > KEPT) this.chunks.delete(this.chunks.keys().next().value);
       if (total !== this.total || this.untold) {
         this.untold = false;
         this.total = total;
-        this.options.ontotal?.(total);
+        this.options.ontotal?.(total, reasons);
         this.waiting.delete(chunk);
         this.measure();
       } else this.draw();

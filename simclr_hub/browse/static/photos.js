@@ -20,6 +20,7 @@ export function show(main, values, state) {
   const total = h("p", { class: "total", role: "status" });
   const jump = h("select", { "aria-label": "Go to", onchange: (event) => grid.jump(Number(event.target.value)) });
   const box = h("div", { class: "box" });
+  const empty = h("p", { class: "empty" });
   main.append(
     h(
       "div",
@@ -31,11 +32,15 @@ export function show(main, values, state) {
       filterBar(filters, (some) => go("photos", { sort, reverse: reverse ? "1" : "", ...some }), state.roots),
     ),
     where,
+    empty,
     box,
   );
   const grid = new Grid(box, (offset, limit, signal) => get("photos", { sort, reverse, ...filters, offset, limit }, signal), {
     label: "Photos",
-    ontotal: (number) => (total.textContent = number ? count(number, "photo") : "No photo"),
+    ontotal: (number, reasons = []) => {
+      total.textContent = number ? count(number, "photo") : "No photo";
+      empty.textContent = reasons.join("; ");
+    },
     onmove: (_, photo) => (where.textContent = label(photo?.group ?? "")),
     buttons: (photo) => [h("button", { class: "similar", tabIndex: -1, title: "Find similar", "aria-label": `Find photos like ${photo.name}`, onclick: () => go("search", { like: photo.id }) }, "≈")],
     onopen: async (index) => {

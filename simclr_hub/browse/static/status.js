@@ -30,7 +30,6 @@ export function show(main, values, first) {
     );
   };
   // Read when they are opened, in parts: after a disk was unplugged all photos may be missing.
-  const list = () => fill(lists, opened("Photos that could not be used", "failures"), opened("Missing at the last sync", "missing"));
   const opened = (name, path) => {
     const rows = h("ul", { class: "paths" });
     const told = h("p", { class: "soft" });
@@ -42,9 +41,11 @@ export function show(main, values, first) {
       told.textContent = count(total, "photo");
       more.hidden = rows.children.length >= total;
     });
-    return h("details", { ontoggle: (event) => event.target.open && load(0) }, h("summary", {}, name), told, rows, more);
+    const details = h("details", { ontoggle: () => details.open && load(0) }, h("summary", {}, name), told, rows, more);
+    return { details, again: () => details.open && load(0) };
   };
+  const both = [opened("Photos that could not be used", "failures"), opened("Missing at the last sync", "missing")];
+  fill(lists, both.map((one) => one.details));
   tell(first);
-  list();
-  return { changed: list, told: tell, close() {} };
+  return { changed: () => both.forEach((one) => one.again()), told: tell, close() {} };
 }
