@@ -90,7 +90,6 @@ def _warm(index: SimilarityIndex, library: Library) -> str:
     found = library.page("date", None, limit=1)["photos"]
     if found:
         index.search(library.find(found[0]["id"]).indexed, 1)
-        library.order("folder")
     return "ready"
 
 

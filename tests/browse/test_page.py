@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from PIL import Image
 from tiny import SAMPLE_PHOTOS
 
 from simclr_hub import SimilarityIndex
+from simclr_hub.browse.pictures import Thumbnails
 from simclr_hub.browse.server import Address, serving
 
 pytest.importorskip("playwright.sync_api", reason="pip install playwright: the page is tested in a browser")
@@ -106,6 +108,26 @@ def test_search_by_dropping_pasting_and_choosing(window: Callable[..., Page], se
     expect(page.locator("#notices")).to_contain_text("This is no photo.")
     page.evaluate(GIVE, ["drop", "x.jpg", "image/jpeg", base64.b64encode(b"broken").decode()])
     expect(page.locator("#notices")).to_contain_text("dropped photo")
+
+
+def test_no_answer_waits_for_pictures_of_a_slow_disk(
+    window: Callable[..., Page], served: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A browser asks a server six things at a time."""
+    slow = threading.Event()
+    kept = Thumbnails.kept
+    monkeypatch.setattr(Thumbnails, "kept", lambda self, content: slow.wait(60) and kept(self, content))
+    try:
+        page = window(served, "photos?sort=folder")
+        page.locator(".tile .similar").first.click(force=True)
+        expect(page.locator(".tile .caption").first).to_contain_text("closer than")
+        page.evaluate("location.hash = 'photos?sort=folder'")
+        page.locator(".tile .open[aria-label^='banana']").first.click()
+        expect(page.get_by_role("dialog").locator("dl")).to_contain_text("JPEG")
+    finally:
+        slow.set()
+    page.keyboard.press("Escape")
+    page.wait_for_function("() => [...document.querySelectorAll('.tile img')].every((one) => one.naturalWidth)")
 
 
 def test_filters_live_in_the_address(window: Callable[..., Page], served: Address) -> None:
