@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, Route, ViewportSize, sync_playwright
+from playwright.sync_api import Error, Page, Route, ViewportSize, sync_playwright
 
 from simclr_hub import SimilarityIndex
 from simclr_hub.browse.server import Address, serving
@@ -50,7 +50,10 @@ def show_as(page: Page, folder: Path) -> None:
     """Let the page show another path than where the photos lie for the moment."""
 
     def answer(route: Route) -> None:
-        response = route.fetch()
+        try:
+            response = route.fetch()
+        except Error:  # the server had just closed this idle connection; the page asks again
+            return route.abort()
         route.fulfill(response=response, body=response.text().replace(str(folder), SHOWN))
 
     page.route(re.compile(r"/api/(?!.*/(thumbnail|view|original)\b)"), answer)
