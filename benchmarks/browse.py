@@ -160,7 +160,7 @@ def measure(index: Path, *, pictures: bool) -> dict[str, Any]:
                 found[f"{name} start, server CPU s"] = round(cpu(process.pid), 2)
                 if pictures:
                     page.wait_for_function(
-                        "() => [...document.querySelectorAll('.tile img')].every((one) => one.complete)"
+                        "() => [...document.querySelectorAll('.tile img')].every((one) => one.src && one.complete)"
                     )
                     found[f"{name} start: to all pictures of the first screen, s"] = round(
                         time.perf_counter() - opening, 2

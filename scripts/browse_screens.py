@@ -2,18 +2,20 @@
 
     OMP_NUM_THREADS=1 python scripts/browse_screens.py [--photos FOLDER] [--out docs]
 
-Without a folder the shipped sample photos are shown, some of them copied and edited into a second folder, so that
-there are duplicates to review. Needs Chromium and `pip install playwright`.
+The shipped sample photos are shown, some of them copied and edited into a second folder, so that there are duplicates
+to review, and beside them a folder of yours. The pictures in docs/ have 500 photos of open-photos (CC0, MIT).
+Needs Chromium and `pip install playwright`.
 """
 
 import argparse
 import io
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, ViewportSize, sync_playwright
+from playwright.sync_api import Error, Page, Route, ViewportSize, sync_playwright
 
 from simclr_hub import SimilarityIndex
 from simclr_hub.browse.server import Address, serving
@@ -21,14 +23,14 @@ from simclr_hub.browse.server import Address, serving
 SAMPLES = Path(__file__).parents[1] / "simclr_hub" / "assets" / "sample-photos"
 LIMIT = 300_000  # bytes of a picture
 WIDE: ViewportSize = {"width": 1280, "height": 800}
+#: The folder that the photos seem to lie in.
+SHOWN = "/home/you/Pictures"
 PHONE: ViewportSize = {"width": 390, "height": 844}
 
 
-def collect(photos: Path | None, folder: Path) -> Path:
-    """Return the folder to show: the user's, or one of the sample photos with copies of some."""
-    if photos:
-        return photos
-    trip, backup = folder / "photos" / "trip", folder / "photos" / "backup"
+def collect(more: Path | None, folder: Path) -> None:
+    """Fill the folder to show: the sample photos, copies of some, and `more`."""
+    trip, backup = folder / "trip", folder / "backup"
     for where in (trip, backup):
         where.mkdir(parents=True)
     for number, path in enumerate(sorted(SAMPLES.glob("*.jpg"))):
@@ -40,13 +42,27 @@ def collect(photos: Path | None, folder: Path) -> Path:
             picture.resize((140, 140)).save(backup / f"{path.stem} small.jpg", quality=70)
         if number % 9 == 2:
             picture.save(backup / f"{path.stem} again.jpg", quality=40)
-    return folder / "photos"
+    if more:
+        shutil.copytree(more, folder / more.name)
+
+
+def show_as(page: Page, folder: Path) -> None:
+    """Let the page show another path than where the photos lie for the moment."""
+
+    def answer(route: Route) -> None:
+        try:
+            response = route.fetch()
+        except Error:  # the server had just closed this idle connection; the page asks again
+            return route.abort()
+        route.fulfill(response=response, body=response.text().replace(str(folder), SHOWN))
+
+    page.route(re.compile(r"/api/(?!.*/(thumbnail|view|original)\b)"), answer)
 
 
 def shoot(page: Page, file: Path) -> None:
     """Save what is seen as a JPEG of at most `LIMIT` bytes, once its pictures are there."""
     page.wait_for_timeout(800)
-    page.wait_for_function("[...document.images].every((one) => one.complete)")
+    page.wait_for_function("() => [...document.images].every((one) => one.src && one.complete)")
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     for quality in (82, 74, 66, 58, 50):
         picture.save(file, "JPEG", quality=quality, optimize=True, progressive=True)
@@ -55,7 +71,7 @@ def shoot(page: Page, file: Path) -> None:
     print(f"{file}: {file.stat().st_size:,} bytes")
 
 
-def take(address: Address, out: Path, start: str) -> None:
+def take(address: Address, folder: Path, out: Path, start: str) -> None:
     """Take all pictures."""
     with sync_playwright() as driver:
         chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
@@ -69,6 +85,7 @@ def take(address: Address, out: Path, start: str) -> None:
                 color_scheme="dark" if dark else "light",
             )
             page = context.new_page()
+            show_as(page, folder)
             page.goto(address.url)
             page.locator("#tabs a").first.wait_for()
             page.evaluate("view => (location.hash = view)", view)
@@ -100,16 +117,17 @@ def take(address: Address, out: Path, start: str) -> None:
 def main() -> None:
     """Index, serve, and take the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path)
+    parser.add_argument("--photos", type=Path, help="a folder to show beside the sample photos")
     parser.add_argument("--start", default="banana_1.jpg", help="name of the photo that is searched for")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        photos = collect(arguments.photos, Path(folder))
+        photos = Path(folder).resolve() / "photos"
+        collect(arguments.photos, photos)
         with SimilarityIndex.create(Path(folder) / "photos.index") as index:
             index.sync(photos)
             with serving(index) as address:
-                take(address, arguments.out, arguments.start)
+                take(address, photos, arguments.out, arguments.start)
 
 
 if __name__ == "__main__":

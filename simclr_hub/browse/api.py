@@ -23,7 +23,8 @@ from ..images import FileBytes, describe
 from ..index import Match, SimilarityIndex
 from ..index.search.filters import Condition, make_condition
 from .jobs import Jobs, Progress
-from .library import SORTS, Library, Sort, filter_arguments
+from .library import Library, filter_arguments
+from .orders import SORTS, Sort
 from .pictures import LARGEST, THUMBNAIL, Thumbnails, draw, media_type, quality, view
 
 #: Uploaded photos that are remembered, with a thumbnail and a vector each.
@@ -40,6 +41,10 @@ class Filters(BaseModel):
     """Choose the photos that meet all that is given."""
 
     folder: str | None = Field(default=None, max_length=4096, description="absolute; with the folders below it")
+    folder_of: str | None = Field(
+        default=None, max_length=80, description="a photo's id: its folder, whatever its name"
+    )
+    root: int | None = Field(default=None, description="id of one of the folders that were indexed")
     path: str | None = Field(default=None, max_length=1024, description="a pattern, as of `simclr-hub search --path`")
     camera: str | None = Field(default=None, max_length=1024)
     taken_from: str | None = Field(default=None, pattern=_DAY, description="2019, 2019-06 or 2019-06-30")
@@ -47,22 +52,32 @@ class Filters(BaseModel):
     min_side: int | None = Field(default=None, ge=1, le=1 << 20, description="pixels of the shorter side")
     min_bytes: int | None = Field(default=None, ge=1, le=1 << 40)
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self, library: Library) -> dict[str, Any]:
         """Return them as a search takes them.
 
         Raises:
+            UnknownPhotoError: `folder_of` is no photo.
             ValueError: they cannot be met.
         """
-        values = self.model_dump(exclude={"taken_from", "taken_to"})
+        values = self.model_dump(exclude={"taken_from", "taken_to", "folder_of", "root"})
+        folders = [self.folder] if self.folder else []
+        if self.folder_of:
+            folders.append(os.path.dirname(library.find(self.folder_of).path))
+        if self.root is not None:
+            folders.append(library.root(self.root))
+        if len(folders) > 1:
+            raise ValueError("give one folder")
+        values["folder"] = folders[0] if folders else None
         return filter_arguments(**values, taken=(self.taken_from, self.taken_to))
 
-    def condition(self) -> Condition | None:
+    def condition(self, library: Library) -> Condition | None:
         """Return them as a condition.
 
         Raises:
+            UnknownPhotoError: `folder_of` is no photo.
             ValueError: they cannot be met.
         """
-        return make_condition(**self.arguments())
+        return make_condition(**self.arguments(library))
 
 
 PhotoIds = Annotated[list[Annotated[str, Field(max_length=80)]], Field(max_length=100)]
@@ -89,6 +104,10 @@ class SyncRequest(BaseModel):
     """Name one of the recorded root folders."""
 
     root: int
+
+
+Offset = Annotated[int, Query(ge=0, le=1 << 40)]
+Limit = Annotated[int, Query(ge=1, le=PAGE)]
 
 
 class Uploads:
@@ -142,10 +161,11 @@ def make_api(index: SimilarityIndex, library: Library, jobs: Jobs, *, local: boo
     thumbnails = Thumbnails(index.status()["roots"])
     jobs.start("tidy", lambda _: thumbnails.tidy())
     decoders = anyio.CapacityLimiter(os.cpu_count() or 2)  # a pixel array of tens of megabytes each
+    embedding = anyio.CapacityLimiter(1)  # the first loads the model, which takes seconds: no picture waits for it
 
-    async def decoded(request: Request, work: Callable[[], _T]) -> _T:
+    async def decoded(request: Request, work: Callable[[], _T], turns: anyio.CapacityLimiter = decoders) -> _T:
         """Decode on a thread, unless the browser has scrolled on before its turn came."""
-        async with decoders:
+        async with turns:
             if await request.is_disconnected():
                 raise HTTPException(499, "the browser does not wait for it any more")
             return await anyio.to_thread.run_sync(work)
@@ -177,16 +197,17 @@ def make_api(index: SimilarityIndex, library: Library, jobs: Jobs, *, local: boo
         filters: Annotated[Filters, Depends()],
         sort: Sort = "date",
         reverse: bool = False,
-        offset: Annotated[int, Query(ge=0)] = 0,
-        limit: Annotated[int, Query(ge=1, le=PAGE)] = 200,
+        offset: Offset = 0,
+        limit: Limit = 200,
     ) -> dict[str, Any]:
         """Return photos of the grid, from a place on."""
-        return library.page(sort, filters.condition(), reverse=reverse, offset=offset, limit=limit)
+        found = library.page(sort, filters.condition(library), reverse=reverse, offset=offset, limit=limit)
+        return found if found["total"] else found | {"reasons": index.explain_empty(**filters.arguments(library))}
 
     @router.get("/groups")
     def groups(filters: Annotated[Filters, Depends()], sort: Sort = "date", reverse: bool = False) -> dict[str, Any]:
         """Return where the months, folders or cameras of the grid begin."""
-        order = library.order(sort, filters.condition(), reverse=reverse)
+        order = library.order(sort, filters.condition(library), reverse=reverse)
         some = zip(order.labels[:GROUPS], order.starts[:GROUPS].tolist(), strict=True)
         return {"total": len(order.photos), "groups": [{"label": label, "first": first} for label, first in some]}
 
@@ -199,11 +220,13 @@ def make_api(index: SimilarityIndex, library: Library, jobs: Jobs, *, local: boo
     async def thumbnail(request: Request, photo: str) -> Response:
         """Return a small JPEG."""
 
-        def work() -> bytes:
-            paths = library.paths_of(photo)
-            return thumbnails.get(bytes.fromhex(photo[:64]), paths)
+        def known() -> tuple[list[str], bytes | None]:
+            return library.paths_of(photo), thumbnails.kept(bytes.fromhex(photo[:64]))
 
-        return Response(await decoded(request, work), media_type="image/jpeg", headers=_FOREVER)
+        paths, data = await anyio.to_thread.run_sync(known)
+        if data is None:
+            data = await decoded(request, lambda: thumbnails.make(bytes.fromhex(photo[:64]), paths))
+        return Response(data, media_type="image/jpeg", headers=_FOREVER)
 
     @router.get("/photos/{photo}/view", response_class=Response)
     async def large(request: Request, photo: str, side: Annotated[int, Query(ge=64, le=LARGEST)] = 2048) -> Response:
@@ -235,7 +258,7 @@ def make_api(index: SimilarityIndex, library: Library, jobs: Jobs, *, local: boo
     async def upload(request: Request) -> dict[str, Any]:
         """Take a photo's bytes to search for; nothing is written to disk."""
         data = await request.body()
-        added = await decoded(request, partial(uploads.add, data, "the dropped photo"))
+        added = await decoded(request, partial(uploads.add, data, "the dropped photo"), embedding)
         return {"id": added, "name": "dropped photo"}
 
     @router.get("/uploads/{upload_id}/thumbnail", response_class=Response)
@@ -251,7 +274,7 @@ def make_api(index: SimilarityIndex, library: Library, jobs: Jobs, *, local: boo
         """Return the photos most like some and not like others, best first, without these themselves."""
         like, unlike = [as_query(one) for one in request.like], [as_query(one) for one in request.unlike]
         together = len(like) > 1 or bool(unlike)
-        conditions = request.filters.arguments()
+        conditions = request.filters.arguments(library)
         matches: list[Match] = index.search(
             like if together else like[0],
             request.k,
@@ -298,14 +321,21 @@ def make_api(index: SimilarityIndex, library: Library, jobs: Jobs, *, local: boo
         return _started(jobs, "check", work)
 
     @router.get("/failures")
-    def failures() -> list[dict[str, str]]:
-        """Return the photos that could not be used, and why."""
-        return [{"path": describe(path), "why": describe(why)} for path, why in index.failures()]
+    def failures(offset: Offset = 0, limit: Limit = 200) -> dict[str, Any]:
+        """Return the photos that could not be used, and why, from a place on."""
+        with index.store.beside() as store, store.reading():
+            roots, (total, _), photos = store.roots(), store.trouble(), store.failed(limit, offset)
+        rows = [
+            {"path": describe(os.fsdecode(store.locate(p, roots))), "why": describe(p.error or "")} for p in photos
+        ]
+        return {"total": total, "photos": rows}
 
     @router.get("/missing")
-    def missing() -> list[str]:
-        """Return the photos that were not there at the last sync."""
-        return [describe(path) for path in index.missing()]
+    def missing(offset: Offset = 0, limit: Limit = 200) -> dict[str, Any]:
+        """Return the photos that were not there at the last sync, from a place on."""
+        with index.store.beside() as store, store.reading():
+            roots, (_, total), photos = store.roots(), store.trouble(), store.all_missing(limit, offset)
+        return {"total": total, "photos": [{"path": describe(os.fsdecode(store.locate(p, roots)))} for p in photos]}
 
     return router
 

@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, HTTPException, Response
@@ -58,12 +58,29 @@ class DistinctRequest(BaseModel):
 
 
 class Found:
-    """Hold the groups that were found last."""
+    """Hold the groups that were found last, with the bytes of their files by path."""
 
     def __init__(self) -> None:
         self.version: tuple[int, int] | None = None
-        self.groups: list[DuplicateGroup] = []
         self.folders: list[dict[str, Any]] = []
+        self.set([])
+
+    def set(self, groups: list[DuplicateGroup]) -> None:
+        """Hold these groups."""
+        self.groups = groups
+        self.sizes = {
+            file.path: int(file.metadata.get("bytes", 0)) for group in groups for file in [group.keep, *group.others]
+        }
+        self._moves: tuple[Rules, list[tuple[DuplicateGroup, list[Move]]]] | None = None
+
+    def moves(self, rules: Rules) -> list[tuple[DuplicateGroup, list[Move]]]:
+        """Return all groups with what may go of each; kept for the next page or tick by the same rules."""
+        known, groups = self._moves, self.groups
+        if known is None or known[0] != rules:
+            known = rules, [(group, moves_of(group, rules)) for group in groups]
+            if groups is self.groups:
+                self._moves = known
+        return known[1]
 
 
 def make_duplicates_api(index: SimilarityIndex, library: Library, jobs: Jobs) -> APIRouter:
@@ -79,7 +96,8 @@ def make_duplicates_api(index: SimilarityIndex, library: Library, jobs: Jobs) ->
             version = index.store.version()
             groups = index.duplicates(progress=progress)
             found.folders = contained_folders(index)
-            found.version, found.groups = version, groups
+            found.version = version
+            found.set(groups)
             return f"{len(groups):,} groups"
 
         if not jobs.start("duplicates", work):
@@ -90,8 +108,8 @@ def make_duplicates_api(index: SimilarityIndex, library: Library, jobs: Jobs) ->
     def groups(request: GroupsRequest) -> dict[str, Any]:
         """Return groups of a tier, and what each would win."""
         rules = request.rules()
-        of_tier = [(group, moves_of(group, rules)) for group in found.groups if group.tier == request.tier]
-        sizes = _sizes(found.groups)
+        of_tier = [pair for pair in found.moves(rules) if pair[0].tier == request.tier]
+        sizes = found.sizes
         if request.sort == "bytes":
             of_tier.sort(key=lambda pair: -sum(sizes[move.path] for move in pair[1]))
         some = of_tier[request.offset : request.offset + request.limit]
@@ -111,20 +129,19 @@ def make_duplicates_api(index: SimilarityIndex, library: Library, jobs: Jobs) ->
         paths = [library.find(one).path for one in request.ids]
         index.not_duplicates(*paths)
         wanted = set(request.ids)
-        found.groups = [group for group in found.groups if not wanted <= {_id(file) for file in _files(group)}]
+        found.set([group for group in found.groups if not wanted <= {_id(file) for file in _files(group)}])
         return {"recorded": len(paths)}
 
     def moves(request: PlanRequest) -> tuple[list[Move], int]:
         rules = request.rules()
         chosen: list[Move] = []
-        for group in found.groups:
-            for move in moves_of(group, rules):
+        for _, going in found.moves(rules):
+            for move in going:
                 tier = "same-bytes" if move.relation == "same bytes" else "same-picture"
                 content = bytes.fromhex(move.sha256)
                 if request.ticks.get(photo_id(content, move.path), tier in request.tiers):
                     chosen.append(move)
-        sizes = _sizes(found.groups)
-        return chosen, sum(sizes[move.path] for move in chosen)
+        return chosen, sum(found.sizes[move.path] for move in chosen)
 
     @router.post("/duplicates/summary")
     def summary(request: PlanRequest) -> dict[str, int]:
@@ -151,10 +168,6 @@ def _files(group: DuplicateGroup) -> list[Member]:
 
 def _id(file: Member) -> str:
     return photo_id(bytes.fromhex(file.sha256), file.path)
-
-
-def _sizes(groups: Iterable[DuplicateGroup]) -> dict[str, int]:
-    return {file.path: int(file.metadata.get("bytes", 0)) for group in groups for file in _files(group)}
 
 
 def _group(group: DuplicateGroup, moves: Sequence[Move]) -> dict[str, Any]:
@@ -193,13 +206,13 @@ def contained_folders(index: SimilarityIndex, least: int = 2) -> list[dict[str, 
         index: open.
         least: photos that a folder must have.
     """
-    with index.store.reading():
-        roots, photos = index.store.roots(), index.store.photos(state="live")
+    with index.store.beside() as store, store.reading():
+        roots, photos = store.roots(), store.photos(state="live")
     contents: dict[str, set[bytes]] = defaultdict(set)
     sizes: dict[str, int] = defaultdict(int)
     for photo in photos:
         root = os.fsdecode(roots[photo.root_id].path)
-        folder = os.path.dirname(os.fsdecode(index.store.locate(photo, roots)))
+        folder = os.path.dirname(os.fsdecode(store.locate(photo, roots)))
         while True:  # up to the root folder
             contents[folder].add(photo.content_hash or b"")
             sizes[folder] += 1

@@ -1,17 +1,14 @@
 """The photos of an index as a page needs them: by id, in an order, in parts."""
 
 import glob
-import itertools
 import os
 import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,16 +18,12 @@ from ..index.queries import IndexedPhoto
 from ..index.search.filters import Condition
 from ..index.search.photo_table import HASH
 from ..index.search.snapshot import Snapshot
+from .orders import ORDERS, Order, Sort, live_photos, numbers_of, times_of
 
-Sort = Literal["date", "folder", "camera", "size"]
-SORTS: tuple[Sort, ...] = get_args(Sort)
 #: What a photo's id looks like: the SHA-256 of its bytes, then 8 bytes that tell files of the same bytes apart.
 ID = re.compile(r"[0-9a-f]{80}")
 #: Orders that are kept, of 8 MB each where there are a million photos.
 KEPT = 8
-#: Seconds since 1970 at which the years 1 and 10000 begin: no photo was made before or after.
-YEARS = -62_135_596_800, 253_402_300_800
-_T = TypeVar("_T")
 
 
 class UnknownPhotoError(LookupError):
@@ -44,27 +37,6 @@ class Place(NamedTuple):
     indexed: IndexedPhoto
     row: int
     photo: int
-
-
-@dataclass(frozen=True)
-class Order:
-    """Hold photos in an order, and where its groups (months, folders, cameras) begin.
-
-    Attributes:
-        version: of the snapshot that the numbers belong to.
-        photos: their numbers (P,).
-        starts: the first place of each group (G,), rising.
-        labels: of the groups.
-    """
-
-    version: tuple[int, int]
-    photos: np.ndarray
-    starts: np.ndarray
-    labels: Sequence[str]
-
-    def group(self, place: int) -> str:
-        """Return the label of the group at a place."""
-        return self.labels[int(np.searchsorted(self.starts, place, "right")) - 1]
 
 
 def photo_id(content_hash: bytes, path: str) -> str:
@@ -124,6 +96,17 @@ class Library:
             known = self._status = version, now + 20 * took, status
         return known[2]
 
+    def root(self, wanted: int) -> str:
+        """Return the path of a root folder.
+
+        Raises:
+            ValueError: there is none of this id.
+        """
+        found = self.index.store.roots().get(wanted)
+        if found is None:
+            raise ValueError("the index was made of no such folder")
+        return os.fsdecode(found.path)
+
     def find(self, wanted: str) -> Place:
         """Return the photo of an id.
 
@@ -178,7 +161,7 @@ class Library:
                 self._orders.move_to_end(key)
                 return self._orders[key]
         photos = live_photos(snapshot, condition)
-        order = _SORTED[sort](snapshot, photos, reverse)
+        order = ORDERS[sort](snapshot, photos, reverse)
         with self._lock:
             self._orders[key] = order
             while len(self._orders) > KEPT:
@@ -257,24 +240,11 @@ def _with_content(snapshot: Snapshot, content: bytes) -> tuple[int, np.ndarray]:
     return -1, np.empty(0, np.int64)
 
 
-def live_photos(snapshot: Snapshot, condition: Condition | None = None) -> np.ndarray:
-    """Return the numbers of the photos of a snapshot that meet a condition (P,)."""
-    parts = [np.empty(0, np.int64)]
-    for number, (segment, allowed) in enumerate(zip(snapshot.segments, snapshot.allowed, strict=True)):
-        some = np.ones(segment.photos.photo_count, bool)
-        if allowed is not None:
-            some &= np.repeat(allowed, np.diff(segment.photos.first.all()))
-        if condition:
-            some &= segment.passing(condition, snapshot.roots)
-        parts.append(np.flatnonzero(some) + snapshot.photo_starts[number])
-    return np.concatenate(parts)
-
-
 def describe_photos(snapshot: Snapshot, photos: np.ndarray) -> list[dict[str, Any]]:
     """Return what a grid shows of photos (M,), in their order."""
     rows = snapshot.rows_of(photos)
-    sides = [_numbers(snapshot, key)[photos] for key in ("width", "height")]
-    days = np.datetime_as_string(_times(snapshot)[photos].astype("datetime64[s]"), unit="D").tolist()
+    sides = [numbers_of(snapshot, key)[photos] for key in ("width", "height")]
+    days = np.datetime_as_string(times_of(snapshot)[photos].astype("datetime64[s]"), unit="D").tolist()
     return [
         named(content, path) | {"width": _whole(width), "height": _whole(height), "date": "" if day == "NaT" else day}
         for content, path, width, height, day in zip(
@@ -291,134 +261,3 @@ def named(content_hash: bytes, path: str) -> dict[str, Any]:
 
 def _whole(number: float) -> int | None:
     return None if np.isnan(number) else int(number)
-
-
-def _numbers(snapshot: Snapshot, key: str) -> np.ndarray:
-    """Return the numbers of a key of the metadata for all photos of the snapshot (P,), NaN for none."""
-    return _joined(snapshot, f"numbers of {key}", lambda: [_segment_numbers(s, key) for s in snapshot.segments])
-
-
-def _segment_numbers(segment: Any, key: str) -> np.ndarray:
-    column = segment.columns.get(key)
-    if column is None or not len(column.numbers):
-        return np.full(segment.photos.photo_count, np.nan)
-    numbers: np.ndarray = column.numbers.all()
-    return numbers
-
-
-def _times(snapshot: Snapshot) -> np.ndarray:
-    """Return when each photo was taken, by its own clock, or else last written, in seconds since 1970 (P,)."""
-
-    def read() -> list[np.ndarray]:
-        parts = []
-        for segment in snapshot.segments:
-            times = _segment_numbers(segment, "modified").copy()
-            with np.errstate(invalid="ignore"):
-                times[~((times > YEARS[0]) & (times < YEARS[1]))] = np.nan  # a file system may say anything, too
-            column = segment.columns.get("taken")
-            if column is not None and len(column.codes):
-                known = np.array([_seconds(word) for piece in column.words.pieces() for word in piece] or [np.nan])
-                codes = column.codes.all()
-                taken = np.where(codes >= 0, known[codes], np.nan)
-                times = np.where(np.isnan(taken), times, taken)
-            parts.append(times)
-        return parts
-
-    return _joined(snapshot, "times", read)
-
-
-def _seconds(word: bytes) -> float:
-    try:
-        return datetime.fromisoformat(word[:19].decode()).replace(tzinfo=UTC).timestamp()
-    except ValueError:  # a camera's clock may say anything: month 0
-        return np.nan
-
-
-def _words(snapshot: Snapshot, key: str) -> tuple[np.ndarray, list[str]]:
-    """Return which word each photo has (P,), -1 for none, and the words, sorted."""
-    words: set[bytes] = set()
-    for segment in snapshot.segments:
-        column = segment.columns.get(key)
-        if column is not None and len(column.codes):
-            words.update(itertools.chain.from_iterable(column.words.pieces()))
-    known = sorted(words)
-    place = {word: at for at, word in enumerate(known)}
-    parts = []
-    for segment in snapshot.segments:
-        column = segment.columns.get(key)
-        codes = np.full(segment.photos.photo_count, -1)
-        if column is not None and len(column.codes):
-            to = np.array([*(place[word] for piece in column.words.pieces() for word in piece), -1])
-            codes = to[column.codes.all()]  # -1, for none, is the last
-        parts.append(codes)
-    return np.concatenate(parts), [word.decode(errors="surrogatepass") for word in known]
-
-
-def _joined(snapshot: Snapshot, name: str, read: Callable[[], list[np.ndarray]]) -> np.ndarray:
-    """Return the arrays of a snapshot's segments as one, which the snapshot keeps."""
-    kept: dict[str, np.ndarray] = snapshot.__dict__.setdefault("_browse", {})
-    if name not in kept:
-        kept[name] = np.concatenate(read())
-    return kept[name]
-
-
-def _by_date(snapshot: Snapshot, photos: np.ndarray, reverse: bool) -> Order:
-    times = _times(snapshot)[photos]
-    # The newest first, what has no time last either way.
-    order = np.argsort(times if reverse else -times, kind="stable")
-    months = times[order].astype("datetime64[s]").astype("datetime64[M]")
-    return _grouped(snapshot, photos[order], months, lambda month: "no date" if np.isnat(month) else str(month))
-
-
-def _by_folder(snapshot: Snapshot, photos: np.ndarray, reverse: bool) -> Order:
-    folders, names = zip(*map(os.path.split, snapshot.paths(photos)), strict=True) if len(photos) else ((), ())
-    place = {folder: at for at, folder in enumerate(sorted(set(folders)))}
-    of_photo = np.array([place[folder] for folder in folders], np.int64)
-    rank = np.empty(len(names), np.int64)
-    rank[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
-    order = np.lexsort((rank, -of_photo if reverse else of_photo))
-    known = list(place)
-    return _grouped(snapshot, photos[order], of_photo[order], lambda at: describe(known[at]))
-
-
-def _by_camera(snapshot: Snapshot, photos: np.ndarray, reverse: bool) -> Order:
-    codes, words = _words(snapshot, "camera")
-    of_photo = np.where(codes[photos] < 0, len(words), codes[photos])  # what names none is last
-    order = np.lexsort((-_times(snapshot)[photos], -of_photo if reverse else of_photo))
-    names = [*map(describe, words), "no camera"]
-    return _grouped(snapshot, photos[order], of_photo[order], names.__getitem__)
-
-
-def _by_size(snapshot: Snapshot, photos: np.ndarray, reverse: bool) -> Order:
-    sizes = _numbers(snapshot, "bytes")[photos]
-    order = np.argsort(sizes if reverse else -sizes, kind="stable")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        magnitude = np.floor(np.log2(np.nan_to_num(sizes[order], nan=1.0).clip(1)))
-    return _grouped(snapshot, photos[order], magnitude, lambda power: f"from {_human(2**power)}")
-
-
-def _human(size: float) -> str:
-    for unit, factor in (("GB", 1 << 30), ("MB", 1 << 20), ("kB", 1 << 10)):
-        if size >= factor:
-            return f"{size / factor:.0f} {unit}"
-    return f"{size:.0f} bytes"
-
-
-def _grouped(snapshot: Snapshot, photos: np.ndarray, keys: np.ndarray, label: Callable[[Any], str]) -> Order:
-    """Return an order whose groups are the runs of equal keys (P,)."""
-    new = np.ones(len(keys), bool)
-    new[1:] = (keys[1:] != keys[:-1]) & ~(_nothing(keys[1:]) & _nothing(keys[:-1]))
-    starts = np.flatnonzero(new)
-    return Order(snapshot.version, photos, starts, [label(keys[start]) for start in starts.tolist()])
-
-
-def _nothing(keys: np.ndarray) -> np.ndarray:
-    return np.isnat(keys) if keys.dtype.kind == "M" else np.zeros(len(keys), bool)
-
-
-_SORTED: Mapping[Sort, Callable[[Snapshot, np.ndarray, bool], Order]] = {
-    "date": _by_date,
-    "folder": _by_folder,
-    "camera": _by_camera,
-    "size": _by_size,
-}

@@ -96,8 +96,7 @@ def draw_map(index: SimilarityIndex, progress: Progress) -> Map:
         ValueError: the index has no photo.
         MissingExtraError: scikit-learn is not installed.
     """
-    store = index.store
-    with store.reading():
+    with index.store.beside() as store, store.reading():
         whitening = store.whitening()
         hashes = sorted({photo.content_hash for photo in store.sample(2 * MOST) if photo.content_hash})[:MOST]
         total = store.counts()["vectors"]
@@ -179,6 +178,7 @@ def _layout(vectors: np.ndarray) -> np.ndarray:
     """Return places (N, 2) within -1 and 1: t-SNE of some, the others among the nearest of these."""
     try:
         from sklearn.manifold import TSNE  # loaded for this alone
+        from threadpoolctl import threadpool_limits  # comes with it
     except ImportError as e:
         raise MissingExtraError("scikit-learn", "web") from e
     number = len(vectors)
@@ -187,7 +187,10 @@ def _layout(vectors: np.ndarray) -> np.ndarray:
     some = np.sort(np.random.default_rng(0).permutation(number)[:LAID_OUT])
     perplexity = min(30.0, (len(some) - 1) / 3)
     tsne = TSNE(2, perplexity=perplexity, init="pca", learning_rate="auto", random_state=0)
-    laid = tsne.fit_transform(vectors[some].astype(np.float32))
+    # Its threads wait for one another by spinning, a thousand times: 84 s beside other work, one takes 7. OpenMP's
+    # limit is this thread's own, so that a sync on another one keeps its threads.
+    with threadpool_limits(1, user_api="openmp"):
+        laid = tsne.fit_transform(vectors[some].astype(np.float32))
     places = np.empty((number, 2), np.float32)
     places[some] = laid
     others = np.setdiff1d(np.arange(number), some)

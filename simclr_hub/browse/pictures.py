@@ -48,8 +48,18 @@ class Thumbnails:
         except OutputError:
             self._folder = None
 
-    def get(self, content_hash: bytes, paths: Iterable[str]) -> bytes:
-        """Return a JPEG of at most `THUMBNAIL` pixels a side.
+    def kept(self, content_hash: bytes) -> bytes | None:
+        """Return the JPEG that was made before; None if there is none."""
+        if file := self._file(content_hash):
+            with suppress(OSError):
+                data = file.read_bytes()
+                if data.startswith(b"\xff\xd8") and data.endswith(b"\xff\xd9"):  # whole: it was not synced to disk
+                    os.utime(file)
+                    return data
+        return None
+
+    def make(self, content_hash: bytes, paths: Iterable[str]) -> bytes:
+        """Make a JPEG of at most `THUMBNAIL` pixels a side, and keep it.
 
         Args:
             content_hash: what the file must hold; another picture is never shown under its name.
@@ -58,21 +68,17 @@ class Thumbnails:
         Raises:
             ImageError: none of them does.
         """
-        kept = self._folder and self._folder / content_hash.hex()[:2] / f"{content_hash.hex()}.jpg"
-        if kept:
-            with suppress(OSError):
-                data = kept.read_bytes()
-                if data.startswith(b"\xff\xd8") and data.endswith(b"\xff\xd9"):  # whole: it was not synced to disk
-                    os.utime(kept)
-                    return data
         data = draw(_read(content_hash, paths), THUMBNAIL)
-        if kept:
+        if file := self._file(content_hash):
             with suppress(OSError):  # a full disk costs the next visit some time
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                partial = kept.with_suffix(f".{secrets.token_hex(4)}")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                partial = file.with_suffix(f".{secrets.token_hex(4)}")
                 partial.write_bytes(data)
-                os.replace(partial, kept)
+                os.replace(partial, file)
         return data
+
+    def _file(self, content_hash: bytes) -> Path | None:
+        return self._folder and self._folder / content_hash.hex()[:2] / f"{content_hash.hex()}.jpg"
 
     def tidy(self) -> str:
         """Remove the thumbnails that were not used longest, down to `MOST_KEPT` bytes, and what a crash left.
@@ -122,7 +128,7 @@ def view(content_hash: bytes, paths: Iterable[str], side: int) -> bytes:
     """Return a JPEG of a photo with at most so many pixels a side.
 
     Raises:
-        ImageError: see `Thumbnails.get`.
+        ImageError: see `Thumbnails.make`.
     """
     return draw(_read(content_hash, paths), min(side, LARGEST))
 
@@ -136,7 +142,7 @@ def quality(content_hash: bytes, paths: Iterable[str]) -> dict[str, float]:
             "brightness": the mean, 0 to 1.
 
     Raises:
-        ImageError: see `Thumbnails.get`.
+        ImageError: see `Thumbnails.make`.
     """
     picture = _picture(_read(content_hash, paths), 1024).convert("L")
     grey = np.asarray(picture, np.float32) / 255

@@ -396,8 +396,10 @@ class SimilarityIndex:
 
     def status(self) -> dict[str, Any]:
         """Return what the index holds and what made it; plain values, ready for JSON."""
+        with self._store.beside() as store:
+            counts = store.counts()
         with self._store.reading():
-            counts, whitening, about = self._store.counts(), self._store.whitening(), self._store.about
+            whitening, about = self._store.whitening(), self._store.about
             told = ("learnt_from", "images", "shrinkage", "dim")
             return {
                 "path": os.fspath(self._store.file.parent.absolute()),
@@ -448,12 +450,11 @@ class SimilarityIndex:
 
     def failures(self) -> list[tuple[str, str]]:
         """Return the photos that could not be used, or not be read again, as (path, why)."""
-        found = self._those(lambda photo: photo.state == "failed" or (photo.state == "live" and bool(photo.error)))
-        return [(path, photo.error or "") for path, photo in found]
+        return [(path, photo.error or "") for path, photo in self._those(Store.failed)]
 
     def missing(self) -> list[str]:
         """Return the photos that were not there at the last sync of their folder."""
-        return [path for path, _ in self._those(lambda photo: photo.state == "missing")]
+        return [path for path, _ in self._those(Store.all_missing)]
 
     def prune(self, force: bool = False) -> int:
         """Forget the photos that are missing, and vectors that no photo has; return how many photos were forgotten.
@@ -491,7 +492,8 @@ class SimilarityIndex:
         """
         if unknown := set(tiers) - set(TIERS):
             raise ValueError(f"tiers={sorted(unknown)}: the tiers are {', '.join(TIERS)}")
-        return Groups(find_duplicates(self._store, index_thresholds(self._store), tiers, progress))
+        with self._store.beside() as store:
+            return Groups(find_duplicates(store, index_thresholds(store), tiers, progress))
 
     def browse(self, *, host: str = "127.0.0.1", port: int = 0, token: str | None = None) -> "Browsing":
         """Serve a page to look at the photos, from threads of its own, until it or the index is closed.
@@ -617,13 +619,11 @@ class SimilarityIndex:
             old.include_hidden if include_hidden is None else include_hidden,
         )
 
-    def _those(self, wanted: Callable[[Photo], bool]) -> list[tuple[str, Photo]]:
+    def _those(self, wanted: Callable[[Store], list[Photo]]) -> list[tuple[str, Photo]]:
         """Return the photos that are wanted, with their paths, sorted by these."""
-        with self._store.reading():
-            roots = self._store.roots()
-            photos = (photo for photo in self._store.each_photo() if wanted(photo))
-            found = [(os.fsdecode(self._store.locate(photo, roots)), photo) for photo in photos]
-        return sorted(found, key=lambda pair: pair[0])
+        with self._store.beside() as store, store.reading():
+            roots, photos = store.roots(), wanted(store)
+        return sorted(((os.fsdecode(store.locate(p, roots)), p) for p in photos), key=lambda pair: pair[0])
 
     def _current(self) -> Snapshot:
         """Return the newest snapshot; during a sync by this object an older one, not to read anew each time."""

@@ -9,7 +9,7 @@ import sqlite3
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -45,6 +45,8 @@ _SCHEMA = (
 )
 _META = "SELECT key, value, crc FROM meta"
 _UNUSED = "WHERE content_hash NOT IN (SELECT content_hash FROM photos WHERE content_hash IS NOT NULL)"
+_FAILED = "WHERE state = 'failed' OR (state = 'live' AND error <> '')"
+_MISSING = "WHERE state = 'missing'"
 _PHOTO = "root_id, path, stamp, settled, content_hash, state, error, metadata, crc"
 
 State = Literal["live", "missing", "failed"]
@@ -237,6 +239,15 @@ class Store(Database):
 
     # Reading.
 
+    @contextmanager
+    def beside(self) -> Iterator["Store"]:
+        """Open the file once more, for reads that take long: those of this object would wait for them."""
+        with self.lock, self._errors():
+            self._connection()
+            self._check_identity()
+        with closing(Store(self.file, read_only=True)) as store:
+            yield store
+
     def generation(self) -> int:
         """Return a number that grows with every commit that a search can see."""
         return int(self._meta("state")["generation"])
@@ -334,6 +345,19 @@ class Store(Database):
         ):
             after = page[-1].path
             yield from (photo.path for photo in page)
+
+    def failed(self, limit: int = -1, offset: int = 0) -> list[Photo]:
+        """Return the photos that could not be used, or not be read again, by root and path, from a place on."""
+        return self._photos(f"{_FAILED} ORDER BY root_id, path LIMIT ? OFFSET ?", limit, offset)
+
+    def all_missing(self, limit: int = -1, offset: int = 0) -> list[Photo]:
+        """Return the missing photos of all roots by root and path, from a place on."""
+        return self._photos(f"{_MISSING} ORDER BY root_id, path LIMIT ? OFFSET ?", limit, offset)
+
+    def trouble(self) -> tuple[int, int]:
+        """Count what `failed` and `all_missing` return."""
+        failed, missing = (self._rows(f"SELECT count(*) FROM photos {one}")[0][0] for one in (_FAILED, _MISSING))
+        return failed, missing
 
     def sample(self, limit: int) -> list[Photo]:
         """Return live photos of the smallest content hashes: as good as by chance, and the same each time."""

@@ -3,8 +3,9 @@
 import io
 import json
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from PIL import Image
 from simclr_hub import SimilarityIndex
 from simclr_hub.browse import api, pictures
 from simclr_hub.browse.server import serving
+from simclr_hub.index.store import Store
 
 
 def by_name(client: Client, **values: str) -> dict[str, dict[str, Any]]:
@@ -143,15 +145,15 @@ def test_thumbnails_are_of_the_content_kept_elsewhere_and_tidied(
     ids, before = by_name(client), sorted(photos.rglob("*"))
     content = bytes.fromhex(ids["0.jpg"]["id"][:64])
     other = bytes.fromhex(ids["1.jpg"]["id"][:64])
-    first = kept.get(content, [str(photos / "0.jpg")])
+    first = kept.make(content, [str(photos / "0.jpg")])
     (file,) = cache.rglob("*.jpg")
     assert Image.open(io.BytesIO(first)).format == "JPEG" and file.read_bytes() == first
-    assert kept.get(content, []) == first  # from the cache
+    assert kept.kept(content) == first  # from the cache
     with pytest.raises(pictures.ImageError, match="changed since"):
-        kept.get(other, [str(photos / "0.jpg")])  # never another picture under its name
+        kept.make(other, [str(photos / "0.jpg")])  # never another picture under its name
     file.write_bytes(first[: len(first) // 2])  # a crash
-    assert kept.get(content, [str(photos / "0.jpg")]) == first
-    kept.get(other, [str(photos / "1.jpg")])
+    assert kept.kept(content) is None and kept.make(content, [str(photos / "0.jpg")]) == first
+    kept.make(other, [str(photos / "1.jpg")])
     (file.parent / "x.12ab").write_bytes(b"left by a crash")
     os.utime(file.parent / "x.12ab", (1, 1))
     os.utime(file, (1, 1))
@@ -162,7 +164,7 @@ def test_thumbnails_are_of_the_content_kept_elsewhere_and_tidied(
 
     monkeypatch.setenv("HF_ASSETS_CACHE", str(photos / "below"))
     monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(photos / "below"))
-    assert pictures.Thumbnails([photos]).get(content, [str(photos / "0.jpg")]) == first
+    assert pictures.Thumbnails([photos]).make(content, [str(photos / "0.jpg")]) == first
     assert pictures.Thumbnails([photos]).tidy() == "no thumbnails are kept"
     assert sorted(photos.rglob("*")) == before
 
@@ -260,9 +262,58 @@ def test_a_sync_from_the_page_reads_recorded_folders_only(client: Client, photos
     job = wait_for_job(client, "sync")
     assert job["state"] == "done" and "1 embedded" in job["message"] and "1 missing" in job["message"]
     assert {"new.png"} == set(by_name(client)) - {f"{n}.jpg" for n in range(4)} - {"4.png", "5.png"}
-    (failure,) = client.get("/api/failures").json()
-    assert failure["path"].endswith("broken.jpg") and failure["why"]
-    assert client.get("/api/missing").json() == [str(photos / "3.jpg")]
+    found = client.get("/api/failures").json()
+    (failure,) = found["photos"]
+    assert found["total"] == 1 and failure["path"].endswith("broken.jpg") and failure["why"]
+    assert client.get("/api/missing").json() == {"total": 1, "photos": [{"path": str(photos / "3.jpg")}]}
+
+
+def test_lists_come_in_parts(client: Client, index: SimilarityIndex, photos: Path) -> None:
+    names = sorted(path.name for path in photos.iterdir() if path.suffix in (".jpg", ".png"))
+    for name in names:
+        (photos / name).unlink()
+    index.sync(photos)
+    first = client.get("/api/missing?limit=4").json()
+    rest = client.get("/api/missing?offset=4&limit=1000").json()
+    assert first["total"] == rest["total"] == len(first["photos"]) + len(rest["photos"])
+    assert [one["path"] for one in first["photos"] + rest["photos"]] == index.missing()
+    assert client.get("/api/missing?offset=4&limit=0").status == 422
+
+
+@pytest.mark.parametrize(
+    "slow, ask",
+    [
+        ("failed", lambda client: client.get("/api/failures")),
+        ("all_missing", lambda client: client.get("/api/missing")),
+        ("counts", lambda client: client.get("/api/state")),
+        ("photos", lambda client: client.post("/api/jobs/duplicates")),
+        ("sample", lambda client: client.post("/api/jobs/map")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_reads_for_long_holds_nobody_up(
+    client: Client, monkeypatch: pytest.MonkeyPatch, slow: str, ask: Callable[[Client], Any]
+) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    read = getattr(Store, slow)
+
+    def slowly(*arguments: Any, **named: Any) -> Any:
+        began.set()
+        go_on.wait(60)  # longer than the client waits
+        return read(*arguments, **named)
+
+    wanted = client.get("/api/photos?limit=1").json()["photos"][0]["id"]
+    monkeypatch.setattr(Store, slow, slowly)
+    other = threading.Thread(target=ask, args=(client,))
+    other.start()
+    try:
+        assert began.wait(20)
+        for path in ("photos", "photos?sort=folder", f"photos/{wanted}"):
+            assert client.get(f"/api/{path}").status == 200
+        assert client.post("/api/search", {"like": [wanted]}).json()["matches"]
+    finally:
+        go_on.set()
+        other.join()
 
 
 def test_a_check_from_the_page(client: Client) -> None:

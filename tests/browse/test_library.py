@@ -13,7 +13,9 @@ import pytest
 from index.index_fakes import DIM, FakeEmbedder
 
 from simclr_hub import SimilarityIndex
-from simclr_hub.browse.library import ID, SORTS, Library, Sort, UnknownPhotoError, filter_arguments
+from simclr_hub.browse.api import Filters
+from simclr_hub.browse.library import ID, Library, UnknownPhotoError, filter_arguments
+from simclr_hub.browse.orders import SORTS, Sort
 from simclr_hub.index.search.filters import make_condition
 from simclr_hub.index.store import Photo
 from simclr_hub.scan import FileStat
@@ -38,7 +40,7 @@ def put(index: SimilarityIndex, *photos: dict[str, Any]) -> None:
         for photo in photos:
             details = dict(photo)
             path, state = details.pop("path"), details.pop("state", "live")
-            content = sha256(details.pop("content", path).encode()).digest()
+            content = sha256(os.fsencode(details.pop("content", path))).digest()
             own = {key: details.pop(key) for key in ("bytes", "modified") if key in details}
             vector = np.frombuffer(content[:DIM], np.uint8).astype(np.float32) + 1
             store.put_vector(content, vector / np.linalg.norm(vector))
@@ -97,6 +99,33 @@ def seconds(photo: dict[str, Any]) -> float:
         return datetime.fromisoformat(str(photo.get("taken", ""))[:19]).replace(tzinfo=UTC).timestamp()
     except ValueError:
         return float(photo.get("modified", np.nan))
+
+
+def test_by_folder_many_names_lie_in_the_order_of_their_letters(index: SimilarityIndex, library: Library) -> None:
+    random = np.random.default_rng(3)
+    letters = np.array(["a", "b", "B", " ", "-", ".", "0", "1", "ä", "\U0001f600", "\udcff", "\n"])
+    folders = ["", "a/", "a-/", "a/a/", "a/a b/", "a b c d e f g h/", "a b c d e f g i/", "ä" * 40 + "/"]
+    paths = set()
+    for length in (1, 2, 7, 8, 9, 15, 16, 17, 40):
+        for _ in range(30):
+            name = "".join(random.choice(letters, length))
+            paths.add(
+                str(random.choice(folders)) + ("same beginning " if random.random() < 0.5 else "") + name + ".jpg"
+            )
+    first, rest = sorted(paths)[::2], sorted(paths)[1::2]
+    put(index, *({"path": path} for path in first))
+    with index.store.writing():
+        index._write_cache()
+    index.search(np.ones(DIM, np.float32), 1)
+    put(index, *({"path": path} for path in rest))
+    index.search(np.ones(DIM, np.float32), 1)
+    found = index.use_snapshot(lambda snapshot: snapshot.paths(library.order("folder").photos))
+    assert found == sorted(
+        ("/elsewhere/" + path for path in paths), key=lambda path: tuple(map(os.fsencode, os.path.split(path)))
+    )
+    order = library.order("folder", reverse=True)
+    assert len(order.labels) == len({os.path.dirname(path) for path in paths})
+    assert order.labels == library.order("folder").labels[::-1]
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -255,3 +284,23 @@ def test_counting_takes_a_small_share_of_the_time(
     assert 2 <= len(calls) <= 8
     put(index, {"path": "b.jpg"})
     assert library.status()["photos"] == 2  # at once
+
+
+@pytest.mark.parametrize("name", ["\udcff\udcfe", "two\nlines", "[a-z]*?", "\u202egnp", "a/\udcff b", "ü"])
+def test_a_folder_of_any_name_is_named_by_one_of_its_photos(
+    index: SimilarityIndex, library: Library, name: str
+) -> None:
+    put(index, *({"path": path} for path in (f"{name}/1.jpg", f"{name}/below/2.jpg", f"{name} not/3.jpg", "4.jpg")))
+    ids = {photo["name"]: photo["id"] for photo in library.page("folder", None)["photos"]}
+
+    def found(**filters: Any) -> list[str]:
+        return sorted(os.path.basename(one) for one in names(library, condition=Filters(**filters).condition(library)))
+
+    assert found(folder_of=ids["1.jpg"]) == ["1.jpg", "2.jpg"] and found(folder_of=ids["2.jpg"]) == ["2.jpg"]
+    assert found(root=1) == ["1.jpg", "2.jpg", "3.jpg", "4.jpg"] and found(folder_of=ids["1.jpg"], min_bytes=1) == []
+    with pytest.raises(ValueError, match="one folder"):
+        found(root=1, folder_of=ids["1.jpg"])
+    with pytest.raises(ValueError, match="no such folder"):
+        found(root=2)
+    with pytest.raises(UnknownPhotoError):
+        found(folder_of="0" * 80)

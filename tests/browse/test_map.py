@@ -116,3 +116,21 @@ def test_a_record_of_anything_else_is_no_map(index: SimilarityIndex) -> None:
     for record in ({}, {"npz": "x"}, {"npz": 3}, {"npz": found.to_record()["npz"][:100]}):
         with pytest.raises(ValueError):
             Map.from_record(record)
+
+
+def test_the_layout_takes_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that spin while they wait take ten times as long on a busy machine."""
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    def threads() -> set[int]:
+        return {one["num_threads"] for one in threadpool_info() if one["user_api"] == "openmp"}
+
+    seen: list[set[int]] = []
+    fit = TSNE.fit_transform
+    monkeypatch.setattr(TSNE, "fit_transform", lambda self, x: (seen.append(threads()), fit(self, x))[1])
+    with threadpool_limits(2, user_api="openmp"):
+        before = threads()
+        module._layout(np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32))
+        assert threads() == before
+    assert seen == [{1}]

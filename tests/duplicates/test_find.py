@@ -113,9 +113,13 @@ def test_numbers_of_two_disks_are_not_one_file(
     shutil.copy(photos / "cat_1.jpg", photos / "copy.jpg")
     index.sync(photos)
 
+    real = os.stat
+
     def numbered(**values: int) -> None:
-        def stat(path: str, **options: object) -> SimpleNamespace:
-            return SimpleNamespace(**{"st_dev": path.endswith("copy.jpg"), "st_ino": 7, **values})
+        def stat(path: str | Path, **options: Any) -> Any:
+            if not str(path).endswith(".jpg"):
+                return real(path, **options)  # the index itself
+            return SimpleNamespace(**{"st_dev": str(path).endswith("copy.jpg"), "st_ino": 7, **values})
 
         monkeypatch.setattr("simclr_hub.duplicates.find.os.stat", stat)
 

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -191,10 +192,62 @@ def test_a_list_names_both_files_and_their_hashes() -> None:
     ]
 
 
-def test_powershell_reads_no_quote_of_a_name_as_an_end() -> None:
-    move = Move("/a/'; rm x #\u2019; rm y", "0", "/b", "0", "same bytes")
-    text = format_plan([move], "/t", ".ps1").decode("utf-8-sig")
-    assert text.splitlines()[-2].startswith("Each '/a/''; rm x #\u2019\u2019; rm y' '0' ")
+NAMES = [
+    "plain.jpg",
+    "it's.jpg",
+    "\u2018all\u2019 \u201aof\u201b them.jpg",
+    "'; Remove-Item x #.jpg",
+    "'$(Remove-Item x)'.jpg",
+    "$env:HOME ${x} $x.jpg",
+    "back`tick `n `.jpg",
+    "[a-z]*?.jpg",
+    "two\nlines\r\n.jpg",
+    'double "quotes".jpg',
+    "-Hash.jpg",
+    "@{a=1} @(1) %x% & | ; , # <# #>.jpg",
+    "dots...",
+    "space ",
+    "\u00fcn\u0131 \U0001f98a.jpg",
+]
+
+
+def powershell_words(line: str) -> list[str]:
+    """Read single-quoted words as PowerShell's tokenizer does: two quotes of any kind are the first of them."""
+    quotes = "'\u2018\u2019\u201a\u201b"
+    words, at = [], 0
+    while at < len(line):
+        assert line[at] in quotes, line[at:]
+        at, word = at + 1, ""
+        while line[at] not in quotes or line[at + 1 : at + 2] in tuple(quotes):
+            word, at = word + line[at], at + (2 if line[at] in quotes else 1)
+        words.append(word)
+        assert line[at + 1 : at + 2] in (" ", "")
+        at += 2
+    return words
+
+
+def test_powershell_gets_every_name_as_it_is() -> None:
+    moves = [Move(f"/a/{name}", "0" * 64, f"/b/{name}", "1" * 64, "same bytes") for name in NAMES]
+    plan = format_plan(moves, "/t", ".ps1")
+    assert plan.startswith(b"\xef\xbb\xbf#")  # Windows PowerShell reads what has no mark as its old code page
+    head, *calls = plan.decode("utf-8-sig").split("\nEach ")
+    calls[-1] = calls[-1].removesuffix("\nFinish\n")
+    assert [powershell_words(call) for call in calls] == [
+        [move.path, move.sha256, f"/t{move.path}", move.keep, move.keep_sha256] for move in moves
+    ]
+    assert "Each '" not in head and "2,0" not in head
+
+
+def test_powershell_takes_paths_literally_and_replaces_nothing() -> None:
+    """What the template must keep to; there is no PowerShell here that could run it."""
+    text = format_plan([Move("/a", "0", "/b", "0", "same bytes")], "/t", ".ps1").decode("utf-8-sig")
+    code = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+    for command in re.findall(r"(?:Test-Path|Get-Item|Get-FileHash|Get-ChildItem|Resolve-Path)\b[^)}]*", code):
+        assert "-LiteralPath $" in command, command  # else brackets are a pattern
+    assert not re.search(r"Move-Item|Copy-Item|Remove-Item|Invoke-|-Force\b(?!\))|\$true\)", code)
+    assert re.findall(r"\[IO\.File\]::\w+\([^)]*\)", code) == ["[IO.File]::Move($From, $To)"]  # which never replaces
+    assert code.count("{") == code.count("}") and code.count("(") == code.count(")")
+    assert "-NoProfile" in text and "-ExecutionPolicy Bypass" in text
 
 
 @pytest.fixture

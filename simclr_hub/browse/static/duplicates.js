@@ -10,6 +10,7 @@ const TIERS = {
   similar: ["Similar", "Different pictures of much the same thing, such as a burst. Not duplicates: nothing here is one too many."],
 };
 const PAGE = 40;
+const SPANS = { 3: "double", 4: "double", 5: "triple", 6: "triple", 7: "wide", 8: "wide", 9: "wide" }; // two files fit one column
 // What was ticked, which outlives a change of view but not of the page.
 const ticks = new Map();
 const chosen = { tiers: new Set(["same-bytes"]), target: "", kind: ".sh", never_from: [], prefer: [] };
@@ -82,7 +83,7 @@ export function show(main, values, state) {
     const figures = group.files.map((file) => figure(group, file));
     const section = h(
       "section",
-      { class: group.files.length > 3 ? "group wide" : "group" },
+      { class: `group ${SPANS[Math.min(group.files.length, 9)] ?? ""}` },
       h("p", {}, h("b", {}, group.tier === "similar" ? "like " : "keep ", first.name), group.why && `: ${group.why}`),
       h("div", { class: "files" }, figures),
       group.more > 0 && h("p", { class: "soft" }, `and ${count(group.more, "more file")}`),

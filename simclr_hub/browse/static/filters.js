@@ -1,8 +1,8 @@
 // The filters of the grid and of searches, which live in the address.
 
-import { debounced, h } from "./page.js";
+import { attempt, debounced, get, h } from "./page.js";
 
-const FIELDS = ["folder", "path", "camera", "taken_from", "taken_to", "min_side"];
+const FIELDS = ["folder", "folder_of", "root", "path", "camera", "taken_from", "taken_to", "min_side"];
 
 /** Read the filters from an address's values, as the API takes them. */
 export function readFilters(values) {
@@ -11,8 +11,8 @@ export function readFilters(values) {
   return found;
 }
 
-/** A row of fields; `onchange(filters)` is called when one changed; `folders` are offered. */
-export function filterBar(filters, onchange, { folders = [] } = {}) {
+/** A row of fields; `onchange(filters)` is called when one changed; the index's root folders are offered. */
+export function filterBar(filters, onchange, roots) {
   const values = { ...filters };
   const set = (name, value) => {
     if (value) values[name] = value;
@@ -22,6 +22,8 @@ export function filterBar(filters, onchange, { folders = [] } = {}) {
   const late = debounced(set, 400);
   const text = (name, label, properties) =>
     h("label", {}, h("span", {}, label), h("input", { value: String(values[name] ?? ""), oninput: (event) => event.target.validity.valid && late(name, event.target.value.trim()), ...properties }));
+  const chosen = values.folder_of && h("button", { onclick: () => set("folder_of", ""), title: "Show photos of all folders" }, "one folder ×");
+  if (chosen) attempt(async () => (chosen.textContent = `in ${short((await get(`photos/${values.folder_of}`)).folder, roots)} ×`));
   return h(
     "details",
     { class: "filters", open: Object.keys(values).length > 0 },
@@ -29,12 +31,13 @@ export function filterBar(filters, onchange, { folders = [] } = {}) {
     h(
       "div",
       {},
-      folders.length > 1 &&
+      chosen,
+      roots.length > 1 &&
         h(
           "label",
           {},
           h("span", {}, "Folder"),
-          h("select", { onchange: (event) => set("folder", event.target.value) }, h("option", { value: "" }, "all"), folders.map((one) => h("option", { value: one, selected: one === values.folder }, one))),
+          h("select", { onchange: (event) => set("root", event.target.value) }, h("option", { value: "" }, "all"), roots.map((one) => h("option", { value: String(one.id), selected: String(one.id) === values.root }, one.path))),
         ),
       text("path", "Name or path", { id: "path", type: "search", placeholder: "holiday/**/*.jpg", title: "A pattern: * and ? stay within a folder, ** stands for any folders" }),
       text("taken_from", "Taken from", { inputmode: "numeric", placeholder: "2019-06", pattern: "\\d{4}(-\\d\\d(-\\d\\d)?)?", size: 10 }),
@@ -44,4 +47,11 @@ export function filterBar(filters, onchange, { folders = [] } = {}) {
       h("button", { class: "quiet", onclick: () => onchange({}) }, "Clear"),
     ),
   );
+}
+
+/** A folder below the only root folder, or whole where there are several. */
+export function short(folder, roots) {
+  const [{ path } = { path: "" }] = roots;
+  if (roots.length !== 1 || !folder.startsWith(path)) return folder;
+  return folder.slice(path.length).replace(/^[/\\]/, "") || folder.split(/[/\\]/).at(-1) || folder;
 }

@@ -57,7 +57,9 @@ export class Grid {
     const least = width < 600 ? 104 : width < 1800 ? 150 : 190;
     this.columns = Math.max(2, Math.floor((width + 6) / (least + 6)));
     this.cell = (width + 6) / this.columns;
-    this.rowHeight = this.cell + (this.options.caption ? 44 : 0);
+    const caption = this.cell < 215 ? 38 : 20; // two lines, or one
+    this.element.style.setProperty("--caption", `${caption}px`);
+    this.rowHeight = this.cell + (this.options.caption ? caption + 6 : 0);
     this.rows = Math.ceil(this.total / this.columns);
     this.height = this.rows * this.rowHeight;
     this.scale = Math.max(1, this.height / TALLEST);
@@ -107,14 +109,14 @@ export class Grid {
     const controller = new AbortController();
     this.waiting.set(chunk, controller);
     await attempt(async () => {
-      const { total, photos } = await this.load(chunk * CHUNK, CHUNK, controller.signal);
+      const { total, photos, reasons } = await this.load(chunk * CHUNK, CHUNK, controller.signal);
       if (controller.signal.aborted) return;
       this.chunks.set(chunk, photos);
       if (this.chunks.size > KEPT) this.chunks.delete(this.chunks.keys().next().value);
       if (total !== this.total || this.untold) {
         this.untold = false;
         this.total = total;
-        this.options.ontotal?.(total);
+        this.options.ontotal?.(total, reasons);
         this.waiting.delete(chunk);
         this.measure();
       } else this.draw();

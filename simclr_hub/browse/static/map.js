@@ -1,10 +1,10 @@
 // The collection as a map: dots that become photos when one comes near; clusters, odd, dark and blank photos.
 
-import { attempt, count, fill, get, h, picture, post, thumbnail } from "./page.js";
+import { attempt, count, fill, get, h, loadInTurn, picture, post, thumbnail } from "./page.js";
 import { openViewer } from "./viewer.js";
 
 export const title = "Map";
-const SHOWN = 140; // thumbnails at once
+const SHOWN = 200; // thumbnails at once
 const LISTS = { clusters: "Clusters", odd: "Odd ones out", dark: "Dark", blank: "Blank", blurred: "Blurred" };
 
 export function show(main, values, state) {
@@ -70,14 +70,15 @@ export function show(main, values, state) {
   const colours = () => Array.from({ length: 12 }, (_, at) => `hsl(${at * 30} 65% ${matchMedia("(prefers-color-scheme: dark)").matches ? 65 : 45}%)`);
   const place = () => {
     const { clientWidth: width, clientHeight: height } = stage;
-    const unit = (Math.min(width, height) / 2.1) * view.scale;
-    return { width, height, unit, at: (x, y) => [width / 2 + (x - view.x) * unit, height / 2 + (y - view.y) * unit] };
+    const side = Math.min(width, height);
+    // Drawn a little wider, or higher, than it is: distances far apart mean little in such a map, and room is there.
+    const [across, down] = [width, height].map((one) => (Math.min(one, 1.7 * side) / 2.3) * view.scale);
+    return { width, height, across, down, at: (x, y) => [width / 2 + (x - view.x) * across, height / 2 + (y - view.y) * down] };
   };
   const image = (id) => {
     let one = images.get(id);
     if (!one) {
-      one = new Image();
-      one.src = thumbnail(id);
+      one = loadInTurn(new Image(), thumbnail(id), canvas);
       one.onload = ask;
       images.set(id, one);
       if (images.size > 600) images.delete(images.keys().next().value);
@@ -106,7 +107,7 @@ export function show(main, values, state) {
       pen.fillRect(x - size / 2, y - size / 2, size, size);
     }
     pen.globalAlpha = 1;
-    const edge = 56;
+    const edge = width < 600 ? 44 : width < 1800 ? 56 : 80;
     const taken = new Set();
     let drawn = 0;
     for (const [one, x, y] of inside) {
@@ -138,8 +139,8 @@ export function show(main, values, state) {
     const box = stage.getBoundingClientRect();
     const [x, y] = event ? [event.clientX - box.x - before.width / 2, event.clientY - box.y - before.height / 2] : [0, 0];
     const scale = Math.min(200, Math.max(0.5, view.scale * by));
-    const unit = (before.unit / view.scale) * scale;
-    view = { x: view.x + x / before.unit - x / unit, y: view.y + y / before.unit - y / unit, scale };
+    const less = 1 - view.scale / scale;
+    view = { x: view.x + (x / before.across) * less, y: view.y + (y / before.down) * less, scale };
     ask();
   };
   const pointers = new Map();
@@ -159,9 +160,9 @@ export function show(main, values, state) {
       const distance = (a) => Math.hypot(a.clientX - other.clientX, a.clientY - other.clientY);
       zoom(distance(event) / Math.max(1, distance(before)), event);
     } else {
-      const { unit } = place();
-      view.x -= (event.clientX - before.clientX) / unit;
-      view.y -= (event.clientY - before.clientY) / unit;
+      const { across, down } = place();
+      view.x -= (event.clientX - before.clientX) / across;
+      view.y -= (event.clientY - before.clientY) / down;
     }
     moved += Math.abs(event.clientX - before.clientX) + Math.abs(event.clientY - before.clientY);
     pointers.set(event.pointerId, event);

@@ -77,9 +77,41 @@ export function thumbnail(id) {
   return id.startsWith("upload-") ? `api/uploads/${id}/thumbnail` : `api/photos/${id}/thumbnail`;
 }
 
-/** An <img> of a photo that says so in place if it cannot be read. */
+// A browser asks one server six things at a time. Pictures take four at most, so that no answer waits for them, and
+// those whose holder left the page before they came are given up.
+const AT_ONCE = 4;
+const wanted = new Map();
+const coming = new Map();
+
+function load() {
+  for (const [image, holder] of coming) {
+    if (holder.isConnected) continue;
+    coming.delete(image);
+    image.removeAttribute("src");
+  }
+  for (const [image, { source, holder }] of wanted) {
+    if (coming.size >= AT_ONCE) break;
+    wanted.delete(image);
+    if (!holder.isConnected) continue;
+    coming.set(image, holder);
+    image.src = source;
+  }
+}
+new MutationObserver(load).observe(document.body, { childList: true, subtree: true });
+
+/** Load a picture when its turn comes, if its holder is in the page then. */
+export function loadInTurn(image, source, holder = image) {
+  const came = () => coming.delete(image) && load();
+  image.addEventListener("load", came);
+  image.addEventListener("error", came);
+  wanted.set(image, { source, holder });
+  queueMicrotask(load);
+  return image;
+}
+
+/** An <img> of a photo, for the page, that says so in place if it cannot be read. */
 export function picture(photo, { alt = photo.name ?? "", source = thumbnail(photo.id) } = {}) {
-  const image = h("img", { alt, src: source, decoding: "async", draggable: false });
+  const image = loadInTurn(h("img", { alt, decoding: "async", draggable: false }), source);
   image.addEventListener("error", () => image.replaceWith(h("span", { class: "gone" }, "cannot be shown")), { once: true });
   return image;
 }
@@ -134,12 +166,11 @@ export function bytes(number) {
   return `${number} bytes`;
 }
 
-/** "closer than", rounded down, and never 100 %. */
+/** A share, rounded down, so that it is never 100 %. */
 export function share(value) {
   if (value === null || value === undefined) return "";
-  if (value > 0.9999) return "> 99.99 %";
   const digits = value >= 0.999 ? 2 : 1;
-  return `${(Math.floor(value * 100 * 10 ** digits + 1e-9) / 10 ** digits).toFixed(digits)} %`;
+  return `${(Math.floor(Math.min(value, 0.9999) * 100 * 10 ** digits + 1e-9) / 10 ** digits).toFixed(digits)} %`;
 }
 
 /** Put text on the clipboard, and say so. */

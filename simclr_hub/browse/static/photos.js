@@ -1,7 +1,7 @@
 // The grid of all photos, by date, folder, camera or size.
 
 import { Grid } from "./grid.js";
-import { filterBar, readFilters } from "./filters.js";
+import { filterBar, readFilters, short } from "./filters.js";
 import { attempt, count, get, go, h } from "./page.js";
 import { openViewer } from "./viewer.js";
 
@@ -15,10 +15,12 @@ export function show(main, values, state) {
   const reverse = values.get("reverse") === "1";
   const filters = readFilters(values);
   const change = (some) => go("photos", { sort, reverse: reverse ? "1" : "", ...filters, ...some });
+  const label = (group) => (sort === "folder" ? short(group, state.roots) : group);
   const where = h("p", { class: "where", "aria-live": "off" });
   const total = h("p", { class: "total", role: "status" });
   const jump = h("select", { "aria-label": "Go to", onchange: (event) => grid.jump(Number(event.target.value)) });
   const box = h("div", { class: "box" });
+  const empty = h("p", { class: "empty" });
   main.append(
     h(
       "div",
@@ -27,15 +29,19 @@ export function show(main, values, state) {
       h("button", { onclick: () => change({ reverse: reverse ? "" : "1" }), "aria-pressed": String(reverse), title: "Reverse the order" }, reverse ? "↑ reversed" : "↓"),
       h("label", {}, h("span", {}, "Go to"), jump),
       total,
-      filterBar(filters, (some) => go("photos", { sort, reverse: reverse ? "1" : "", ...some }), { folders: state.roots.map((root) => root.path) }),
+      filterBar(filters, (some) => go("photos", { sort, reverse: reverse ? "1" : "", ...some }), state.roots),
     ),
     where,
+    empty,
     box,
   );
   const grid = new Grid(box, (offset, limit, signal) => get("photos", { sort, reverse, ...filters, offset, limit }, signal), {
     label: "Photos",
-    ontotal: (number) => (total.textContent = number ? count(number, "photo") : "No photo"),
-    onmove: (_, photo) => (where.textContent = photo?.group ?? ""),
+    ontotal: (number, reasons = []) => {
+      total.textContent = number ? count(number, "photo") : "No photo";
+      empty.textContent = reasons.join("; ");
+    },
+    onmove: (_, photo) => (where.textContent = label(photo?.group ?? "")),
     buttons: (photo) => [h("button", { class: "similar", tabIndex: -1, title: "Find similar", "aria-label": `Find photos like ${photo.name}`, onclick: () => go("search", { like: photo.id }) }, "≈")],
     onopen: async (index) => {
       let at = index;
@@ -55,7 +61,7 @@ export function show(main, values, state) {
   const groups = () =>
     attempt(async () => {
       const found = await get("groups", { sort, reverse, ...filters });
-      jump.replaceChildren(...found.groups.map((group) => h("option", { value: String(group.first) }, group.label)));
+      jump.replaceChildren(...found.groups.map((group) => h("option", { value: String(group.first) }, label(group.label))));
     });
   attempt(() => grid.reload());
   groups();

@@ -47,7 +47,7 @@ export function show(main, values, state) {
       unlike.length > 0 && h("label", {}, h("span", {}, "“Not” counts"), h("input", { type: "range", min: 0, max: 2, step: 0.1, value: String(weight), onchange: (event) => change({ weight: event.target.value }) })),
       h("label", { class: "check" }, h("input", { type: "checkbox", checked: copies, onchange: (event) => change({ copies: event.target.checked ? "1" : "" }) }), h("span", {}, "every copy")),
       told,
-      filterBar(filters, (some) => go("search", { like, unlike, weight: now.weight, copies: now.copies, ...some }), { folders: state.roots.map((root) => root.path) }),
+      filterBar(filters, (some) => go("search", { like, unlike, weight: now.weight, copies: now.copies, ...some }), state.roots),
     ),
     box,
   );

@@ -11,7 +11,7 @@ export function show(main, values, first) {
   const roots = h("ul", { class: "rows" });
   const jobs = h("ul", { class: "rows" });
   const lists = h("div");
-  main.append(h("div", { class: "text" }, h("h2", {}, "Index"), facts, h("h2", {}, "Folders"), roots, h("h2", {}, "At work"), h("button", { onclick: () => attempt(() => post("jobs/check")) }, "Check the index"), h("div", { class: "rows", role: "status" }, jobs), lists));
+  main.append(h("div", { class: "text" }, h("section", {}, h("h2", {}, "Index"), facts), h("section", {}, h("h2", {}, "Folders"), roots), h("section", {}, h("h2", {}, "At work"), h("button", { onclick: () => attempt(() => post("jobs/check")) }, "Check the index"), h("div", { class: "rows", role: "status" }, jobs)), h("section", {}, h("h2", {}, "Photos that are not shown"), lists)));
   const tell = (state) => {
     const busy = state.jobs.sync?.state === "running";
     facts.replaceChildren(
@@ -29,17 +29,23 @@ export function show(main, values, first) {
       ),
     );
   };
-  // Read when they are opened: the server goes through every photo for them.
-  const list = () => fill(lists, opened("Photos that could not be used", "failures", ({ path, why }) => `${path}: ${why}`), opened("Missing at the last sync", "missing", (path) => path));
-  const opened = (name, path, line) => {
-    const body = h("div");
-    const load = () => attempt(async () => {
-      const rows = await get(path);
-      fill(body, h("p", { class: "soft" }, count(rows.length, "photo")), h("ul", { class: "paths" }, rows.slice(0, 1000).map((row) => h("li", {}, line(row)))), rows.length > 1000 && h("p", {}, `and ${(rows.length - 1000).toLocaleString("en")} more`));
+  // Read when they are opened, in parts: after a disk was unplugged all photos may be missing.
+  const opened = (name, path) => {
+    const rows = h("ul", { class: "paths" });
+    const told = h("p", { class: "soft" });
+    const more = h("button", { hidden: true, onclick: () => load(rows.children.length) }, "Show more");
+    const load = (offset) => attempt(async () => {
+      const { total, photos } = await get(path, { offset, limit: 500 });
+      if (!offset) rows.replaceChildren();
+      rows.append(...photos.map((photo) => h("li", {}, photo.why ? `${photo.path}: ${photo.why}` : photo.path)));
+      told.textContent = count(total, "photo");
+      more.hidden = rows.children.length >= total;
     });
-    return h("details", { ontoggle: (event) => event.target.open && load() }, h("summary", {}, name), body);
+    const details = h("details", { ontoggle: () => details.open && load(0) }, h("summary", {}, name), told, rows, more);
+    return { details, again: () => details.open && load(0) };
   };
+  const both = [opened("Photos that could not be used", "failures"), opened("Missing at the last sync", "missing")];
+  fill(lists, both.map((one) => one.details));
   tell(first);
-  list();
-  return { changed: list, told: tell, close() {} };
+  return { changed: () => both.forEach((one) => one.again()), told: tell, close() {} };
 }

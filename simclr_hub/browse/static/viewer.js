@@ -97,6 +97,7 @@ class Viewer {
         { class: "actions" },
         h("a", { class: "button", href: `api/photos/${details.id}/original`, target: "_blank", rel: "noopener" }, "Original"),
         h("button", { onclick: () => copy(details.path) }, "Copy path"),
+        h("button", { onclick: () => go("photos", { sort: "folder", folder_of: details.id }) }, "Its folder’s photos"),
         this.options.local && h("button", { onclick: () => attempt(() => post("reveal", { id: details.id })) }, "Open folder"),
       ),
       details.copies.length > 0 && h("section", {}, h("h3", {}, `${count(details.copies.length, "exact copy", "exact copies")}`), h("ul", { class: "paths" }, details.copies.slice(0, 50).map((one) => h("li", {}, `${one.folder}/${one.name}`)))),
