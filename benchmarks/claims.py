@@ -287,6 +287,8 @@ def train(name: str, seed: int, data: Path, work: Path) -> dict[str, float]:
     from simclr_hub.training.pretrain import pretrain
 
     run = RUNS[name]
+    if run.start and not (folder_of(run.start, seed, work) / "final").exists():  # measured on another machine
+        train(run.start, seed, data, work)
     folder = folder_of(name, seed, work)
     shutil.rmtree(folder, ignore_errors=True)  # of a call that was stopped
     recipe, settings = settings_of(name, seed, data, work)
@@ -315,8 +317,6 @@ def train_all(data: str, work: Path, seeds: Sequence[int], results: Path, only: 
             run = RUNS[name]
             if (name, seed, identity(run)) in done:
                 continue
-            if run.start and not (folder_of(run.start, seed, work) / "final").exists():  # measured on another machine
-                train(run.start, seed, images, work)
             started = time.monotonic()
             found = train(name, seed, images, work)
             seconds = round(time.monotonic() - started, 1)
