@@ -19,6 +19,7 @@ SimCLRHubError
 +-- LabelError (ValueError)             examples that do not teach classes
 +-- OutputError (OSError)               a file or folder cannot be written under the name that was given
 +-- PartsError (ValueError)             a plan, its parts or their folder: damaged, of another run, not to be used so
++-- VectorServerError                   a vector server: not there, refuses, or holds something else
 +-- RecipeError (ValueError)            a training recipe or one of its key=value settings
 +-- PublishError                        a model cannot be published; the repository is as it was
 +-- TrainingError                       a run that cannot go on; names the step
@@ -104,6 +105,10 @@ class OutputError(SimCLRHubError, OSError):
 
 class PartsError(SimCLRHubError, ValueError):
     """A source, a plan or a folder of parts that cannot be used."""
+
+
+class VectorServerError(SimCLRHubError):
+    """A vector server that cannot be reached or used so; what it acknowledged is kept."""
 
 
 class RecipeError(SimCLRHubError, ValueError):

@@ -20,7 +20,10 @@ from simclr_hub.parts.storage import Folder
 from simclr_hub.training.finetune import finetune
 
 #: What costs seconds or hundreds of megabytes, and what of it a command needs for what it does.
-HEAVY = "torch torchvision transformers datasets accelerate onnxruntime matplotlib pyarrow faiss fastapi sklearn"
+HEAVY = (
+    "torch torchvision transformers datasets accelerate onnxruntime matplotlib pyarrow faiss fastapi sklearn psycopg"
+    " pymilvus"
+)
 NEEDED = {
     "search": {"faiss", "onnxruntime"},
     "label": {"faiss", "onnxruntime"},
@@ -31,6 +34,7 @@ NEEDED = {
     "export": {"faiss", "pyarrow"},
     "import": {"faiss", "pyarrow"},
     "parts": {"faiss", "pyarrow"},
+    "vectors": {"faiss", "pyarrow", "psycopg"},
 }
 
 CHILD = """

@@ -36,6 +36,7 @@ COMMANDS = {
     "import": ("index", "Make a new index of what `export` or `parts run` wrote."),
     "embed": ("embed", "Write the features of images to a .npz or .parquet file."),
     "parts": ("parts", "Embed beyond one machine: plan, run and check parts."),
+    "vectors": ("vectors", "Load parts into PostgreSQL or Milvus, and search there."),
     "models": ("models", "List the official checkpoints: accuracy, size, speed."),
     "convert": ("convert", "Make a TensorFlow or PyTorch checkpoint loadable."),
     "doctor": ("doctor", "Show what is installed, and whether it computes what it should."),

@@ -116,7 +116,7 @@ def check_index(
         report.unverified.append("the photos themselves: the index has to be repaired first")
     else:
         with closing(Store(file, read_only=read_only)) as store:
-            maker = model if isinstance(model, Maker) else Maker(store, model)
+            maker = model if isinstance(model, Maker) else Maker(store.about, str(store.file.parent), model)
             _check_photos(store, maker, report, progress)
     return report
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import IndexMismatchError, SimCLRHubError
 from ..whitening import Whitening
-from .store import Store
+from .store import About
 
 if TYPE_CHECKING:
     from ..embedder import Embedding, Failure
@@ -33,7 +33,8 @@ class Maker:
     """The embedder of an index.
 
     Args:
-        store: knows the fingerprint of what made it.
+        about: the fingerprint of what made it.
+        name: of the index, for messages.
         model: an embedder, or a model as `Embedder` takes it, which is loaded with the settings that the fingerprint
             tells of; None loads the recorded model when it is needed.
 
@@ -42,8 +43,8 @@ class Maker:
         CheckpointError: `model` cannot be loaded.
     """
 
-    def __init__(self, store: Store, model: Any = None):
-        self._file, self._about = store.file, store.about
+    def __init__(self, about: About, name: str, model: Any = None):
+        self._about, self._name = about, name
         self._lock = threading.Lock()
         self._embedder: EmbedderLike | None = None
         if model is not None:
@@ -61,7 +62,7 @@ class Maker:
                 name = self._about.fingerprint.get("model")
                 if not name:
                     raise IndexMismatchError(
-                        f"{self._file.parent}: made by a model without a name; give it: open(path, model=...)"
+                        f"{self._name}: made by a model without a name; give it: open(path, model=...)"
                     )
                 from ..embedder import Embedder
 
@@ -69,8 +70,7 @@ class Maker:
                     embedder = Embedder(name, **_settings(self._about.fingerprint))
                 except (SimCLRHubError, ValueError) as e:
                     raise IndexMismatchError(
-                        f"{self._file.parent}: the model that made it cannot be loaded: {e}; give it: "
-                        "open(path, model=...)"
+                        f"{self._name}: the model that made it cannot be loaded: {e}; give it: open(path, model=...)"
                     ) from e
                 self._embedder = self._checked(embedder)
             return self._embedder
@@ -82,7 +82,7 @@ class Maker:
         different = sorted(key for key in keys if made_by.get(key) != given.get(key))
         if different or embedder.dim != self._about.dim:
             raise IndexMismatchError(
-                f"{self._file.parent}: made by {_tell(made_by, self._about.dim, different)}, but given "
+                f"{self._name}: made by {_tell(made_by, self._about.dim, different)}, but given "
                 f"{_tell(given, embedder.dim, different)}; use the model that made it, or create another index"
             )
         return embedder

@@ -71,7 +71,7 @@ class SimilarityIndex:
 
     def __init__(self, store: Store, model: Any = None):
         self._store = store
-        self._maker = Maker(store, model)
+        self._maker = Maker(store.about, str(store.file.parent), model)
         directory = os.stat(store.file.parent)
         self._own = (directory.st_dev, directory.st_ino)  # not to be indexed
         self._snapshot: Snapshot | None = None

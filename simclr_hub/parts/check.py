@@ -12,11 +12,11 @@ from ..index.parquet import GROUP_LIMIT
 from ..index.store import LENGTH_TOLERANCE
 from .part import ATTEMPTS, SUFFIX, part_header, same_maker
 from .plan import Plan
-from .run import MARK
+from .run import MARK, TOMBSTONES
 from .storage import Folder, pyarrow
 
 #: Files of a folder of parts that are no parts.
-_OURS = (MARK, ATTEMPTS)
+_OURS = (MARK, ATTEMPTS, TOMBSTONES)
 
 
 @dataclass

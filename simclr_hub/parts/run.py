@@ -22,6 +22,8 @@ from .storage import Folder, is_remote
 ENGINES = ("local",)
 #: Names the plan whose parts a folder holds; written before any of them.
 MARK = "_plan.json"
+#: Holds what is to be deleted from servers, see `vectors.load`.
+TOMBSTONES = "_deleted"
 
 
 @dataclass

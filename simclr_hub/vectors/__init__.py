@@ -1,0 +1,1 @@
+"""Beyond one machine: the vectors of parts on a server that searches them, PostgreSQL with pgvector, or Milvus."""

@@ -1,0 +1,63 @@
+"""The conditions of a search, as `simclr-hub search --where` takes them, as comparisons of a server's columns."""
+
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ..images import describe
+from ..index.search.filters import Range, make_condition
+from .server import COLUMNS, Comparison
+
+#: Follows every text that begins as another: no text of an image holds it, since it cannot be printed.
+_LAST = "\U0010ffff"
+
+
+def compile_where(where: Mapping[str, Any] | None) -> tuple[Comparison, ...]:
+    """Return comparisons that mean what `SimilarityIndex.search(where=...)` means by its conditions.
+
+    Raises:
+        ValueError: a value that cannot be compared, or a column that servers do not have.
+    """
+    condition = make_condition(None, where)
+    return tuple(one for bounds in (condition.ranges if condition else ()) for one in _compile(bounds))
+
+
+def _compile(bounds: Range) -> list[Comparison]:
+    kind = COLUMNS.get(bounds.key)
+    if kind is None:
+        like = difflib.get_close_matches(bounds.key.casefold(), COLUMNS, 1)
+        asked = f"; did you mean {like[0]}?" if like else ""
+        raise ValueError(f"where: {describe(bounds.key)}: a server knows {', '.join(COLUMNS)}{asked}")
+    if kind is str:
+        return _texts(bounds)
+    found = []
+    for operator, bound in ((">=", bounds.low), ("<=", bounds.high)):
+        if bound is not None:
+            try:
+                number = float(bound)
+            except ValueError:
+                number = math.nan
+            if math.isnan(number):
+                raise ValueError(f"where: {bounds.key}={describe(str(bound))}: a number is needed")
+            found.append(Comparison(bounds.key, operator, _whole(number, operator) if kind is int else number))
+    return found
+
+
+def _whole(number: float, operator: str) -> int:
+    """Return the last whole number that a bound lets pass, as 64 bits hold it."""
+    number = max(-float(1 << 62), min(number, float(1 << 62)))
+    return math.ceil(number) if operator == ">=" else math.floor(number)
+
+
+def _texts(bounds: Range) -> list[Comparison]:
+    found = []
+    for operator, bound in ((">=", bounds.low), ("<=", bounds.high)):
+        if bound is None:
+            continue
+        if not isinstance(bound, str):
+            raise ValueError(f"where: {bounds.key}={bound:g}: text is needed")
+        if not bound.isprintable():
+            raise ValueError(f"where: {bounds.key}={describe(bound)}: no image's text holds such characters")
+        found.append(Comparison(bounds.key, operator, bound if operator == ">=" or bounds.exact else bound + _LAST))
+    return found
