@@ -1,6 +1,7 @@
 """Which vector server a URL names."""
 
 import re
+from urllib.parse import urlsplit
 
 from .._text import shown_url
 from ..errors import VectorServerError
@@ -27,6 +28,14 @@ def connect(url: str) -> VectorServer:
         from .pgvector import PgVector
 
         return PgVector(_clear(address), checked_name(name or NAME))
+    if scheme in ("milvus", "http", "https") or (not scheme and address.endswith(".db")):
+        from .milvus import Milvus
+
+        if scheme:
+            parts = urlsplit(_clear(address))
+            address = f"{'http' if scheme == 'milvus' else scheme}://{parts.netloc}"
+            name = name or parts.path.strip("/")
+        return Milvus(address, checked_name(name or NAME))
     raise VectorServerError(
         f"{shown_url(url)}: give postgresql://HOST/DATABASE, milvus://HOST:PORT/COLLECTION, or for milvus-lite a file "
         "NAME.db"

@@ -3,6 +3,7 @@
 import multiprocessing
 import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from drawn_parts import details, draw_parts, units
 from postgres_server import Postgres, postgres
 from vectors import vectors_child
-from vectors.server_fixtures import DIM
+from vectors.server_fixtures import DIM, postgres_table
 
 from simclr_hub.errors import VectorServerError
 from simclr_hub.parts.storage import Folder
@@ -22,6 +23,11 @@ from simclr_hub.vectors.connect import connect
 from simclr_hub.vectors.load import load_parts
 from simclr_hub.vectors.rows import part_names, read_ids
 from simclr_hub.vectors.server import Setting, VectorServer
+
+
+@pytest.fixture
+def url(postgres_server: Postgres | None) -> Iterator[str]:
+    yield from postgres_table(postgres_server)
 
 
 @pytest.fixture

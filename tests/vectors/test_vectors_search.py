@@ -10,7 +10,7 @@ from index.index_fakes import FakeEmbedder, make_photo
 from vectors.server_fixtures import COUNT, DIM
 
 from simclr_hub import SimilarityIndex
-from simclr_hub.errors import ImageError, IndexMismatchError
+from simclr_hub.errors import ImageError, IndexMismatchError, VectorServerError
 from simclr_hub.parts.storage import Folder
 from simclr_hub.parts.to_index import import_parts
 from simclr_hub.vectors.find import search
@@ -138,7 +138,12 @@ def test_vectors_that_cannot_be_compared(query: np.ndarray, drawn: Folder, serve
 
 
 def test_numbers_of_16_bits_find_nearly_the_same(drawn: Folder, server: VectorServer) -> None:
-    load_parts(drawn.place, server, half=True)
+    try:
+        load_parts(drawn.place, server, half=True)
+    except VectorServerError as e:
+        if "Float16" not in str(e):
+            raise
+        pytest.skip("this Milvus has no columns of 16 bits: 2.4 has, milvus-lite and 2.3 have not")
     vectors = units(COUNT, DIM)
     best = np.argsort(-(vectors[:100] @ vectors.T), axis=1)[:, :10]
     found = [search(server, vector, 10).matches for vector in vectors[:100]]
