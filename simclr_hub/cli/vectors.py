@@ -17,7 +17,7 @@ from ..vectors.connect import connect
 from ..vectors.find import search
 from ..vectors.load import LoadReport, load_parts, write_tombstone
 from ..vectors.recall import RECALL
-from ..vectors.server import Progress, VectorServer
+from ..vectors.server import Progress, Setting, VectorServer
 from ._output import echo, given, json_option, print_json
 from .search import parse_where, print_matches
 
@@ -57,15 +57,13 @@ def load_command(parts: str, url: str, half: bool, again: bool, as_json: bool) -
 
 
 def _tell_setting(report: LoadReport) -> str:
-    setting = report.setting
-    if setting is None or not setting.ef:
-        return "every search is exact"
-    some = (
-        f"; where less than {setting.min_share:.0%} pass, exactly"
-        if setting.min_share <= 1
-        else "; under conditions exactly"
-    )
-    return f"searched by a graph (ef {setting.ef}, measured recall@10 {setting.recall:.3f}){some}"
+    setting = report.setting or Setting()
+    rounding = f"; numbers of 16 bits lose {setting.lost:.1%} of the nearest 10" if setting.lost else ""
+    if not setting.ef:
+        return f"every search is exact{rounding}"
+    some = f"where less than {setting.min_share:.0%} pass" if setting.min_share <= 1 else "under conditions"
+    graph = f"searched by a graph (ef {setting.ef}, measured recall@10 {setting.recall:.3f})"
+    return f"{graph}, {some} exactly{rounding}"
 
 
 @vectors_command.command("search")

@@ -96,7 +96,7 @@ def load_parts(
     if report.loaded or setting is None:
         needs = server.build()
         if setting is None or not setting.rows / 2 <= report.count <= setting.rows * 1.5:
-            setting = tune(folder, server, progress) if needs else Setting(rows=report.count)
+            setting = tune(folder, server, progress, graph=needs, half=description.half)
             server.create(replace(description, setting=setting))
     report.setting = setting
     return report

@@ -44,6 +44,7 @@ class Setting:
         recall: that was measured, of 1, at k = 10.
         rows: images that there were.
         exact_rows: where not more than so many images pass, they are compared exactly, which costs milliseconds.
+        lost: which part of the true nearest 10 an exact search does not find because of numbers of 16 bits.
     """
 
     ef: int = 0
@@ -51,6 +52,7 @@ class Setting:
     recall: float = 1.0
     rows: int = 0
     exact_rows: int = 20_000
+    lost: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from simclr_hub.parts.storage import Folder
 from simclr_hub.parts.to_index import import_parts
 from simclr_hub.vectors.find import search
 from simclr_hub.vectors.load import load_parts
+from simclr_hub.vectors.recall import find_truth
 from simclr_hub.vectors.server import VectorServer
 from simclr_hub.whitening import Whitening
 
@@ -139,7 +140,7 @@ def test_vectors_that_cannot_be_compared(query: np.ndarray, drawn: Folder, serve
 
 def test_numbers_of_16_bits_find_nearly_the_same(drawn: Folder, server: VectorServer) -> None:
     try:
-        load_parts(drawn.place, server, half=True)
+        setting = load_parts(drawn.place, server, half=True).setting
     except VectorServerError as e:
         if "Float16" not in str(e):
             raise
@@ -154,3 +155,12 @@ def test_numbers_of_16_bits_find_nearly_the_same(drawn: Folder, server: VectorSe
     ]
     assert np.mean(same) > 0.99
     assert max(abs(some[0].score - 1) for some in found) < 1e-3
+    assert setting and 0 <= setting.lost < 0.01
+
+
+def test_what_rounding_loses_is_measured(tmp_path: Path) -> None:
+    """Images that differ by less than 16 bits can tell are not told apart."""
+    vectors = np.ones((500, DIM)) + np.random.default_rng(0).normal(size=(500, DIM)) * 2e-4
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    truth = find_truth(draw_parts(tmp_path / "alike", [vectors.astype(np.float32)]), set(), (1.0,), half=True)
+    assert truth.lost > 0.3
