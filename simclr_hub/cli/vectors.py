@@ -63,7 +63,7 @@ def _tell_setting(report: LoadReport) -> str:
         return f"every search is exact{rounding}"
     some = f"where less than {setting.min_share:.0%} pass" if setting.min_share <= 1 else "under conditions"
     graph = f"searched by a graph (ef {setting.ef}, measured recall@10 {setting.recall:.3f})"
-    return f"{graph}, {some} exactly{rounding}"
+    return f"{graph}{f', {some} exactly' * (setting.min_share > 0)}{rounding}"
 
 
 @vectors_command.command("search")

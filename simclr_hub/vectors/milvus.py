@@ -23,7 +23,7 @@ from .server import COLUMNS, Comparison, Description, Found, Hit, Rows, Setting,
 #: Holds a token, or user:password, where the URL has none.
 TOKEN = "SIMCLR_MILVUS_TOKEN"
 #: What stands for a value that an image lacks; no comparison lets it pass.
-_NONE: dict[type, Any] = {str: "", int: -(1 << 63), float: -1.7e308}
+_NONE: dict[type, Any] = {str: "", int: -(1 << 62), float: -1.7e308}
 #: Bytes of a text, and of the pieces of what is longer.
 _TEXT, _VALUE = 65_535, 60_000
 #: Bytes of vectors that are sent at once, and rows.
@@ -44,6 +44,9 @@ class Milvus:
         VectorServerError: it cannot be reached.
         MissingExtraError: pymilvus, or for a file milvus-lite, is not installed.
     """
+
+    #: Whether what few images meet is compared exactly; Milvus decides by itself how it applies conditions.
+    goes_exact = False
 
     def __init__(self, url: str, name: str):
         pymilvus = _pymilvus()

@@ -24,6 +24,9 @@ SMALL = 10_000
 _WIDEST = {False: 2000, True: 4000}
 #: Candidates of a search that pgvector takes, and images that one with conditions looks at before it ends short.
 _MOST_EF, _MOST_SCANNED = 1000, 50_000
+#: Images around a query of which it is seen how many meet its conditions; if so many times fewer than of all, what
+#: meets them is compared exactly.
+_AROUND, _FEWER_AROUND = 100, 4
 #: Bytes that the build of a graph may take; beyond, pgvector goes on several times as slowly, and says so.
 BUILD_BYTES = 4 << 30
 #: Columns with an index of their own.
@@ -43,6 +46,8 @@ class PgVector:
         VectorServerError: it cannot be reached, or has no pgvector.
         MissingExtraError: psycopg or pgvector's client is not installed.
     """
+
+    goes_exact = True
 
     def __init__(self, url: str, table: str):
         self._psycopg = _psycopg()
@@ -207,57 +212,72 @@ class PgVector:
         """Find the k images of the highest cosine with a vector (D,) of length 1 that meet all of `where`."""
         setting = setting or self._setting or Setting()
         with self._errors():
-            ef = self._candidates(k, where, setting)
+            ef = self._candidates(vector, k, where, setting)
             hits = self._nearest(vector, k, where, ef) if ef else []
             if ef and (len(hits) == k or (not where and len(hits) == self.count())):
                 return Found(hits, False)
             return Found(self._nearest(vector, k, where, 0), True)
 
-    def _candidates(self, k: int, where: Sequence[Comparison], setting: Setting) -> int:
+    def _candidates(self, vector: np.ndarray, k: int, where: Sequence[Comparison], setting: Setting) -> int:
         """Return how many candidates a search of the graph takes; 0: what meets the conditions is compared exactly."""
         if not setting.ef or k > MOST_K:
             return 0
-        ef, share = setting.ef * max(1.0, k / 10), 1.0
-        if where:
-            conditions, values = _where(where)
-            (plan,) = self._one(f"EXPLAIN (FORMAT JSON) SELECT FROM {{table}}{conditions}", values)
-            passing = float(plan["Plan"]["Plan Rows"])
-            self._rows = self._rows or float(
-                self._one("SELECT reltuples FROM pg_class WHERE oid = {table_text}::regclass")
-            )
-            share = min(1.0, passing / max(self._rows, 1))
-            if passing <= setting.exact_rows or share < setting.min_share:
-                return 0
-        return min(_MOST_EF, math.ceil(ef / share))
+        ef = setting.ef * max(1.0, k / 10)
+        if not where:
+            return min(_MOST_EF, math.ceil(ef))
+        conditions, values = _where(where)
+        (plan,) = self._one(f"EXPLAIN (FORMAT JSON) SELECT FROM {{table}}{conditions}", values)
+        passing = float(plan["Plan"]["Plan Rows"])
+        if not self._rows:
+            self._rows = float(self._one("SELECT reltuples FROM pg_class WHERE oid = {table_text}::regclass"))
+        share = passing / max(self._rows, 1)
+        if passing <= setting.exact_rows or share < setting.min_share:
+            return 0
+        # What many images meet may be met by none that the query is like.
+        around = self._share_around(vector, where, max(_AROUND, math.ceil(ef)))
+        if around < max(setting.min_share, share / _FEWER_AROUND):
+            return 0
+        return min(_MOST_EF, math.ceil(ef / min(share, around, 1.0)))
+
+    def _share_around(self, vector: np.ndarray, where: Sequence[Comparison], number: int) -> float:
+        """Return which share of the images around a query meets the conditions."""
+        conditions, values = _where(where)
+        found = self._graph_rows(
+            f"SELECT ({conditions.removeprefix(' WHERE ')}) IS TRUE FROM {{table}}", values, vector, number, number
+        )
+        met = sum(bool(row[0]) for row in found)
+        return met / max(len(found), 1)
 
     def _nearest(self, vector: np.ndarray, k: int, where: Sequence[Comparison], ef: int) -> list[Hit]:
         conditions, values = _where(where)
+        given = self._vector(vector)
+        select = f"SELECT id, vector <#> %s::{self._type}, hash, path, {', '.join(COLUMNS)} FROM {{table}}{conditions}"
+        rows = self._graph_rows(select, [given, *values], vector, k, ef)
+        return [
+            Hit(one.bytes, min(-score, 1.0), content, path, dict(zip(COLUMNS, others, strict=True)))
+            for one, score, content, path, *others in rows
+        ]
+
+    def _graph_rows(self, select: str, values: list[Any], vector: np.ndarray, k: int, ef: int) -> list[Any]:
+        """Return the first k rows of a SELECT by the graph, with so many candidates; 0: by comparing all."""
         distance = f"vector <#> %s::{self._type}"
         # Nothing but a comparison with every image gives an order by a sum.
         order = distance if ef else f"({distance}) + 0"
         settings = {"jit": "off"}
         if ef:
             settings |= {
-                "hnsw.ef_search": str(ef),
+                "hnsw.ef_search": str(min(ef, _MOST_EF)),
                 "hnsw.iterative_scan": "strict_order",
                 "hnsw.max_scan_tuples": str(_MOST_SCANNED),
                 "hnsw.scan_mem_multiplier": "8",
                 "enable_sort": "off",  # by any other plan: the graph gives them in order
             }
         set_all = ", ".join(["set_config(%s, %s, true)"] * len(settings))
-        given = self._vector(vector)
         with self._db.transaction(), self._db.pipeline():
             self._db.execute(f"SELECT {set_all}", [text for pair in settings.items() for text in pair])
-            cursor = self._run(
-                f"SELECT id, {distance}, hash, path, {', '.join(COLUMNS)} FROM {{table}}{conditions}"
-                f" ORDER BY {order} LIMIT %s",
-                (given, *values, given, k),
-            )
-            rows = cursor.fetchall()
-        return [
-            Hit(one.bytes, min(-score, 1.0), content, path, dict(zip(COLUMNS, others, strict=True)))
-            for one, score, content, path, *others in rows
-        ]
+            cursor = self._run(f"{select} ORDER BY {order} LIMIT %s", [*values, self._vector(vector), k])
+            rows: list[Any] = cursor.fetchall()
+        return rows
 
     def close(self) -> None:
         """Close the connection."""

@@ -176,20 +176,21 @@ def tune(
         graph: whether there is one to search; without, every search is exact.
         half: whether numbers of 16 bits are stored, whose loss is measured, too.
     """
-    rows = server.count()
+    rows, wanted = server.count(), RECALL + MARGIN
     if not (graph or half):
         return Setting(rows=rows)
     truth = find_truth(folder, server.marks(), (1.0, *_TUNED_SHARES), progress, half=half)
     for ef in _TUNED_EF if graph else ():
         setting = Setting(ef, 0.0, rows=rows, exact_rows=0, lost=truth.lost)
         recall = truth.recall(server, 1.0, setting)[0]
-        if recall >= RECALL + MARGIN:
+        held = server.goes_exact or all(truth.recall(server, one, setting)[0] >= wanted for one in _TUNED_SHARES)
+        if recall >= wanted and held:
             break
     else:
         return Setting(rows=rows, lost=truth.lost)
-    least = 1.1  # of no condition
-    for share in _TUNED_SHARES:
-        if truth.recall(server, share, setting)[0] < RECALL + MARGIN:
+    least = 1.1 if server.goes_exact else 0.0  # of no condition, or of any
+    for share in _TUNED_SHARES if server.goes_exact else ():
+        if truth.recall(server, share, setting)[0] < wanted:
             break
         least = share
     return Setting(ef, least, recall, rows, lost=truth.lost)

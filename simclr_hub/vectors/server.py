@@ -161,8 +161,10 @@ class Found(NamedTuple):
 class VectorServer(Protocol):
     """One table or collection of a server; every method raises VectorServerError where the server does.
 
-    `str` of it names it without credentials.
+    `str` of it names it without credentials. `goes_exact` tells whether `Setting.min_share` means something to it.
     """
+
+    goes_exact: bool
 
     def describe(self) -> Description | None:
         """Return what was created; None if nothing was."""

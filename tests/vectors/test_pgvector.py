@@ -4,6 +4,7 @@ import multiprocessing
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,14 @@ def test_conditions_hold_what_they_promise_on_a_graph(
     is_a = np.flatnonzero(vectors[:, 0] > 0)
     for row in far:
         best = set(is_a[np.argsort(-(vectors[is_a] @ vectors[row]))[:10]].tolist())
-        hits = server.search(vectors[row], 10, compile_where({"camera": "A"})).hits
-        assert {int(hit.path[-11:-4]) for hit in hits} == best
+        for one in (setting, replace(setting, exact_rows=0)):
+            found = server.search(vectors[row], 10, compile_where({"camera": "A"}), one)
+            assert found.exact and {int(hit.path[-11:-4]) for hit in found.hits} == best
+    near = [i for i in range(3000) if vectors[i, 0] > 0.5][:20]
+    seen = [
+        server.search(vectors[row], 10, compile_where({"camera": "A"}), replace(setting, exact_rows=0)) for row in near
+    ]
+    assert not any(found.exact for found in seen)
     server.close()
 
 

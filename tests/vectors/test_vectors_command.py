@@ -1,6 +1,7 @@
 """`simclr-hub vectors`: from parts to a server and back, as a user sees it."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,8 @@ from simclr_hub.parts.storage import Folder
 
 def test_load_check_delete(drawn: Folder, url: str, run: Any) -> None:
     code, out, err = run("vectors", "load", drawn.place, url)
-    assert (
-        (code, err) == (0, "")
-        and "6 parts: 0 were there, 6 loaded (600 images)" in out
-        and "every search is exact" in out
-    )
+    assert (code, err) == (0, "") and "6 parts: 0 were there, 6 loaded (600 images)" in out
+    assert "every search is exact" in out or "SIMCLR_MILVUS" in os.environ
     code, out, _ = run("vectors", "load", drawn.place, url, "--json")
     report = json.loads(out)
     assert (code, report["there"], report["count"]) == (0, 6, COUNT)
