@@ -242,7 +242,7 @@ class Started:
 
 @contextmanager
 def start_postgres(folder: Path) -> Iterator[Started]:
-    """Run PostgreSQL with a quarter of a gigabyte of shared buffers, otherwise as it comes."""
+    """Run PostgreSQL with its own settings: 128 MB of shared buffers."""
     from postgres_server import postgres
 
     os.environ["TMPDIR"] = str(folder)
