@@ -198,7 +198,9 @@ class Milvus:
             self._db.flush(self._collection, timeout=600)
             for _ in range(36_000):
                 told = self._db.describe_index(self._collection, "vector")
-                if told.get("state", "Finished") == "Finished" and not int(told.get("pending_index_rows", 0)):
+                # "pending_index_rows" also counts segments that were merged meanwhile: it may never be 0.
+                indexed, total = int(told.get("indexed_rows", 0)), int(told.get("total_rows", 0))
+                if told.get("state", "Finished") == "Finished" and indexed >= total:
                     break
                 time.sleep(0.1)
             self._db.refresh_load(self._collection)
