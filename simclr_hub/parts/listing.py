@@ -4,7 +4,6 @@ import io
 import os
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 from ..archives import SUFFIXES, is_archive
@@ -123,7 +122,11 @@ class Lister:
     def _bucket(self, place: str) -> Iterator[Item]:
         """List a "folder" of a bucket: one after another, so that only one's names are in memory."""
         system, path = locate(place)
-        entries = sorted(system.get_file_info(pyarrow().fs.FileSelector(path)), key=lambda info: info.base_name)
+        try:
+            found = system.get_file_info(pyarrow().fs.FileSelector(path))
+        except OSError as e:
+            raise PartsError(f"{place}: {e}") from e
+        entries = sorted(found, key=lambda info: info.base_name)
         names = {os.fsencode(info.base_name) for info in entries}
         for info in entries:
             name, there = info.base_name, f"{place}/{info.base_name}"
@@ -237,7 +240,8 @@ def _info(place: str) -> tuple[int, int | None] | None:
     Raises:
         PartsError: nothing is there, or it is no regular file.
     """
-    with suppress(OSError, ValueError):
+    why = "no such file or folder"
+    try:
         system, path = locate(place)
         info = system.get_file_info(path)
         if info.is_file and not is_remote(place):
@@ -247,4 +251,6 @@ def _info(place: str) -> tuple[int, int | None] | None:
             return info.size, info.mtime_ns
         if info.type == pyarrow().fs.FileType.Directory:
             return None
-    raise PartsError(f"{place}: no such file or folder")
+    except (OSError, ValueError) as e:  # of a bucket, also that the keys are wrong or nobody answers
+        why = str(e) if is_remote(place) else why
+    raise PartsError(f"{place}: {why}")

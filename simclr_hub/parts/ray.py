@@ -4,6 +4,7 @@ It joins the cluster that RAY_ADDRESS names, as in what `ray job submit` starts,
 alone: Ray by itself would join whatever cluster a temporary folder still tells of.
 """
 
+import logging
 import os
 import re
 import time
@@ -107,7 +108,7 @@ def _cluster() -> Iterator[Any]:
         yield ray
         return
     try:
-        ray.init(address, log_to_driver=False, logging_level="error", **own)
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except (ray.exceptions.RayError, OSError, RuntimeError, ValueError) as e:
         raise PartsError(f"no Ray cluster at RAY_ADDRESS={address}: {_told(e)}") from e
     try:
@@ -123,5 +124,7 @@ def _told(error: BaseException) -> str:
     if lacks := re.search(r"No module named '?([\w.]+)", text):
         return f"a node has no module {lacks[1]}: install it there; nodes do not get the PYTHONPATH of whoever submits"
     if "uthentication" in text:
-        return "it wants its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to what `ray get-auth-token` prints there"
+        return (
+            "it wants its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN as `ray get-auth-token` prints it there"
+        )
     return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())[:300]

@@ -17,7 +17,7 @@ from .part import Job, Result, Worker
 def run(job: Job, names: Sequence[str], workers: int | None, tell: Callable[[Result], object]) -> None:
     """Embed parts as `local.run` does, in the session that there is, of `spark-submit`, or on this machine."""
     try:
-        from pyspark import AccumulatorParam, SparkConf
+        from pyspark import AccumulatorParam, SparkConf, SparkContext
         from pyspark.sql import SparkSession
     except ImportError as e:
         raise MissingExtraError("pyspark", "spark") from e
@@ -27,14 +27,16 @@ def run(job: Job, names: Sequence[str], workers: int | None, tell: Callable[[Res
             return []
 
         def addInPlace(self, value1: list[Result], value2: list[Result]) -> list[Result]:  # noqa: N802
-            return value1.extend(value2) or value1
+            value1 += value2
+            return value1
 
     there = SparkSession.getActiveSession()
     if there is None:
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        SparkContext._ensure_initialized()  # before it, a conf does not know what `spark-submit` was given
         conf = SparkConf()
-        if not conf.contains("spark.master"):  # a crash costs a try, not the job; nothing listens beyond this machine
+        if conf.get("spark.master", "local[*]") == "local[*]":  # nobody chose one; that would end at the first crash
             count = workers or 1
-            os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
             conf.setMaster(f"local[{count},{TRIES + 1}]").set("spark.driver.bindAddress", "127.0.0.1")
             conf.set("spark.driver.host", "127.0.0.1").set("spark.ui.enabled", "false")
             conf.set("spark.ui.showConsoleProgress", "false")

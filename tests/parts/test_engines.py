@@ -1,4 +1,4 @@
-"""The engines, on clusters of two nodes on the loopback: what is killed costs the parts in flight, and nothing twice."""
+"""The engines, on clusters of two nodes on the loopback: what is killed costs the parts in flight alone."""
 
 import importlib.util
 import json

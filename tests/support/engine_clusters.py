@@ -1,7 +1,7 @@
 """Clusters of two nodes on the loopback for the engines of parts, what of them can be killed, and a driver to run.
 
-`python -c "import engine_clusters; engine_clusters.drive()" PLAN OUT ENGINE '{"delay": 0.01}'` makes the parts of a plan
-and prints a line of JSON for each.
+`python -c "import engine_clusters; engine_clusters.drive()" PLAN OUT ENGINE '{"delay": 0.01}'` makes the parts of a
+plan and prints a line of JSON for each.
 """
 
 import importlib.util
@@ -156,12 +156,12 @@ def command(pid: int) -> str:
 
 
 def cpu_seconds(pids: Iterable[int]) -> dict[int, float]:
-    """The CPU seconds that processes took so far, those of children that ended included."""
+    """The CPU seconds that processes took so far, without their children's."""
     found = {}
     for pid in pids:
         with suppress(OSError, IndexError):
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            found[pid] = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+            found[pid] = sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
     return found
 
 
@@ -184,8 +184,10 @@ class Local:
     def start(self, plan: Path, out: Path, **settings: Any) -> "subprocess.Popen[str]":
         """Start a driver."""
         code = "import engine_clusters; engine_clusters.drive()"
-        words = [*self.within, sys.executable, "-W", "ignore", "-c", code, str(plan), str(out), self.engine, json.dumps(settings)]
-        self.driver = subprocess.Popen(words, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        words = [sys.executable, "-W", "ignore", "-c", code, str(plan), str(out), self.engine, json.dumps(settings)]
+        self.driver = subprocess.Popen(
+            [*self.within, *words], env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         return self.driver
 
     def pids(self) -> list[int]:
@@ -220,7 +222,12 @@ class Spark(Local):
         submit = "--master local-cluster[2,1,1024] --conf spark.ui.enabled=false --conf spark.driver.memory=1g "
         submit += f"--conf spark.driver.bindAddress=127.0.0.1 --conf spark.local.dir={folder} pyspark-shell"
         self.env |= {"PYSPARK_SUBMIT_ARGS": submit, "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
-        self.env |= {"SPARK_WORKER_DIR": str(folder), "SPARK_HOME": str(_spark_home())}
+        home = folder / "home"  # executors write below it
+        home.mkdir()
+        for path in _spark_home().iterdir():
+            if path.name != "work":
+                (home / path.name).symlink_to(path)
+        self.env["SPARK_HOME"] = str(home)
 
     def workers(self) -> list[int]:
         daemons = {pid for pid in self.pids() if "pyspark.daemon" in command(pid)}
@@ -255,7 +262,8 @@ class Ray(Local):
 
     def _node(self, *words: str) -> None:
         ray = shutil.which("ray", path=os.path.dirname(sys.executable)) or "ray"
-        words = (*self.within, ray, "start", "--block", f"--node-ip-address=127.0.0.{2 + len(self._nodes)}", "--num-cpus=1", *words)
+        place = f"--node-ip-address=127.0.0.{2 + len(self._nodes)}"
+        words = (*self.within, ray, "start", "--block", place, "--num-cpus=1", *words)
         with open(self._folder / "nodes.log", "ab") as log:
             self._nodes.append(subprocess.Popen(words, env=self.env, stdout=log, stderr=log))
         wait_for(lambda: any("raylet" in command(pid) for pid in below(self._nodes[-1].pid)), 90)
