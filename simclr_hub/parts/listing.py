@@ -4,6 +4,7 @@ import io
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from ..archives import SUFFIXES, is_archive
@@ -114,7 +115,7 @@ class Lister:
         self.skipped.update(listing.skipped)
         for path in sorted(listing.photos):
             if _beside_archive(path, listing.photos):
-                self.skipped["img2dataset's table beside an archive"] += 1
+                self._beside(os.fsdecode(os.path.join(root, path)))
                 continue
             stat = listing.photos[path]
             yield from self._file(os.fsdecode(os.path.join(root, path)), stat.size, stat.mtime_ns)
@@ -134,10 +135,21 @@ class Lister:
                 self.skipped["hidden"] += 1
             elif not info.is_file:
                 yield from self._bucket(there)
-            elif not _is_wanted(os.fsencode(name)) or _beside_archive(os.fsencode(name), names):
+            elif _beside_archive(os.fsencode(name), names):
+                self._beside(there)
+            elif not _is_wanted(os.fsencode(name)):
                 self.skipped["not an image by its name"] += 1
             else:
                 yield from self._file(there, info.size, info.mtime_ns)
+
+    def _beside(self, place: str) -> None:
+        """Leave out the table beside an archive, counting the images that img2dataset could not get."""
+        self.skipped["img2dataset's table beside an archive"] += 1
+        pa = pyarrow()
+        with suppress(pa.ArrowException, OSError, KeyError, ValueError), open_file(place) as raw:
+            status = pa.parquet.ParquetFile(raw).read(columns=["status"])["status"].to_pylist()
+            if lost := sum(one != "success" for one in status):
+                self.skipped["not downloaded, as img2dataset's table says"] += lost
 
     def _list(self, place: str) -> Iterator[Item]:
         """Read a text file with a place a line; images are not looked at, archives and Parquet files are."""
