@@ -16,6 +16,7 @@ Run: python benchmarks/engines.py cost kills --engines local ray spark      # ne
 import argparse
 import json
 import os
+import random
 import shutil
 import sys
 import tempfile
@@ -37,6 +38,7 @@ from simclr_hub.parts.plan import Plan, make_plan  # noqa: E402
 from simclr_hub.parts.run import prepare  # noqa: E402
 from simclr_hub.parts.storage import Folder  # noqa: E402
 
+CHANCE = random.Random(0)
 KINDS = {"local": clusters.Local, "ray": clusters.Ray, "spark": clusters.Spark}
 
 
@@ -147,6 +149,8 @@ def kills(engine: str, plan: Path, images: int, folder: Path) -> None:
         while line := driver.stdout.readline():
             done += '"made"' in line and '"report"' not in line
             what = moments.pop(done, None)
+            if what:  # in the middle of parts, not at the end of one
+                time.sleep(CHANCE.uniform(0, 2))
             if what == "worker":
                 clusters.kill(cluster.workers()[-1:])
             elif what == "node" and cluster.node():

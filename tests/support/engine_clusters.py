@@ -285,7 +285,8 @@ class Ray(Local):
 
     def mend(self) -> None:
         for node in self._nodes:
-            node.poll()
+            with suppress(subprocess.TimeoutExpired):
+                node.wait(0.5)
         self._nodes = [node for node in self._nodes if node.returncode is None]
         if len(self._nodes) < 2:
             self._node(f"--address={self.address}")
