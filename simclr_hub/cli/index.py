@@ -18,6 +18,8 @@ from ..index.store import STORE_NAME
 from ..progress import counting_bar, progress_bar
 from ._output import echo, json_option, print_json, print_table, short_path
 
+#: The other layout of `export` and `import`.
+CLIP = "clip-retrieval"
 _index_argument = click.argument("index", type=click.Path(path_type=Path))
 
 
@@ -297,24 +299,51 @@ def _print_check(report: CheckReport) -> None:
 @click.command("export")
 @_index_argument
 @click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--layout",
+    type=click.Choice(["simclr-hub", CLIP]),
+    default="simclr-hub",
+    show_default=True,
+    help=f"{CLIP}: OUT is a folder of img_emb/*.npy and metadata/*.parquet, for programs that read that.",
+)
 @json_option
-def export_command(index: Path, out: Path, as_json: bool) -> None:
+def export_command(index: Path, out: Path, layout: str, as_json: bool) -> None:
     """Write the photos of INDEX with their vectors and what is known of them to OUT, a Parquet file."""
     with SimilarityIndex.open(index) as opened, counting_bar("exporting") as progress:
-        check_output(out, EXPORT, photos=opened.status()["roots"])
-        photos = opened.export(out, progress=progress)
+        if layout == CLIP:
+            from ..index.clip_layout import export_clip
+
+            photos = export_clip(index / STORE_NAME, out, progress=progress)
+        else:
+            check_output(out, EXPORT, photos=opened.status()["roots"])
+            photos = opened.export(out, progress=progress)
     _tell_moved(photos, out, as_json)
 
 
 @click.command("import")
 @click.argument("exported", type=click.Path(path_type=Path))
 @click.argument("index", type=click.Path(path_type=Path))
+@click.option("--model", help=f"For {CLIP}'s layout, which does not tell: what made the vectors, as for `index`.")
 @json_option
-def import_command(exported: Path, index: Path, as_json: bool) -> None:
-    """Make INDEX, a new directory, of EXPORTED: a Parquet file of `export`, or the folder of parts of `parts run`."""
+def import_command(exported: Path, index: Path, model: str | None, as_json: bool) -> None:
+    """Make INDEX, a new directory, of EXPORTED.
+
+    EXPORTED is a Parquet file of `export`, the folder of parts of `parts run`, or a folder in clip-retrieval's layout.
+    """
     check_output(index, FOLDER)
+    clip = (exported / "img_emb").is_dir()
+    if clip is (model is None):
+        told = (
+            "does not tell which model made its vectors; name it" if clip else "tells what made its vectors; without"
+        )
+        raise click.UsageError(f"{exported}: {told}: --model")
     with counting_bar("importing") as progress:
-        if exported.is_dir():
+        if clip:
+            from ..index.clip_layout import import_clip
+
+            import_clip(exported, index, model, progress=progress)
+            opened = SimilarityIndex.open(index)
+        elif exported.is_dir():
             from ..parts.to_index import import_parts
 
             import_parts(exported, index, progress=progress)

@@ -115,7 +115,7 @@ class Lister:
         self.skipped.update(listing.skipped)
         for path in sorted(listing.photos):
             if _beside_archive(path, listing.photos):
-                self.skipped["img2dataset's table beside an archive"] += 1
+                self._beside(os.fsdecode(os.path.join(root, path)))
                 continue
             stat = listing.photos[path]
             yield from self._file(os.fsdecode(os.path.join(root, path)), stat.size, stat.mtime_ns)
@@ -123,7 +123,11 @@ class Lister:
     def _bucket(self, place: str) -> Iterator[Item]:
         """List a "folder" of a bucket: one after another, so that only one's names are in memory."""
         system, path = locate(place)
-        entries = sorted(system.get_file_info(pyarrow().fs.FileSelector(path)), key=lambda info: info.base_name)
+        try:
+            found = system.get_file_info(pyarrow().fs.FileSelector(path))
+        except OSError as e:
+            raise PartsError(f"{place}: {e}") from e
+        entries = sorted(found, key=lambda info: info.base_name)
         names = {os.fsencode(info.base_name) for info in entries}
         for info in entries:
             name, there = info.base_name, f"{place}/{info.base_name}"
@@ -131,10 +135,21 @@ class Lister:
                 self.skipped["hidden"] += 1
             elif not info.is_file:
                 yield from self._bucket(there)
-            elif not _is_wanted(os.fsencode(name)) or _beside_archive(os.fsencode(name), names):
+            elif _beside_archive(os.fsencode(name), names):
+                self._beside(there)
+            elif not _is_wanted(os.fsencode(name)):
                 self.skipped["not an image by its name"] += 1
             else:
                 yield from self._file(there, info.size, info.mtime_ns)
+
+    def _beside(self, place: str) -> None:
+        """Leave out the table beside an archive, counting the images that img2dataset could not get."""
+        self.skipped["img2dataset's table beside an archive"] += 1
+        pa = pyarrow()
+        with suppress(pa.ArrowException, OSError, KeyError, ValueError), open_file(place) as raw:
+            status = pa.parquet.ParquetFile(raw).read(columns=["status"])["status"].to_pylist()
+            if lost := sum(one != "success" for one in status):
+                self.skipped["not downloaded, as img2dataset's table says"] += lost
 
     def _list(self, place: str) -> Iterator[Item]:
         """Read a text file with a place a line; images are not looked at, archives and Parquet files are."""
@@ -237,7 +252,8 @@ def _info(place: str) -> tuple[int, int | None] | None:
     Raises:
         PartsError: nothing is there, or it is no regular file.
     """
-    with suppress(OSError, ValueError):
+    why = "no such file or folder"
+    try:
         system, path = locate(place)
         info = system.get_file_info(path)
         if info.is_file and not is_remote(place):
@@ -247,4 +263,6 @@ def _info(place: str) -> tuple[int, int | None] | None:
             return info.size, info.mtime_ns
         if info.type == pyarrow().fs.FileType.Directory:
             return None
-    raise PartsError(f"{place}: no such file or folder")
+    except (OSError, ValueError) as e:  # of a bucket, also that the keys are wrong or nobody answers
+        why = str(e) if is_remote(place) else why
+    raise PartsError(f"{place}: {why}")

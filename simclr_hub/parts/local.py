@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
@@ -13,10 +12,8 @@ from typing import Any, NoReturn
 
 from ..errors import PartsError, SimCLRHubError
 from ..runtimes import cores
+from .attempts import Attempts
 from .part import Job, Result, Worker
-
-#: Attempts at a part in one run; those of a run before do not count.
-TRIES = 3
 
 
 def run(job: Job, names: Sequence[str], workers: int | None, tell: Callable[[Result], object]) -> None:
@@ -34,11 +31,11 @@ def run(job: Job, names: Sequence[str], workers: int | None, tell: Callable[[Res
     gpus = _gpus()
     workers = min(workers or max(1, len(gpus)), len(names))
     threads = max(1, cores() // max(1, workers))
-    spawn, waiting, tries = multiprocessing.get_context("spawn"), deque(names), Counter[str]()
+    spawn, parts = multiprocessing.get_context("spawn"), Attempts(names, tell)
     busy: dict[Any, tuple[Any, str | None, int]] = {}  # pipe: its process, the part that it is at, its number
     try:
-        while waiting or any(name for _, name, _ in busy.values()):
-            for number in set(range(workers)) - {number for _, _, number in busy.values()} if waiting else ():
+        while parts:
+            for number in set(range(workers)) - {number for _, _, number in busy.values()} if parts.waiting else ():
                 ours, theirs = spawn.Pipe()
                 gpu = gpus[number % len(gpus)] if gpus else None
                 process = spawn.Process(target=_work, args=(theirs, job, gpu, threads), daemon=True)
@@ -47,32 +44,26 @@ def run(job: Job, names: Sequence[str], workers: int | None, tell: Callable[[Res
                 busy[ours] = process, None, number
             ready: list[Any] = wait(list(busy))
             for pipe in ready:
-                process, name, number = busy[pipe]
+                process, name, number = busy.pop(pipe)
                 try:
                     said = pipe.recv()
                 except (EOFError, OSError):
                     process.join()
                     if name is None:
                         raise PartsError(f"a worker ended with {process.exitcode} while it loaded the model") from None
-                    del busy[pipe]
-                    said = Result(
-                        name, "failed", error=f"its worker ended with {process.exitcode}", attempt=tries[name]
-                    )
+                    parts.lost(name, f"ended with {process.exitcode}")
+                    continue
                 if isinstance(said, str):
                     raise PartsError(said)
-                if name is not None and said.state == "failed" and 0 < said.attempt and tries[name] < TRIES:
-                    waiting.append(name)
-                elif name is not None:
-                    tell(said)
-                if pipe in busy:
-                    name = waiting.popleft() if waiting else None
-                    tries[name or ""] += 1
+                if said:
+                    parts.end(said)
+                name = parts.take()
+                with suppress(OSError):  # it has just died, which the next look at its pipe tells
+                    pipe.send(name)
+                if name:
                     busy[pipe] = process, name, number
-                    with suppress(OSError):  # it has just died, which the next look at its pipe tells
-                        pipe.send(name)
-                    if name is None:
-                        process.join()
-                        del busy[pipe]
+                else:
+                    process.join()
     finally:
         for process, _, _ in busy.values():
             process.kill()

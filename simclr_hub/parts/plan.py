@@ -163,14 +163,27 @@ def make_plan(
         _files.check_output(Path(folder.place), _files.FOLDER, photos=local)
         with _files.new_directory(Path(folder.place)) as partial:
             _write(partial, lister, rules, images, progress)
-    elif PARTS in folder.sizes():
-        raise FileExistsError(f"{folder} exists already; choose another name")
     else:
-        with TemporaryDirectory() as name:
-            _write(Path(name), lister, rules, images, progress)
-            for file in (ITEMS, PARTS):  # what makes it a plan comes last
-                _upload(Path(name, file), folder, file)
+        _write_remote(folder, lambda partial: _write(partial, lister, rules, images, progress))
     return Plan.read(out)
+
+
+def _write_remote(folder: Folder, write: Callable[[Path], object]) -> None:
+    """Write a plan on this machine, then into a bucket.
+
+    Raises:
+        FileExistsError, PartsError: a plan is there, or the bucket refuses.
+    """
+    try:
+        if PARTS not in folder.sizes():
+            with TemporaryDirectory() as name:
+                write(Path(name))
+                for file in (ITEMS, PARTS):  # what makes it a plan comes last
+                    _upload(Path(name, file), folder, file)
+            return
+    except OSError as e:
+        raise PartsError(f"{folder}: {e}") from e
+    raise FileExistsError(f"{folder} exists already; choose another name")
 
 
 def _upload(file: Path, folder: Folder, name: str) -> None:

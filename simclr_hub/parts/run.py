@@ -19,7 +19,7 @@ from .part import SUFFIX, Job, Result, read_part
 from .plan import Plan
 from .storage import Folder, is_remote
 
-ENGINES = ("local",)
+ENGINES = ("local", "ray", "spark")
 #: Names the plan whose parts a folder holds; written before any of them.
 MARK = "_plan.json"
 #: Holds what is to be deleted from servers, see `vectors.load`.

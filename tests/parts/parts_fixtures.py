@@ -40,7 +40,7 @@ def many(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """Two archives as img2dataset writes them, each beside a table without images."""
+    """Two shards of six images as img2dataset 1 writes them: an archive, a table of all that was tried, statistics."""
     folder = tmp_path / "shards"
     folder.mkdir()
     for shard in range(2):
@@ -50,7 +50,16 @@ def shards(tmp_path: Path) -> Path:
                     info = tarfile.TarInfo(f"{shard:05d}{i:04d}.{suffix}")
                     info.size = len(data)
                     archive.addfile(info, io.BytesIO(data))
-        pq.write_table(pa.table({"key": ["a"], "url": ["https://example.org"]}), folder / f"{shard:05d}.parquet")
+        tried = [(i, "success") for i in range(6)] + [(6, "failed_to_download"), (7, "failed_to_resize")]
+        told = {
+            "url": [f"https://example.org/{shard}/{i}.jpg" for i, _ in tried],
+            "caption": ["a cat" for _ in tried],
+            "key": [f"{shard:05d}{i:04d}" for i, _ in tried],
+            "status": [status for _, status in tried],
+            "error_message": [None if status == "success" else "HTTP Error 404" for _, status in tried],
+        }
+        pq.write_table(pa.table(told), folder / f"{shard:05d}.parquet")
+        (folder / f"{shard:05d}_stats.json").write_text('{"count": 8, "successes": 6}')
     return folder
 
 

@@ -52,6 +52,10 @@ def test_keys_of_img2dataset_and_of_tables(shards: Path, table: Path, made: Made
         f"00001{i:04d}" for i in range(6)
     ]
     assert found[f"{table}/3"]["key"] == "k3" and "no bytes" in found[f"{table}/10"]["error"]
+    # What the table beside an archive tells of an image is found by the key.
+    beside = pq.read_table(shards / "00001.parquet").to_pylist()
+    (told,) = [row for row in beside if row["key"] == found[f"{shards}/00001.tar/000010002.png"]["key"]]
+    assert told["url"] == "https://example.org/1/2.jpg" and told["status"] == "success"
     np.testing.assert_allclose(
         found[f"{shards}/00001.tar/000010002.png"]["vector"], np.array(_vector(png(12))), atol=1e-6
     )

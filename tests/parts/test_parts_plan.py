@@ -43,7 +43,11 @@ def test_archives_tables_and_lists(shards: Path, table: Path, many: Path, tmp_pa
     plan = make_plan([str(shards), str(table), str(text)], tmp_path / "plan", images=8)
     assert [part.images for part in plan.parts.values()] == [None, None, 8, 3, 2] and plan.images is None
     assert places(plan) == [*map(str, sorted(shards.glob("*.tar"))), str(table), str(table), *map(str, listed)]
-    assert plan.skipped == {"img2dataset's table beside an archive": 2}
+    assert plan.skipped == {
+        "img2dataset's table beside an archive": 2,
+        "not downloaded, as img2dataset's table says": 4,
+        "not an image by its name": 2,
+    }
     assert plan.roots == sorted([str(shards), str(table), str(many)]) and plan.folders == [str(shards)]
 
 

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import sys
 import time
 from multiprocessing import forkserver
 from pathlib import Path
@@ -12,8 +13,11 @@ import pytest
 from index.index_fakes import FakeEmbedder, make_photo
 from parts_child import CrashingEmbedder, UnloadableEmbedder, make_all
 
-from simclr_hub.errors import OutputError, PartsError
+from simclr_hub.errors import MissingExtraError, OutputError, PartsError
+from simclr_hub.parts import ray
+from simclr_hub.parts.attempts import Attempts
 from simclr_hub.parts.check import check_parts
+from simclr_hub.parts.part import Result
 from simclr_hub.parts.plan import make_plan
 from simclr_hub.parts.run import run_parts
 from simclr_hub.parts.storage import Folder
@@ -78,6 +82,44 @@ def test_shares_are_the_whole_and_what_is_there_stays(many: Path, tmp_path: Path
     assert (rest.planned, rest.there, rest.made) == (4, 2, 2)
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert check_parts(plan, Folder(out)).complete
+
+
+def test_a_part_is_given_up_after_three_attempts() -> None:
+    told: list[Result] = []
+    parts = Attempts(["a", "b"], told.append)
+    assert [parts.take(), parts.take(), parts.take()] == ["a", "b", None]
+    parts.end(Result("b", "failed", attempt=0))  # such as another's folder: not to be tried again
+    for _ in range(2):
+        parts.lost("a", "ended with -9")
+        assert parts and parts.waiting and parts.take() == "a"
+    parts.lost("a", "ended with -9")
+    assert not parts and not parts.waiting
+    assert [(result.name, result.attempt) for result in told] == [("b", 0), ("a", 3)]
+    assert told[1].error == "its worker ended with -9"
+
+
+def test_workers_of_ray_share_what_their_nodes_have() -> None:
+    nodes = [
+        {"NodeID": "gpus", "Alive": True, "Resources": {"CPU": 16.0, "GPU": 2.0}},
+        {"NodeID": "cpus", "Alive": True, "Resources": {"CPU": 8.0}},
+        {"NodeID": "head", "Alive": True, "Resources": {"memory": 1e9}},
+        {"NodeID": "gone", "Alive": False, "Resources": {"CPU": 8.0}},
+    ]
+    assert dict(ray._slots(nodes, None)) == {
+        ("gpus", 0): {"num_cpus": 8, "num_gpus": 1},
+        ("gpus", 1): {"num_cpus": 8, "num_gpus": 1},
+        ("cpus", 0): {"num_cpus": 8, "num_gpus": 0},
+    }
+    assert dict(ray._slots(nodes[:1], 4))["gpus", 3] == {"num_cpus": 4, "num_gpus": 0.5}
+
+
+@pytest.mark.parametrize(("engine", "package"), [("ray", "ray"), ("spark", "pyspark")])
+def test_an_engine_that_is_not_installed_names_its_extra(
+    engine: str, package: str, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=rf"pip install 'simclr-hub\[{engine}\]'"):
+        run_parts(make_plan([str(many)], tmp_path / "plan"), tmp_path / "out", FakeEmbedder, engine=engine)
 
 
 def test_what_cannot_be_run_is_told(many: Path, shards: Path, tmp_path: Path) -> None:
