@@ -72,8 +72,8 @@ def _paths(snapshot: Snapshot, photos: np.ndarray) -> tuple[_Texts, np.ndarray]:
         if not len(mine):
             continue
         here = photos[mine] - start
-        starts = segment.photos.paths.starts.all()
-        first[mine], last[mine] = starts[here] + size, starts[here + 1] + size
+        bounds = segment.photos.paths.verify(here)  # in memory they need not lie in their order
+        first[mine], last[mine] = (bound + size for bound in bounds)
         roots[mine] = segment.photos.roots.all()[here]
         parts.append(segment.photos.paths.data.all())
         size += len(parts[-1])

@@ -10,8 +10,8 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "support")]
 
 
 def main(parts: str, folder: Path) -> None:
+    import vectors_child
     from milvus_server import milvus
-    from vectors import vectors_child
 
     from simclr_hub.errors import VectorServerError
     from simclr_hub.parts.storage import Folder

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from drawn_parts import draw_parts, units
-from vectors.server_fixtures import DIM
+from server_fixtures import DIM
 
 from simclr_hub.errors import VectorServerError
 from simclr_hub.vectors.conditions import compile_where

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import vectors_child
 from drawn_parts import details, draw_parts, units
 from postgres_server import Postgres, postgres
-from vectors import vectors_child
-from vectors.server_fixtures import DIM, postgres_table
+from server_fixtures import DIM, postgres_table
 
 from simclr_hub.errors import VectorServerError
 from simclr_hub.parts.storage import Folder

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from drawn_parts import FINGERPRINT, draw_parts, units
 from index.index_fakes import FakeEmbedder
-from vectors.server_fixtures import COUNT, DIM
+from server_fixtures import COUNT, DIM
 
 from simclr_hub.index import maker
 from simclr_hub.parts.storage import Folder

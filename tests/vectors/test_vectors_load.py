@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from drawn_parts import FINGERPRINT, draw_parts, units
-from vectors.server_fixtures import COUNT, DIM
+from server_fixtures import COUNT, DIM
 
 from simclr_hub.errors import ExportError, PartsError, VectorServerError
 from simclr_hub.parts.storage import Folder

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from drawn_parts import FINGERPRINT, details, draw_parts, units
 from index.index_fakes import FakeEmbedder, make_photo
-from vectors.server_fixtures import COUNT, DIM
+from server_fixtures import COUNT, DIM
 
 from simclr_hub import SimilarityIndex
 from simclr_hub.errors import ImageError, IndexMismatchError, VectorServerError
