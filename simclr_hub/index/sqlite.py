@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,6 +18,8 @@ LOCK_NAME = "writer.lock"
 _JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 #: How long to wait for another process's transaction.
 BUSY_SECONDS = 30.0
+#: How long a commit waits for readers, as a search for duplicates among millions; what it ends may be hours of work.
+COMMIT_SECONDS = 900.0
 
 
 class Database:
@@ -258,7 +261,13 @@ def _committed(db: sqlite3.Connection) -> Iterator[None]:
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
-        db.execute("COMMIT")
+        until = time.monotonic() + COMMIT_SECONDS
+        while db.in_transaction:
+            try:
+                db.execute("COMMIT")
+            except sqlite3.OperationalError as e:  # after BUSY_SECONDS; what was written is still to be committed
+                if e.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                    raise
     except BaseException:
         with suppress(sqlite3.Error):
             db.execute("ROLLBACK")

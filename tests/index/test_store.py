@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from simclr_hub.errors import (
     IndexMismatchError,
     IndexWriteError,
 )
+from simclr_hub.index import sqlite
 from simclr_hub.index.search.snapshot import take_snapshot
 from simclr_hub.index.store import STORE_NAME, About, Photo, Store
 from simclr_hub.scan import FileStat
@@ -157,7 +159,7 @@ def test_a_reader_sees_one_state(file: Path) -> None:
         with reader.reading():
             before = reader.photos()
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(writer, "_errors", writer._errors)
+                patch.setattr(sqlite, "COMMIT_SECONDS", 0.0)
                 writer._db.execute("PRAGMA busy_timeout = 50")  # type: ignore[union-attr]
                 with pytest.raises(IndexLockedError), writer.writing(), writer.transaction():
                     writer.put(Photo(1, b"c", STAMP, True, b"h", "live"))
@@ -350,3 +352,24 @@ def test_details_and_distinct_pairs(file: Path) -> None:
             store.details_of(b"h")
         with pytest.raises(IndexDamagedError, match="pair of different pictures"):
             store.distinct()
+
+
+def test_a_commit_waits_for_a_reader_who_takes_long(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.05)
+    with closing(Store(file)) as store, closing(Store(file, read_only=True)) as other:
+        begun = threading.Event()
+
+        def read() -> None:
+            with other.reading():
+                before = other.live()
+                begun.set()
+                time.sleep(0.5)  # ten times as long as SQLite waits
+                assert other.live() == before
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        begun.wait()
+        with store.writing(), store.transaction():
+            store.put_root(b"/while it is read", "ok")
+        reader.join()
+        assert b"/while it is read" in {root.path for root in store.roots().values()}
