@@ -266,7 +266,7 @@ def _committed(db: sqlite3.Connection) -> Iterator[None]:
             try:
                 db.execute("COMMIT")
             except sqlite3.OperationalError as e:  # after BUSY_SECONDS; what was written is still to be committed
-                if e.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                if "locked" not in str(e) or time.monotonic() > until:
                     raise
     except BaseException:
         with suppress(sqlite3.Error):
