@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import os
+import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
@@ -13,7 +14,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from .._threads import Pool
-from ..errors import CorruptImageError, ImageError, IndexError_, RootUnavailableError, UnreadableImageError
+from ..errors import (
+    CorruptImageError,
+    ImageError,
+    IndexError_,
+    IndexWriteError,
+    RootUnavailableError,
+    UnreadableImageError,
+)
 from ..formats import reader_has_come
 from ..images import FileBytes, describe, read_file
 from ..notebook import show_report
@@ -97,9 +105,16 @@ def sync_folder(
 
     Raises:
         RootUnavailableError: the folder is not there or cannot be listed; no photo was judged.
+        IndexWriteError: the disk is full, that of the index or that for temporary files.
     """
-    with closing(Listed()) as listed:
-        return _sync(store, embedder, folder, listed, rules, exclude, progress, on_failure)
+    try:
+        with closing(Listed()) as listed:
+            return _sync(store, embedder, folder, listed, rules, exclude, progress, on_failure)
+    except sqlite3.Error as e:  # the store's are errors of the index: this is the temporary file's
+        raise IndexWriteError(
+            f"the temporary file of a sync: {e}; what was committed is safe. Make room in the folder for temporary "
+            "files, or name another by SQLITE_TMPDIR"
+        ) from e
 
 
 def _sync(

@@ -10,7 +10,7 @@ import pytest
 from index_fakes import FakeEmbedder, check_index, make_photo
 
 from simclr_hub.errors import IndexWriteError
-from simclr_hub.index import SimilarityIndex, sync
+from simclr_hub.index import SimilarityIndex, plan, sync
 
 
 class Failing:
@@ -95,3 +95,23 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
             assert report.embedded == 600 - held and len(check_index(index)) == 600
     finally:
         subprocess.run(["umount", mount], check=True)
+
+
+def test_no_room_for_the_temporary_file(tmp_path: Path, many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = plan._temporary
+
+    def small(table: str) -> sqlite3.Connection:
+        db = real(table)
+        db.execute("PRAGMA max_page_count = 2")
+        return db
+
+    with SimilarityIndex.create(tmp_path / "i", model=FakeEmbedder()) as index:
+        index.sync(many)
+        with monkeypatch.context() as patch:
+            patch.setattr(plan, "_temporary", small)
+            for i in range(300):
+                (many / f"{i} {'x' * 200}.png").write_bytes(b"no photo")
+            with pytest.raises(IndexWriteError, match="temporary file of a sync: .*full.*SQLITE_TMPDIR"):
+                index.sync(many)
+        assert len(check_index(index)) == 10
+        assert index.sync(many).found == 311
