@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -77,7 +76,8 @@ def times_of(snapshot: Snapshot) -> np.ndarray:
                 times[~((times > YEARS[0]) & (times < YEARS[1]))] = np.nan  # a file system may say anything, too
             column = segment.columns.get("taken")
             if column is not None and len(column.codes):
-                known = np.array([_seconds(word) for piece in column.words.pieces() for word in piece] or [np.nan])
+                known = np.concatenate([[np.nan], *map(_seconds, column.words.pieces())])[1:]
+                known = known if len(known) else np.array([np.nan])
                 codes = column.codes.all()
                 taken = np.where(codes >= 0, known[codes], np.nan)
                 times = np.where(np.isnan(taken), times, taken)
@@ -87,11 +87,14 @@ def times_of(snapshot: Snapshot) -> np.ndarray:
     return _joined(snapshot, "times", read)
 
 
-def _seconds(word: bytes) -> float:
-    try:
-        return datetime.fromisoformat(word[:19].decode()).replace(tzinfo=UTC).timestamp()
+def _seconds(words: list[bytes]) -> np.ndarray:
+    """Return the seconds since 1970 of times such as 2019-06-07T12:00:00 (N,), NaN for what is none."""
+    try:  # all at once: where each photo has a time of its own, there are as many words
+        seconds = np.array(words, "S19").astype("datetime64[s]").astype(np.float64)
     except ValueError:  # a camera's clock may say anything: month 0
-        return np.nan
+        half = len(words) // 2
+        seconds = np.concatenate([_seconds(words[:half]), _seconds(words[half:])]) if half else np.array([np.nan])
+    return np.where((seconds >= YEARS[0]) & (seconds < YEARS[1]), seconds, np.nan)
 
 
 def _words(snapshot: Snapshot, key: str) -> tuple[np.ndarray, list[str]]:
