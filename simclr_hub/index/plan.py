@@ -1,4 +1,4 @@
-"""What a sync has to do: a listing compared with what is recorded, in a temporary file, however many photos there are.
+"""Find what a sync has to do: a listing compared with what is recorded, in a temporary file, not in memory.
 
 SQLite keeps that file, below its temporary folder (SQLITE_TMPDIR, TMPDIR), without a name, so that nothing is left of
 it; about 150 bytes a photo. Memory holds a page of both sides at a time.
@@ -26,7 +26,7 @@ Kind = Literal["new", "changed", "renumbered", "came back", "missing"]
 
 
 class Listed:
-    """The photos that a scan saw, by path, on disk."""
+    """Hold the photos that a scan saw, by path, on disk."""
 
     def __init__(self) -> None:
         self._db = _temporary("CREATE TABLE photos (path BLOB PRIMARY KEY, stat TEXT NOT NULL) WITHOUT ROWID")
@@ -59,14 +59,14 @@ class Listed:
 
 
 class Item(NamedTuple):
-    """A file, with the stat as it was listed, or as it is recorded for one that was not."""
+    """Hold a file, with the stat as it was listed, or as it is recorded for one that was not."""
 
     path: bytes
     stat: FileStat
 
 
 class Plan:
-    """What is to be done, by kind, in the order of the paths.
+    """Hold what is to be done, by kind, in the order of the paths.
 
     Attributes:
         unchanged: how many photos have the stat that is recorded, and it is trusted.

@@ -1,4 +1,4 @@
-"""Which parts are still to be tried, for an engine that hands them out one by one; a lost worker costs one attempt."""
+"""Keep which parts are still to be tried, for an engine that hands them out; a lost worker costs one attempt."""
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ TRIES = 3
 
 
 class Attempts:
-    """The parts of a run; true until the end of each was told.
+    """Hold the parts of a run; true until the end of each was told.
 
     Args:
         names: of the parts.

@@ -1,4 +1,4 @@
-"""The check that a server has every image of a folder of parts, and finds what is nearest, also under conditions."""
+"""Check that a server has every image of a folder of parts, and finds what is nearest, also under conditions."""
 
 import os
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from .server import Progress, VectorServer
 
 @dataclass
 class CheckReport:
-    """The state of a server beside a folder of parts.
+    """Hold the state of a server beside a folder of parts.
 
     Attributes:
         images: of the parts, without those that tombstones name.

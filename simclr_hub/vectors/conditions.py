@@ -1,4 +1,4 @@
-"""The conditions of a search, as `simclr-hub search --where` takes them, as comparisons of a server's columns."""
+"""Turn conditions, as `simclr-hub search --where` takes them, into comparisons of a server's columns."""
 
 import difflib
 import math

@@ -1,4 +1,4 @@
-"""Which vector server a URL names."""
+"""Find the vector server that a URL names."""
 
 import re
 from urllib.parse import urlsplit

@@ -28,7 +28,7 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 
 @dataclass
 class LoadReport:
-    """What a load did.
+    """Hold what a load did.
 
     Attributes:
         parts: there are; of which so many were loaded before and now.

@@ -32,7 +32,7 @@ _SPREAD = 0.7
 
 @dataclass(frozen=True)
 class Truth:
-    """The exact nearest of some queries among the images of the parts, for each share that passes.
+    """Hold the exact nearest of some queries among the images of the parts, for each share that passes.
 
     Attributes:
         queries: float32 (Q, D).

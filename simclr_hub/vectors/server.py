@@ -36,7 +36,7 @@ _LAYOUT = 1
 
 @dataclass(frozen=True)
 class Setting:
-    """What a measurement found to be enough, see `recall.tune`.
+    """Hold what a measurement found to be enough, see `recall.tune`.
 
     Attributes:
         ef: how many candidates a search of the graph (HNSW) keeps for k = 10; 0: every search is exact.
@@ -57,7 +57,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Description:
-    """What made the vectors of a server, and how they are stored and searched.
+    """Tell what made the vectors of a server, and how they are stored and searched.
 
     Attributes:
         about: the model; `about.dim` is the width before whitening.
@@ -142,7 +142,7 @@ class Comparison(NamedTuple):
 
 
 class Hit(NamedTuple):
-    """An image that was found; `values` has what of `COLUMNS` it has."""
+    """Hold an image that was found; `values` has what of `COLUMNS` it has."""
 
     id: bytes
     score: float

@@ -274,7 +274,7 @@ class StringArray:
 
 @dataclass(frozen=True)
 class OrderedStrings(StringArray):
-    """The same in another order: number i is that of the number `order[i]`, int (N,)."""
+    """Hold the same in another order: number i is that of the number `order[i]`, int (N,)."""
 
     order: np.ndarray
 
@@ -298,7 +298,7 @@ class OrderedStrings(StringArray):
 
 
 class Spool:
-    """Bytes that are put one behind the other, to be read when all are there.
+    """Gather bytes that are put one behind the other, to be read when all are there.
 
     Args:
         folder: where they lie, in a file without a name; None: in memory.
@@ -327,7 +327,7 @@ class Spool:
 
 
 class StringSpool:
-    """Byte strings that are put one behind the other; see `Spool`."""
+    """Gather byte strings that are put one behind the other; see `Spool`."""
 
     def __init__(self, folder: Path | None = None):
         self._data, self._starts, self._end = Spool(folder), Spool(folder), 0
