@@ -9,6 +9,7 @@ which HF_ASSETS_CACHE moves. A file is used only for weights whose hash it names
 """
 
 import base64
+import glob
 import hashlib
 import json
 import os
@@ -183,6 +184,13 @@ def cores() -> int:
     if (wanted := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(wanted):
         return int(wanted)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus() -> list[str]:
+    """Return the numbers of the NVIDIA GPUs that may be used."""
+    if (told := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [number for number in told.split(",") if number]
+    return [path.removeprefix("/dev/nvidia") for path in sorted(glob.glob("/dev/nvidia[0-9]*"))]
 
 
 def hash_weights(architecture: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> str:

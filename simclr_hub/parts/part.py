@@ -198,6 +198,13 @@ class Job:
     whiten: bool = True
     made_by: dict[str, Any] | None = None
 
+    def load(self) -> "Worker | str":
+        """Load a worker; return why it cannot be, where that is known, for engines that lose exceptions."""
+        try:
+            return Worker.load(self)
+        except (SimCLRHubError, ValueError, OSError, RuntimeError) as e:
+            return str(e)
+
 
 def _schema(header: Header, plan: Plan, name: str) -> Any:
     pa = pyarrow()

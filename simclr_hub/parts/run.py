@@ -1,7 +1,8 @@
 """Run a plan on an engine: which parts are still to be made, by what, and what came of it.
 
-An engine is a module of this package with one function, `run(job, names, workers, tell)`: it calls
-`part.Worker.load(job).embed(name)` for each name somewhere, the model loaded once a process, and `tell(result)` here.
+An engine is a module of this package with one function, `run(job, names, workers, tell)`. It calls
+`job.load().embed(name)` for each name somewhere, the model loaded once a process, and `tell` here with the last
+attempt at each. It raises PartsError where no worker can load the job.
 """
 
 import importlib

@@ -14,8 +14,8 @@ from index.index_fakes import FakeEmbedder, make_photo
 from parts_child import CrashingEmbedder, UnloadableEmbedder, make_all
 
 from simclr_hub.errors import MissingExtraError, OutputError, PartsError
-from simclr_hub.parts import ray
-from simclr_hub.parts.attempts import Attempts
+from simclr_hub.parts import attempts, ray
+from simclr_hub.parts.attempts import Lost, hand_out
 from simclr_hub.parts.check import check_parts
 from simclr_hub.parts.part import Result
 from simclr_hub.parts.plan import make_plan
@@ -84,18 +84,70 @@ def test_shares_are_the_whole_and_what_is_there_stays(many: Path, tmp_path: Path
     assert check_parts(plan, Folder(out)).complete
 
 
+class FakeCrew:
+    """Workers in some places, whose answers to each part are given: a Result, or why they are lost."""
+
+    def __init__(self, places: list[str], answers: dict[str | None, list[Result | str | None]]) -> None:
+        self.where, self.answers, self.given = places, answers, list[str]()
+
+    def places(self) -> list[str]:
+        return self.where
+
+    def start(self, place: str) -> tuple[str, None]:
+        return place, None
+
+    def wait(self, tickets: list[tuple[str, str | None]]) -> list[tuple[str, str | None]]:
+        return tickets[:1]
+
+    def answer(self, ticket: tuple[str, str | None]) -> Result | str | None:
+        said = self.answers[ticket[1]].pop(0) if self.answers.get(ticket[1]) else None
+        if isinstance(said, str) and said.startswith("ended"):
+            raise Lost(said)
+        return said or (Result(ticket[1], "made") if ticket[1] else None)
+
+    def give(self, ticket: tuple[str, str | None], name: str | None) -> tuple[str, str] | None:
+        self.given += [name] if name else []
+        return (ticket[0], name) if name else None
+
+
 def test_a_part_is_given_up_after_three_attempts() -> None:
     told: list[Result] = []
-    parts = Attempts(["a", "b"], told.append)
-    assert [parts.take(), parts.take(), parts.take()] == ["a", "b", None]
-    parts.end(Result("b", "failed", attempt=0))  # such as another's folder: not to be tried again
-    for _ in range(2):
-        parts.lost("a", "ended with -9")
-        assert parts and parts.waiting and parts.take() == "a"
-    parts.lost("a", "ended with -9")
-    assert not parts and not parts.waiting
-    assert [(result.name, result.attempt) for result in told] == [("b", 0), ("a", 3)]
-    assert told[1].error == "its worker ended with -9"
+    # One that another attempt cannot mend, such as another's folder, is not tried again.
+    answers = {"a": ["ended with -9"] * 3, "b": [Result("b", "failed", attempt=0)], "c": ["ended", None]}
+    crew = FakeCrew(["here"], answers)
+    hand_out(["a", "b", "c"], told.append, crew)
+    assert crew.given == ["a", "b", "c", "a", "c", "a"]
+    assert [(one.name, one.state, one.attempt) for one in told] == [
+        ("b", "failed", 0),
+        ("c", "made", 1),
+        ("a", "failed", 3),
+    ]
+    assert told[2].error == "its worker ended with -9"
+
+
+def test_a_place_where_nothing_loads_is_left_and_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Result] = []
+    crew = FakeCrew(["bad", "good"], {})
+    loads = {"bad": 0, "good": 0}
+
+    def answer(ticket: tuple[str, str | None]) -> Result | str | None:
+        if ticket[1] is None:
+            loads[ticket[0]] += 1
+            if ticket[0] == "bad":
+                raise Lost("a node has no module x")
+        return FakeCrew.answer(crew, ticket)
+
+    monkeypatch.setattr(crew, "answer", answer)
+    hand_out([str(i) for i in range(9)], told.append, crew)
+    assert len(told) == 9 and all(one.state == "made" for one in told)
+    assert 1 <= loads["bad"] <= 3 and loads["good"] == 1
+    crew.where = ["bad"]
+    with pytest.raises(PartsError, match="a node has no module x"):
+        hand_out(["a"], told.append, crew)
+    crew.where = []
+    monkeypatch.setattr(attempts, "PATIENCE", 0)
+    with pytest.raises(PartsError, match="no place for a worker"):
+        hand_out(["a"], told.append, crew)
 
 
 def test_workers_of_ray_share_what_their_nodes_have() -> None:
