@@ -91,6 +91,7 @@ def plan_command(
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images a forward pass.")
 @click.option("--device", help="cpu, cuda, mps, ...")
 @click.option("--no-whiten", is_flag=True, help="Without the whitening that comes with the checkpoint.")
+@click.option("--half", is_flag=True, help="Numbers of 16 bits: half the bytes; docs/cluster.md tells what it costs.")
 @click.option("--strict", is_flag=True, help="Exit with code 3 if images could not be used; they are rows either way.")
 @json_option
 def run_command(
@@ -104,6 +105,7 @@ def run_command(
     batch_size: int | None,
     device: str | None,
     no_whiten: bool,
+    half: bool,
     strict: bool,
     as_json: bool,
 ) -> int:
@@ -132,6 +134,7 @@ def run_command(
             worker=worker,
             workers=workers,
             whiten=not no_whiten,
+            half=half,
             progress=progress,
         )
     if as_json:

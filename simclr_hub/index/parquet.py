@@ -46,10 +46,18 @@ GROUP_LIMIT = 1 << 30
 #: Bytes of a text: paths, and JSON of few keys.
 TEXT_LIMIT = 1 << 16
 WIDEST = 1 << 17  # of a vector
-LAYOUT = 2  # 1 without whitening
+LAYOUT = 3  # 2 without numbers of 16 bits, 1 without whitening either
 _KEY, _CHECKSUM_KEY = b"simclr_hub", b"simclr_hub.crc32"  # pages have checksums of their own, the schema has none
 #: Details that are columns of their own, with their Arrow types; what else is known is JSON in `other`.
 INFO_COLUMNS = {"format": "string", "width": "int32", "height": "int32", "taken": "string", "camera": "string"}
+#: Columns of vectors.
+VECTORS = ("vector", "features")
+#: How far a vector of numbers of 16 bits may be from length 1: each is rounded by 2^-11 of itself at most.
+HALF_TOLERANCE = 1e-3
+#: How far a number of a whitened vector may be from the features whitened again, of numbers of 16 bits.
+HALF_WHITENED = 0.01
+#: How far the numbers of one content's vectors may differ, which several machines or batches made.
+SAME_CONTENT = 1e-3
 #: Columns for other programs: the import knows it from the rest.
 NOT_READ = ("path", "bytes", "modified")
 #: A column of parts (`simclr_hub.parts.part`): why a photo of state "failed", which no export has, has no vector.
@@ -66,6 +74,12 @@ class Header:
     distinct: list[tuple[str, str]]  # contents, as hexadecimal hashes, that a person called different pictures
     photos: int  # how many rows there are
     whitening: Whitening | None = None  # makes the column `vector` of `features`, the model's; None: there is one only
+    half: bool = False  # numbers of 16 bits instead of 32, as parts may have
+
+    @property
+    def maker(self) -> dict[str, Any]:
+        """Return what made the vectors as they are here: the fingerprint, and their bits if those are few."""
+        return self.about.fingerprint | ({"bits": 16} if self.half else {})
 
 
 def _pyarrow() -> Any:
@@ -82,11 +96,12 @@ def export_schema(header: Header) -> Any:
     """Return the Arrow schema of an export."""
     pa = _pyarrow()
     string, number = pa.string(), pa.float64()
+    real = pa.float16() if header.half else pa.float32()
     columns = [
         ("path", string),  # absolute; printable, so that any program can read it
         ("hash", pa.binary(32)),
-        ("vector", pa.list_(pa.float32(), header.whitening.dim if header.whitening else header.about.dim)),
-        *([("features", pa.list_(pa.float32(), header.about.dim))] if header.whitening else []),
+        ("vector", pa.list_(real, header.whitening.dim if header.whitening else header.about.dim)),
+        *([("features", pa.list_(real, header.about.dim))] if header.whitening else []),
         ("state", string),
         *((name, getattr(pa, kind)()) for name, kind in INFO_COLUMNS.items()),
         ("bytes", pa.int64()),
@@ -101,13 +116,15 @@ def export_schema(header: Header) -> Any:
         ("signature", pa.binary()),
     ]
     record = {
-        "layout": LAYOUT if header.whitening else 1,
+        "layout": 3 if header.half else 2 if header.whitening else 1,
         "about": vars(header.about),
         "roots": header.roots,
         "separator": header.separator,
         "distinct": header.distinct,
         "photos": header.photos,
     }
+    if header.half:
+        record["half"] = True
     if header.whitening:
         record["whitening"] = b64encode(header.whitening.to_bytes()).decode()
     text = json.dumps(record).encode()
@@ -138,6 +155,7 @@ def read_header(found: Any, name: str) -> Header:
             [(str(a), str(b)) for a, b in record["distinct"]],
             int(record["photos"]),
             Whitening.from_bytes(b64decode(record["whitening"])) if "whitening" in record else None,
+            record.get("half") is True,
         )
         valid = type(about.dim) is int and 0 < about.dim < WIDEST and about.metric == "cosine"
         told = isinstance(about.fingerprint, dict) and all(map(_plain, about.fingerprint.values()))
@@ -222,6 +240,8 @@ def write_rows(
                 vectors = header.whitening.apply(np.stack([row["features"] for row in whole]), normalize=True)
                 for row, vector in zip(whole, vectors, strict=True):
                     row["vector"] = vector
+            for row in some if header.half else ():
+                row |= {name: row[name] if row[name] is None else row[name].astype(np.float16) for name in VECTORS}
             writer.write_table(pa.Table.from_pylist(some, columns), row_group_size=group)
             done += len(some)
             if progress and some:
@@ -274,6 +294,28 @@ def photo_row(
         "other": json.dumps(info, sort_keys=True) if details else None,
         "signature": details.signature if details else None,
     }
+
+
+def vectors_of(column: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return an Arrow column of vectors as float32 (N, D), and which of them have not length 1.
+
+    Those of numbers of 16 bits are scaled to it, whose rounding moved them from it.
+
+    Raises:
+        ValueError: one is missing, or a number of one.
+    """
+    flat = column.flatten()
+    if column.null_count or flat.null_count:
+        raise ValueError("an image without a vector")
+    vectors: np.ndarray = flat.to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
+    half = vectors.dtype == np.float16
+    vectors = vectors.astype(np.float32, copy=False)
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+        good = np.abs(lengths - 1) <= (HALF_TOLERANCE if half else LENGTH_TOLERANCE)
+        if half:
+            vectors = np.where(good, vectors / lengths, vectors).astype(np.float32)
+    return vectors, np.flatnonzero(~good)
 
 
 def import_index(
@@ -427,25 +469,25 @@ class _Import:
     def _vectors(self, batch: Any, places: np.ndarray) -> np.ndarray:
         """Return the batch's vectors (N, D) as the model gave them, checked; `places` are its rows among all."""
         whitening = self._header.whitening
-        vectors = self._column(batch, "features" if whitening else "vector", self._header.about.dim)
-        with np.errstate(over="ignore", invalid="ignore"):
-            lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
-        for row in np.flatnonzero(~(np.abs(lengths - 1) <= LENGTH_TOLERANCE))[:1]:
-            self._row += int(places[row]) + 1
-            raise self._wrong(f"a vector of length {lengths[row]:.6g}, not 1")
+        vectors = self._column(batch, "features" if whitening else "vector", places)
         if whitening:
-            differences = self._column(batch, "vector", whitening.dim) - whitening.apply(vectors, normalize=True)
-            for row in np.flatnonzero(~(np.abs(differences).max(1) <= LENGTH_TOLERANCE))[:1]:
+            there = self._column(batch, "vector", places)
+            differences = np.abs(there - whitening.apply(vectors, normalize=True)).max(1)
+            tolerance = HALF_WHITENED if self._header.half else LENGTH_TOLERANCE
+            for row in np.flatnonzero(~(differences <= tolerance))[:1]:
                 self._row += int(places[row]) + 1
                 raise self._wrong("its vector is not its features whitened")
         return vectors
 
-    def _column(self, batch: Any, name: str, dim: int) -> np.ndarray:
-        """Return a column of vectors: (N, dim)."""
-        column = batch.column(name)
-        if column.null_count or column.flatten().null_count:
-            raise self._wrong(f"or one after it: no {name}")
-        vectors: np.ndarray = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+    def _column(self, batch: Any, name: str, places: np.ndarray) -> np.ndarray:
+        """Return a column of vectors (N, D); `places` are its rows among all."""
+        try:
+            vectors, wrong = vectors_of(batch.column(name))
+        except ValueError:
+            raise self._wrong(f"or one after it: no {name}") from None
+        for row in wrong[:1]:
+            self._row += int(places[row]) + 1
+            raise self._wrong(f"a vector of length {np.linalg.norm(vectors[row]):.6g}, not 1")
         return vectors
 
     def _put(self, row: dict[str, Any], vector: np.ndarray | None) -> None:
@@ -466,7 +508,7 @@ class _Import:
                 self._store.put_vector(content_hash, vector)
                 if row["signature"] is not None:
                     self._store.put_details(content_hash, info, row["signature"])
-            elif not np.array_equal(known, vector):
+            elif not np.abs(known - vector).max() <= SAME_CONTENT:
                 raise ValueError(f"another vector of the content {content_hash.hex()}")
         numbers = [int(number) for number in row["stamp"].split()]
         if len(numbers) != len(FileStat._fields) or any(abs(number) >= 1 << 128 for number in numbers):

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ExportError, PartsError
-from ..index.parquet import GROUP_LIMIT
-from ..index.store import LENGTH_TOLERANCE
+from ..index.parquet import GROUP_LIMIT, vectors_of
 from .part import ATTEMPTS, SUFFIX, part_header, same_maker
 from .plan import Plan
 from .run import MARK, TOMBSTONES
@@ -131,7 +130,7 @@ def _check_file(
             size = table.metadata.row_group(group).total_byte_size
             if size > GROUP_LIMIT:
                 raise ExportError(f"a row group of {size:,} bytes, more than {GROUP_LIMIT:,}")
-        there, unusable = _rows(table, told.header.about.dim, bool(told.header.whitening), quick)
+        there, unusable = _rows(table, bool(told.header.whitening), quick)
     expected = list(_expected(plan, name, len(there)))
     if there != expected:
         if len(set(there)) < len(there):
@@ -142,7 +141,7 @@ def _check_file(
     report.whole += 1
     report.rows += len(there)
     report.unusable += unusable
-    return told.header.about.fingerprint
+    return told.header.maker
 
 
 def _expected(plan: Plan, name: str, rows: int) -> Iterator[tuple[int, int]]:
@@ -152,11 +151,11 @@ def _expected(plan: Plan, name: str, rows: int) -> Iterator[tuple[int, int]]:
         yield from ((number, position) for position in range(item.first, item.first + count))
 
 
-def _rows(table: Any, dim: int, whitened: bool, quick: bool) -> tuple[list[tuple[int, int]], int]:
+def _rows(table: Any, whitened: bool, quick: bool) -> tuple[list[tuple[int, int]], int]:
     """Return (item, position) of each row, and how many images could not be used; read all the rest unless `quick`.
 
     Raises:
-        ExportError: a row with neither a vector nor an error, or with one of another length than 1.
+        ExportError, ValueError: a row with neither a vector nor an error, or with one of another length than 1.
     """
     columns = ["item", "position", "state", "error"]
     there: list[list[tuple[int, int]]] = []
@@ -170,12 +169,7 @@ def _rows(table: Any, dim: int, whitened: bool, quick: bool) -> tuple[list[tuple
         unusable += int((~good).sum())
         if quick:
             continue
-        column = batch.column("features" if whitened else "vector")
-        vectors = column.filter(pyarrow().array(good))
-        flat = vectors.flatten()
-        if vectors.null_count or flat.null_count or len(flat) != dim * int(good.sum()):
-            raise ExportError("an image without a vector")
-        lengths = np.linalg.norm(flat.to_numpy(zero_copy_only=False).reshape(-1, dim).astype(np.float64), axis=1)
-        if not (np.abs(lengths - 1) <= LENGTH_TOLERANCE).all():
+        vectors, wrong = vectors_of(batch.column("features" if whitened else "vector").filter(pyarrow().array(good)))
+        if len(wrong):
             raise ExportError("a vector that has not length 1")
     return list(chain.from_iterable(there)), unusable

@@ -69,7 +69,8 @@ class Worker:
         out: the folder of the files.
         embedder: without its whitening.
         whitening: that makes the column `vector` of `features`; None: there is `vector` alone, the model's own.
-        made_by: the fingerprint of what is there already; None: nothing is.
+        made_by: the `Header.maker` of what is there already; None: nothing is.
+        half: write numbers of 16 bits.
     """
 
     plan: Plan
@@ -77,6 +78,7 @@ class Worker:
     embedder: EmbedderLike
     whitening: Whitening | None = None
     made_by: dict[str, Any] | None = None
+    half: bool = False
 
     @classmethod
     def load(cls, job: "Job") -> "Worker":
@@ -88,7 +90,7 @@ class Worker:
         model = job.make()
         embedder = as_embedder(model)
         whitening = choose_whitening(model, embedder, None if job.whiten else False)
-        return cls(Plan.read(job.plan), Folder(job.out), embedder, whitening, job.made_by)
+        return cls(Plan.read(job.plan), Folder(job.out), embedder, whitening, job.made_by, job.half)
 
     @property
     def about(self) -> About:
@@ -99,6 +101,9 @@ class Worker:
         exclude, hidden = self.plan.rules
         return About(fingerprint, self.embedder.dim, exclude=exclude, include_hidden=hidden)
 
+    def _header(self, roots: list[tuple[str, str]], rows: int) -> Header:
+        return Header(self.about, roots, os.sep, [], rows, self.whitening, self.half)
+
     def embed(self, name: str) -> Result:
         """Embed the part of this name, unless its file is there; whatever happens, say so in the result."""
         started, attempt = time.monotonic(), 0
@@ -106,10 +111,11 @@ class Worker:
             if self.out.size(name + SUFFIX) is not None:
                 read_part(self.out, name, self.plan)
                 return Result(name, "there")
-            if self.made_by is not None and not same_maker(self.made_by, self.about.fingerprint):
+            maker = self._header([], 0).maker
+            if self.made_by is not None and not same_maker(self.made_by, maker):
                 raise PartsError(
-                    f"{self.out} holds parts made by {_told(self.made_by)}, not {_told(self.about.fingerprint)}; "
-                    "give the model that made them, or another folder"
+                    f"{self.out} holds parts made by {_told(self.made_by)}, not {_told(maker)}; "
+                    "give what made them, or another folder"
                 )
             attempt = self._count_attempt(name)
             photos, rows = self._rows(name, alone=attempt > 1)
@@ -174,8 +180,7 @@ class Worker:
         counts = [item.images for item in items]
         if None not in counts and len(rows) != sum(n for n in counts if n is not None):
             raise PartsError(f"{len(rows):,} images, where {sum(n for n in counts if n is not None):,} were planned")
-        listed = [(root, "ok") for root in self.plan.roots]
-        header = Header(self.about, listed, os.sep, [], len(rows), self.whitening)
+        header = self._header([(root, "ok") for root in self.plan.roots], len(rows))
         buffer = io.BytesIO()
         write_rows(buffer, _schema(header, self.plan, name), header, iter(rows))
         return buffer.getvalue(), rows
@@ -189,7 +194,7 @@ class Job:
         plan, out: places.
         make: makes the embedder, once in each process.
         whiten: with what comes with the checkpoint, if anything does.
-        made_by: see `Worker`.
+        made_by, half: see `Worker`.
     """
 
     plan: str
@@ -197,6 +202,7 @@ class Job:
     make: Callable[[], EmbedderLike]
     whiten: bool = True
     made_by: dict[str, Any] | None = None
+    half: bool = False
 
     def load(self) -> "Worker | str":
         """Load a worker; return why it cannot be, where that is known, for engines that lose exceptions."""
@@ -270,7 +276,8 @@ def same_maker(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def _told(fingerprint: dict[str, Any]) -> str:
-    return f"{fingerprint.get('model') or 'a model'} ({str(fingerprint.get('weights'))[:12]})"
+    bits = ", 16 bits" if "bits" in fingerprint else ""
+    return f"{fingerprint.get('model') or 'a model'} ({str(fingerprint.get('weights'))[:12]}{bits})"
 
 
 def _decoded_alone(found: Iterator[Found]) -> Iterator[Found]:

@@ -55,6 +55,7 @@ def run_parts(
     worker: tuple[int, int] = (1, 1),
     workers: int | None = None,
     whiten: bool = True,
+    half: bool = False,
     progress: Callable[[Result | None, int], object] | None = None,
 ) -> RunReport:
     """Make the parts of a plan that are not there, or one worker's share of them; may be stopped and run again.
@@ -67,6 +68,7 @@ def run_parts(
         worker: (I, N) takes every N-th part from the I-th on.
         workers: processes of the engine on this machine; None lets it choose.
         whiten: with what comes with the checkpoint, if anything does.
+        half: write numbers of 16 bits, half the bytes.
         progress: called with each result and how many parts there are to make; first with None.
 
     Raises:
@@ -81,7 +83,7 @@ def run_parts(
     todo = [name for name in names if name + SUFFIX not in there]
     made_by = None
     if there:
-        made_by = read_part(folder, min(there).removesuffix(SUFFIX), plan).header.about.fingerprint
+        made_by = read_part(folder, min(there).removesuffix(SUFFIX), plan).header.maker
     report = RunReport(len(names), len(names) - len(todo))
 
     def tell(result: Result) -> None:
@@ -98,7 +100,7 @@ def run_parts(
         progress(None, len(todo))
     if todo:
         module: Any = importlib.import_module(f".{engine}", __package__)
-        module.run(Job(plan.folder.place, folder.place, make, whiten, made_by), todo, workers, tell)
+        module.run(Job(plan.folder.place, folder.place, make, whiten, made_by, half), todo, workers, tell)
     return report
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from .._text import printable
 from ..errors import ExportError
-from ..index.parquet import GROUP_LIMIT, INFO_COLUMNS, TEXT_LIMIT
-from ..index.store import KNOWN_INFO, LENGTH_TOLERANCE, Root, parse_info
+from ..index.parquet import GROUP_LIMIT, INFO_COLUMNS, TEXT_LIMIT, vectors_of
+from ..index.store import KNOWN_INFO, Root, parse_info
 from ..parts.part import SUFFIX, PartHeader, part_header
 from ..parts.storage import Folder, pyarrow
 from .server import COLUMNS, Rows
@@ -163,14 +163,8 @@ def _batches(folder: Folder, part: str, columns: list[str]) -> Iterator[tuple[An
 
 def _vectors(batch: Any) -> np.ndarray:
     """Return a batch's vectors (n, D), checked."""
-    column = batch.column("vector")
-    flat = column.flatten()
-    if column.null_count or flat.null_count:
-        raise ValueError("an image without a vector")
-    vectors: np.ndarray = flat.to_numpy(zero_copy_only=False).reshape(len(batch), -1)
-    with np.errstate(over="ignore", invalid="ignore"):
-        lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
-    if not (np.abs(lengths - 1) <= LENGTH_TOLERANCE).all():
+    vectors, wrong = vectors_of(batch.column("vector"))
+    if len(wrong):
         raise ValueError("a vector that has not length 1")
     return vectors
 

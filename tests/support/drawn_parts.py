@@ -35,6 +35,7 @@ def draw_parts(
     first: int = 0,
     names: dict[int, bytes] | None = None,
     info: Any = details,
+    half: bool = False,
 ) -> Folder:
     """Write a part of each piece (n, D) of vectors of length 1; `names` are of images that have odd ones."""
     pieces = list(pieces) if not hasattr(pieces, "__next__") else pieces
@@ -52,7 +53,7 @@ def draw_parts(
             rows.append(row | {"key": f"{at % 1000:03}", "error": None, "item": 0, "position": at})
             at += 1
         told = {**fingerprint, **({"whitening": whitening.sha256} if whitening else {})}
-        header = Header(About(told, piece.shape[1]), [("/photos", "ok")], "/", [], len(rows), whitening)
+        header = Header(About(told, piece.shape[1]), [("/photos", "ok")], "/", [], len(rows), whitening, half)
         part = hashlib.sha256(b"%d %d" % (first, number)).hexdigest()[:32]
         buffer = io.BytesIO()
         plan: Any = SimpleNamespace(id="drawn", parts=range(count))

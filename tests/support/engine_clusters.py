@@ -266,7 +266,7 @@ class Ray(Local):
         words = (*self.within, ray, "start", "--block", place, "--num-cpus=1", *words)
         with open(self._folder / "nodes.log", "ab") as log:
             self._nodes.append(subprocess.Popen(words, env=self.env, stdout=log, stderr=log))
-        wait_for(lambda: any("raylet" in command(pid) for pid in below(self._nodes[-1].pid)), 90)
+        wait_for(lambda: any("raylet" in command(pid) for pid in below(self._nodes[-1].pid)), 240)
 
     def pids(self) -> list[int]:
         return [*super().pids(), *(pid for node in self._nodes for pid in below(node.pid))]
