@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from ._text import shown
-from .errors import OutputError
+from .errors import OutputError, SimCLRHubError
 
 #: The file that makes a folder an index, see `index.store`.
 INDEX_FILE = "store.sqlite3"
@@ -164,7 +164,8 @@ def write_file(path: Path, write: Callable[[IO[bytes]], object], check: Callable
 def write_output(path: Path, write: Callable[[IO[bytes]], object], kind: Kind, *, force: bool | None = None) -> None:
     """Write a file that a user named, see `write_file`, unless `check_output` refuses it, before or after writing."""
     check_output(path, kind, force=force)
-    write_file(path, write, lambda: check_output(path, kind, force=force))
+    with _placing(path):
+        write_file(path, write, lambda: check_output(path, kind, force=force))
 
 
 @contextmanager
@@ -176,9 +177,10 @@ def new_directory(path: Path) -> Iterator[Path]:
         OutputError: see `check_output`.
     """
     check_output(path, FOLDER)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = _beside(path)
-    partial.mkdir()  # 0777, of which the kernel takes the umask
+    with _placing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()  # 0777, of which the kernel takes the umask
     try:
         yield partial
         mode = stat.S_IMODE(partial.stat().st_mode) & 0o666
@@ -196,6 +198,21 @@ def new_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     fsync_directory(path.parent)
+
+
+@contextmanager
+def _placing(path: Path) -> Iterator[None]:
+    """Name a path that a user gave where it cannot be written to: the system names what lies beside it meanwhile.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    try:
+        yield
+    except OSError as e:
+        if isinstance(e, (FileExistsError, SimCLRHubError)):  # which name what they are about
+            raise
+        raise OutputError(f"{_name(path)}: {e.strerror or e}; choose another place") from e
 
 
 def _beside(path: Path) -> Path:

@@ -546,7 +546,11 @@ def _device(device: Any) -> str:
         return "cpu"
     import torch
 
-    found = torch.device(device or "cuda")
+    try:
+        found = torch.device(device or "cuda")
+        torch.empty(0, device=found)
+    except (AssertionError, NotImplementedError, RuntimeError) as e:
+        raise ValueError(f"device={str(device)!r} cannot be used here: {str(e).partition('. ')[0]}") from e
     if found.type == "cpu":
         return "cpu"
     if str(found) == "cuda":  # the current one, which is another in each thread

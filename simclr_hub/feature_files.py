@@ -1,5 +1,6 @@
 """Features of images as a .npz or Parquet file, written in pieces, which a run of this package replaces again."""
 
+import os
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,7 +65,7 @@ def _is_features(path: Path) -> bool:
                 return archive.comment == _MARK
         import pyarrow.parquet
 
-        return _MARK in (pyarrow.parquet.read_schema(path).metadata or {})
+        return _MARK in (pyarrow.parquet.read_schema(pyarrow.OSFile(os.fsencode(path))).metadata or {})
     except (OSError, ValueError, zipfile.BadZipFile, ImportError):  # pyarrow's errors are ValueErrors and OSErrors
         return False
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -26,7 +27,7 @@ def _is_labels(path: Path) -> bool:
                 return file.read(len(head)) == head
         import pyarrow.parquet
 
-        return _MARK in (pyarrow.parquet.read_schema(path).metadata or {})
+        return _MARK in (pyarrow.parquet.read_schema(pyarrow.OSFile(os.fsencode(path))).metadata or {})
     except (OSError, ValueError, ImportError):  # pyarrow's errors are ValueErrors and OSErrors
         return False
 

@@ -1,5 +1,7 @@
 import json
 import re
+import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -175,3 +177,9 @@ def test_names_that_could_harm_a_terminal_are_escaped(run, photos, tiny_dir):
 
 def test_the_group_is_documented():
     assert cli.help and "simclr-hub demo" in cli.help
+
+
+def test_runs_as_a_module() -> None:
+    words = [sys.executable, "-m", "simclr_hub"]
+    assert "Usage: simclr-hub" in subprocess.run([*words, "--help"], capture_output=True, text=True, check=True).stdout
+    assert subprocess.run([*words, "status", "nowhere"], capture_output=True).returncode == 1

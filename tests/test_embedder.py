@@ -398,3 +398,10 @@ def test_one_that_whitens_travels_too_and_its_twin_shares_the_model(photos, tiny
     plain = embedder.unwhitened()
     assert plain._run is embedder._run
     assert np.array_equal(pickle.loads(pickle.dumps(embedder))(photos), embedder(photos))
+
+
+@pytest.mark.parametrize("device", ["nope", "cuda:99", "xla"])
+def test_a_device_that_is_not_there_is_named(device: str) -> None:
+    with pytest.raises(ValueError, match=f"device='{device}' cannot be used here: ") as error:
+        Embedder(device=device)
+    assert len(str(error.value)) < 400

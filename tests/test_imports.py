@@ -16,6 +16,7 @@ from simclr_hub.checkpoints.catalog import config_of, entries
 from simclr_hub.cli import COMMANDS
 from simclr_hub.parts.part import Worker
 from simclr_hub.parts.plan import make_plan
+from simclr_hub.parts.run import prepare
 from simclr_hub.parts.storage import Folder
 from simclr_hub.training.finetune import finetune
 
@@ -83,6 +84,7 @@ def test_commands_on_an_index_load_no_model_and_no_torch(tmp_path: Path, photos:
         index.sync(photos)
     # The same plan as below, made before: a plan of the same images has the same parts.
     worker = Worker(make_plan([str(photos)], tmp_path / "as planned"), Folder(tmp_path / "made"), FakeEmbedder())
+    prepare(worker.out, worker.plan)
     assert [worker.embed(name).state for name in worker.plan.parts] == ["made"]
     commands = [
         ["status", "i"],

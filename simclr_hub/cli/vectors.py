@@ -1,7 +1,7 @@
 """`simclr-hub vectors`: load parts into a vector server, search there, check it, delete from it."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import click
 
 from .._text import shown
 from ..index.search.find import Match
+from ..parts.storage import Folder
 from ..progress import progress_bar
 from ..vectors.check import CheckReport, check_vectors
 from ..vectors.conditions import compile_where
@@ -17,6 +18,7 @@ from ..vectors.connect import connect
 from ..vectors.find import search
 from ..vectors.load import LoadReport, load_parts, write_tombstone
 from ..vectors.recall import RECALL
+from ..vectors.rows import photo_folders
 from ..vectors.server import Progress, Setting, VectorServer
 from ._output import echo, given, json_option, print_json
 from .search import parse_where, print_matches
@@ -45,7 +47,7 @@ def load_command(parts: str, url: str, half: bool, again: bool, as_json: bool) -
 
     May be stopped or killed at any moment and run again: parts that are there are skipped.
     """
-    with _server(url) as server, _bar("loading parts") as progress:
+    with _server(url, make=True, photos=photo_folders(Folder(parts))) as server, _bar("loading parts") as progress:
         report = load_parts(parts, server, half=half, again=again, progress=progress)
     if as_json:
         print_json(dataclasses.asdict(report))
@@ -173,8 +175,8 @@ def delete_command(parts: str, images: tuple[str, ...], listed: Path | None, as_
 
 
 @contextmanager
-def _server(url: str) -> Iterator[VectorServer]:
-    server = connect(url)
+def _server(url: str, *, make: bool = False, photos: Iterable[str] = ()) -> Iterator[VectorServer]:
+    server = connect(url, make=make, photos=photos)
     try:
         yield server
     finally:

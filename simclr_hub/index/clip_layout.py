@@ -69,7 +69,8 @@ def export_clip(file: Path, out: Path, *, progress: Callable[[int, int], object]
                         if progress:
                             progress(done, photos)
                 table = pa.table({"image_path": pa.array(paths, pa.string())})
-                pa.parquet.write_table(table, partial / "metadata" / f"metadata_{number:0{width}}.parquet")
+                with open(partial / "metadata" / f"metadata_{number:0{width}}.parquet", "wb") as target:
+                    pa.parquet.write_table(table, target)
     return photos
 
 
@@ -179,11 +180,12 @@ def _places(path: Path, folder: Path) -> list[str]:
     """
     pa = _pyarrow()
     try:
-        names = pa.parquet.read_schema(path).names
+        file = pa.parquet.ParquetFile(pa.OSFile(os.fsencode(path)))
+        names = file.schema_arrow.names
         column = next((name for name in _PATHS if name in names), None)
         if column is None:
             raise ExportError(f"{describe(path)}: none of the columns {', '.join(_PATHS)}, so no image has a name")
-        given = pa.parquet.read_table(path, columns=[column])[column].to_pylist()
+        given = file.read(columns=[column])[column].to_pylist()
     except (pa.ArrowException, OSError) as e:
         raise ExportError(f"{describe(path)}: damaged, or not a Parquet file: {e}") from e
     if any(not isinstance(name, str) or not name for name in given):

@@ -346,7 +346,7 @@ def import_files(
             headers = []
             for path in paths:
                 name = describe(path)
-                with pa.OSFile(os.fspath(path)) as source:
+                with pa.OSFile(os.fsencode(path)) as source:
                     headers.append(read_header(pa.parquet.read_schema(source), name))
                 if replace(headers[-1], photos=headers[0].photos) != headers[0]:
                     raise ExportError(f"{name}: made by another model, or of other folders, than {describe(paths[0])}")
@@ -384,7 +384,7 @@ def _import_file(
 ) -> int:
     """Put the rows of one file into a store, whose transaction is open; return how many."""
     pa = _pyarrow()
-    with pa.OSFile(os.fspath(path)) as source:
+    with pa.OSFile(os.fsencode(path)) as source:
         found = pa.parquet.read_schema(source)
         header = read_header(found, name)
         source.seek(0)

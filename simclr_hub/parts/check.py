@@ -11,7 +11,7 @@ from ..errors import ExportError, PartsError
 from ..index.parquet import GROUP_LIMIT, vectors_of
 from .part import ATTEMPTS, SUFFIX, part_header, same_maker
 from .plan import Plan
-from .run import MARK, TOMBSTONES
+from .run import MARK, TOMBSTONES, check_mark
 from .storage import Folder, pyarrow
 
 #: Files of a folder of parts that are no parts.
@@ -65,10 +65,12 @@ def check_parts(
         progress: called with (done, total) files.
 
     Raises:
-        PartsError: the folder cannot be listed, or the plan is damaged.
+        PartsError: the folder cannot be listed or is not the plan's, or the plan is damaged.
     """
     try:
         found = folder.sizes()
+        if found:  # else nothing was run yet
+            check_mark(folder, plan)
         begun = {name.rpartition(".")[0] for name in (folder.sizes(ATTEMPTS) if ATTEMPTS in found else ())}
     except OSError as e:
         raise PartsError(f"{folder}: {e.strerror or e}") from e

@@ -12,7 +12,7 @@ from ..errors import PartsError, RootUnavailableError
 from ..images import is_image_name
 from ..index.paths import is_below
 from ..scan import Rules, scan_whole
-from .storage import as_place, is_remote, locate, open_file, pyarrow
+from .storage import as_place, is_remote, locate, open_file, pyarrow, size_and_time
 
 #: What a text file of places is named like.
 LISTS = (".txt", ".list", ".uris")
@@ -117,8 +117,8 @@ class Lister:
             if _beside_archive(path, listing.photos):
                 self._beside(os.fsdecode(os.path.join(root, path)))
                 continue
-            stat = listing.photos[path]
-            yield from self._file(os.fsdecode(os.path.join(root, path)), stat.size, stat.mtime_ns)
+            found = listing.photos[path]
+            yield from self._file(os.fsdecode(os.path.join(root, path)), found.size, found.mtime_ns)
 
     def _bucket(self, place: str) -> Iterator[Item]:
         """List a "folder" of a bucket: one after another, so that only one's names are in memory."""
@@ -155,7 +155,7 @@ class Lister:
         """Read a text file with a place a line; images are not looked at, archives and Parquet files are."""
         common: dict[str, str] = {}  # the folder above all so far, for each bucket and for the disk
         with open_file(place) as file:
-            lines = io.BufferedReader(file) if is_remote(place) else file  # type: ignore[type-var]
+            lines = io.BufferedReader(file)  # type: ignore[type-var]
             for number, line in enumerate(iter(lambda: lines.readline(_LINE + 1), b""), 1):
                 if len(line) > _LINE or b"\0" in line:
                     raise PartsError(
@@ -252,17 +252,8 @@ def _info(place: str) -> tuple[int, int | None] | None:
     Raises:
         PartsError: nothing is there, or it is no regular file.
     """
-    why = "no such file or folder"
     try:
-        system, path = locate(place)
-        info = system.get_file_info(path)
-        if info.is_file and not is_remote(place):
-            stat = os.stat(place)  # pyarrow's times are no finer than its own clock
-            return stat.st_size, stat.st_mtime_ns
-        if info.is_file:
-            return info.size, info.mtime_ns
-        if info.type == pyarrow().fs.FileType.Directory:
-            return None
+        return size_and_time(place)
     except (OSError, ValueError) as e:  # of a bucket, also that the keys are wrong or nobody answers
-        why = str(e) if is_remote(place) else why
-    raise PartsError(f"{place}: {why}")
+        missing = isinstance(e, FileNotFoundError) or not is_remote(place)
+        raise PartsError(f"{place}: {'no such file or folder' if missing else e}") from e

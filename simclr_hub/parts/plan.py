@@ -197,9 +197,10 @@ def _write(into: Path, lister: Lister, rules: Rules, images: int, progress: Call
     parts: dict[str, Part] = {}
     group: list[Item] = []
     number = 0
-    with pa.parquet.ParquetWriter(
-        into / ITEMS, _items_schema(), compression="zstd", write_page_checksum=True
-    ) as writer:
+    with (
+        open(into / ITEMS, "wb") as file,
+        pa.parquet.ParquetWriter(file, _items_schema(), compression="zstd", write_page_checksum=True) as writer,
+    ):
 
         def flush() -> None:
             nonlocal number
@@ -234,7 +235,8 @@ def _write(into: Path, lister: Lister, rules: Rules, images: int, progress: Call
     }
     table = pa.Table.from_pylist([vars(part) for part in parts.values()], _parts_schema())
     table = table.replace_schema_metadata({_KEY: json.dumps(header).encode()})
-    pa.parquet.write_table(table, into / PARTS, compression="zstd", write_page_checksum=True)
+    with open(into / PARTS, "wb") as file:
+        pa.parquet.write_table(table, file, compression="zstd", write_page_checksum=True)
 
 
 def _in_parts(items: Iterator[Item], images: int) -> Iterator[list[Item]]:

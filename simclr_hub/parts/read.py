@@ -17,7 +17,7 @@ from ..errors import CorruptImageError, ImageError, ImageTooLargeError, PartsErr
 from ..images import MAX_BYTES, FileBytes, UnusableImage, describe, read_file
 from ..scan import FileStat
 from .listing import KEY_COLUMNS, Item
-from .storage import is_remote, locate, open_file, pyarrow
+from .storage import is_remote, open_file, pyarrow, size_and_time
 
 #: Files that are read at the same time, and so many ahead: a bucket answers late, but many at once.
 READERS, AHEAD = 16, 32
@@ -117,12 +117,7 @@ def _read_within(number: int, item: Item) -> Iterator[Found]:
 
 
 def _check_unchanged(item: Item) -> None:
-    system, path = locate(item.text)
-    info = system.get_file_info(path)
-    if not info.is_file:
-        raise FileNotFoundError(errno.ENOENT, "no such file", item.text)
-    mtime_ns = info.mtime_ns if is_remote(item.text) else os.stat(item.text).st_mtime_ns
-    if (info.size, mtime_ns) != (item.size, item.mtime_ns):
+    if size_and_time(item.text) != (item.size, item.mtime_ns):
         raise PartsError(f"{item.text}: changed since it was planned; plan again")
 
 
@@ -152,7 +147,7 @@ def _rows(item: Item, file: "_Watched") -> Iterator[tuple[bytes, str | None, Fil
             if item.first <= before < end:
                 if about.total_byte_size > _GROUP_LIMIT:
                     raise PartsError(f"{name}: a row group of {about.total_byte_size:,} bytes; write smaller ones")
-                for batch in table.iter_batches(64, row_groups=[group], columns=columns):
+                for batch in table.iter_batches(64, row_groups=[group], columns=columns, use_threads=False):
                     for value, *key in zip(*(batch.column(c).to_pylist() for c in columns), strict=True):
                         shown = f"{name}/{row}"
                         data = value.get("bytes") if isinstance(value, dict) else value

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import _files
-from ..errors import OutputError, PartsError
+from ..errors import OutputError, PartsError, SimCLRHubError
 from ..index.maker import EmbedderLike
 from .part import SUFFIX, Job, Result, read_part
 from .plan import Plan
@@ -111,22 +111,35 @@ def prepare(folder: Folder, plan: Plan) -> dict[str, int]:
         PartsError: it holds another plan's parts, or something else.
         OutputError: it lies below photos, is no folder, or cannot be written to.
     """
+    if f"{folder.place}/".startswith(f"{plan.folder.place}/"):
+        raise OutputError(f"{folder}: in the folder of the plan; choose another folder for the parts")
     if not is_remote(folder.place):
-        _files.check_place(Path(folder.place), [*plan.folders, plan.folder.place])
+        _files.check_place(Path(folder.place), plan.folders)
     try:
         found = folder.sizes()
-        if MARK not in found:
-            if others := sorted(name for name in found if not name.startswith(".")):
-                raise PartsError(f"{folder}: not empty, and not a folder of parts: {others[0]}; choose a new folder")
+        if MARK not in found and not any(not name.startswith(".") for name in found):
             folder.put(MARK, json.dumps({"plan": plan.id}).encode())
-        with folder.open(MARK) as file:
-            marked = file.read(1 << 16)
+        check_mark(folder, plan)
     except OSError as e:
+        if isinstance(e, SimCLRHubError):
+            raise
         raise OutputError(f"{folder}: {e.strerror or e}; choose another folder for the parts") from e
-    try:
-        same = json.loads(marked)["plan"] == plan.id
-    except (ValueError, TypeError, KeyError):
-        same = False
-    if not same:
-        raise PartsError(f"{folder}: holds the parts of another plan; choose a new folder")
     return found
+
+
+def check_mark(folder: Folder, plan: Plan) -> None:
+    """Refuse a folder that is not marked as this plan's.
+
+    Raises:
+        PartsError: it is not.
+        OSError: it cannot be read.
+    """
+    try:
+        with folder.open(MARK) as file:
+            marked = json.loads(file.read(1 << 16))["plan"]
+    except FileNotFoundError:
+        raise PartsError(f"{folder}: not a folder of parts; give one that `simclr-hub parts run` filled") from None
+    except (ValueError, TypeError, KeyError):
+        marked = None
+    if marked != plan.id:
+        raise PartsError(f"{folder}: holds the parts of another plan; choose another folder")

@@ -5,9 +5,11 @@ regions and endpoints come from the environment alone (AWS_ACCESS_KEY_ID, AWS_EN
 be in every plan, part and log.
 """
 
+import errno
 import glob
 import os
 import re
+import stat
 import time
 from contextlib import suppress
 from functools import lru_cache
@@ -69,11 +71,31 @@ def _bucket(scheme: str, name: str) -> Any:
 
 
 def locate(place: str) -> tuple[Any, str]:
-    """Return the pyarrow file system of a place, and its path there."""
-    if not is_remote(place):
-        return pyarrow().fs.LocalFileSystem(), place
+    """Return the pyarrow file system of a place in a bucket, and its path there."""
     scheme, _, path = place.partition("://")
     return _bucket(scheme, path.partition("/")[0]), path.rstrip("/")
+
+
+def size_and_time(place: str) -> tuple[int, int | None] | None:
+    """Return a file's size and time; None for a folder.
+
+    Raises:
+        OSError: nothing is there, or it is no regular file.
+    """
+    if is_remote(place):
+        system, path = locate(place)
+        info = system.get_file_info(path)
+        if info.is_file:
+            return info.size, info.mtime_ns
+        if info.type == pyarrow().fs.FileType.Directory:
+            return None
+    else:
+        found = os.stat(place)
+        if stat.S_ISREG(found.st_mode):
+            return found.st_size, found.st_mtime_ns
+        if stat.S_ISDIR(found.st_mode):
+            return None
+    raise FileNotFoundError(errno.ENOENT, "no such file or folder", place)
 
 
 def open_file(place: str) -> IO[bytes]:
@@ -82,8 +104,10 @@ def open_file(place: str) -> IO[bytes]:
     Raises:
         OSError: it is not there, or cannot be read.
     """
+    pa = pyarrow()
     if not is_remote(place):
-        return open(place, "rb")
+        # No file of Python's: one of Arrow's threads may still hold it while Python ends, which then aborts.
+        return pa.OSFile(os.fsencode(place))  # type: ignore[no-any-return]
     system, path = locate(place)
     opened: IO[bytes] = system.open_input_file(path)
     return opened

@@ -37,7 +37,7 @@ def import_parts(
     plans, total = set(), 0
     for path in files:
         try:
-            told = part_header(pa.parquet.read_schema(path), describe(path))
+            told = part_header(pa.parquet.read_schema(pa.OSFile(os.fsencode(path))), describe(path))
         except (pa.ArrowException, OSError) as e:
             raise ExportError(f"{describe(path)}: damaged, or not a Parquet file: {e}") from e
         if told.part + SUFFIX != path.name:

@@ -165,17 +165,28 @@ def _mark(told: dict[str, str]) -> bytes:
     return image_id(os.fsencode(told["path"]))
 
 
+def _named(image: str) -> dict[str, str]:
+    if _HASH.fullmatch(image):
+        return {"hash": image}
+    if not os.path.isabs(image) and "://" not in image:
+        if not os.path.lexists(image):
+            raise PartsError(f"{printable(image)}: no such file, and neither a whole path, a URI nor a SHA-256")
+        image = os.path.abspath(image)
+    return {"path": image}
+
+
 def write_tombstone(parts: str | os.PathLike[str], images: Iterable[str]) -> tuple[str, int]:
     """Write a tombstone of paths and SHA-256s beside parts; return its name and how many it names.
 
     Raises:
         ExportError: not a folder of parts.
+        PartsError: a name that no image has.
         OSError: it could not be written.
     """
     folder = Folder(parts)
     if MARK not in folder.sizes():
         raise ExportError(f"{folder}: not a folder that `simclr-hub parts run` filled")
-    lines = sorted({json.dumps({"hash" if _HASH.fullmatch(one) else "path": one}) for one in images})
+    lines = sorted({json.dumps(_named(one)) for one in images})
     data = "".join(f"{line}\n" for line in lines).encode()
     name = hashlib.sha256(data).hexdigest()[:32] + SUFFIX
     folder.put(f"{TOMBSTONES}/{name}", data)

@@ -81,6 +81,8 @@ class Milvus:
                 if self._db.has_collection(self._collection):
                     raise VectorServerError(f"{self}: a collection of that name is there that simclr_hub did not make")
                 return None
+            for name in filter(self._db.has_collection, (self._state, self._collection)):
+                self._db.load_collection(name)  # milvus-lite forgets what was loaded when its process ends
         found = self._values("about ")
         if not found or not self._db.has_collection(self._collection):
             return None  # killed while it was made
@@ -286,7 +288,7 @@ def _pymilvus() -> Any:
         import pymilvus
     except ImportError as e:
         raise MissingExtraError("pymilvus", "milvus") from e
-    for name in ("pymilvus", "grpc._server"):  # what is an error is raised, too
+    for name in ("pymilvus", "milvus_lite", "grpc._server"):  # what is an error is raised, too
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return pymilvus
 

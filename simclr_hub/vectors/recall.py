@@ -54,7 +54,7 @@ class Truth:
             hits += sum(known.get(hit.id, hit.score) >= best[-1] - _NOISE for hit in found.hits[: len(best)])
             wanted += len(best)
             exact += found.exact
-        return hits / max(wanted, 1), exact / max(len(self.queries), 1)
+        return hits / wanted if wanted else 1.0, exact / max(len(self.queries), 1)
 
 
 def passing(share: float) -> tuple[Comparison, ...]:

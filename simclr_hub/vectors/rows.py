@@ -14,7 +14,7 @@ from ..errors import ExportError
 from ..index.parquet import GROUP_LIMIT, INFO_COLUMNS, TEXT_LIMIT, vectors_of
 from ..index.store import KNOWN_INFO, Root, parse_info
 from ..parts.part import SUFFIX, PartHeader, part_header
-from ..parts.storage import Folder, pyarrow
+from ..parts.storage import Folder, is_remote, pyarrow
 from .server import COLUMNS, Rows
 
 #: Begins a path that is no text.
@@ -38,6 +38,16 @@ def part_names(folder: Folder) -> list[str]:
     if not names:
         raise ExportError(f"{folder}: no parts in it; give a folder that `simclr-hub parts run` filled")
     return [name.removesuffix(SUFFIX) for name in names]
+
+
+def photo_folders(folder: Folder) -> list[str]:
+    """Return the local folders of which the parts in a folder tell.
+
+    Raises:
+        ExportError: there are none, or one is damaged.
+    """
+    roots = header_of(folder, part_names(folder)[0]).header.roots
+    return [root for root, _ in roots if not is_remote(root) and root != os.sep]  # that is above files of many disks
 
 
 def image_id(path: bytes) -> bytes:

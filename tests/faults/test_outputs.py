@@ -371,3 +371,18 @@ def test_a_kind_without_a_mark_is_never_replaced(tmp_path: Path) -> None:
     write_output(tmp_path / "a.x", lambda file: file.write(b"1"), kind)
     with pytest.raises(FileExistsError, match="exists already, a file; choose another name$"):
         write_output(tmp_path / "a.x", lambda file: file.write(b"2"), kind)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="a place that nobody may write to")
+def test_a_place_that_cannot_be_written_to_is_named_as_it_was_given(run: Run, index: str) -> None:
+    with pytest.raises(OutputError, match="^/proc/p.html: No such file or directory; choose another place"):
+        page(Path("/proc/p.html"))
+    for command in (("embed", "photos", "-o", "/proc/x.npz"), ("export", index, "/proc/x.parquet")):
+        code, _, err = run(*command)
+        assert code == 2 and err.splitlines()[-1].startswith(
+            f"error: {command[-1]}: No such file or directory; choose"
+        )
+    assert run("export", index, "x.parquet")[0] == 0
+    for command in (("import", "x.parquet", "/proc/i"), ("index", "photos", "-o", "/proc/i")):
+        code, _, err = run(*command)
+        assert code == 2 and "/proc/i: No such file or directory; choose" in err, err

@@ -5,10 +5,12 @@ import multiprocessing
 import os
 import random
 import sys
+import tarfile
 import time
 from multiprocessing import forkserver
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from index.index_fakes import FakeEmbedder, make_photo
 from parts_child import CrashingEmbedder, UnloadableEmbedder, make_all
@@ -18,9 +20,9 @@ from simclr_hub.parts import attempts, ray
 from simclr_hub.parts.attempts import Lost, hand_out
 from simclr_hub.parts.check import check_parts
 from simclr_hub.parts.part import Result
-from simclr_hub.parts.plan import make_plan
-from simclr_hub.parts.run import run_parts
-from simclr_hub.parts.storage import Folder
+from simclr_hub.parts.plan import Plan, make_plan
+from simclr_hub.parts.run import prepare, run_parts
+from simclr_hub.parts.storage import Folder, open_file
 
 KILLS = 20
 
@@ -38,7 +40,7 @@ def test_killed_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     while killed < KILLS:
         rounds += 1
         out = tmp_path / f"out {rounds}"
-        (out / "_attempts").mkdir(parents=True)
+        prepare(Folder(out), plan)
         while killed < KILLS:
             child = context.Process(target=make_all, args=(tmp_path / "plan", out))
             child.start()
@@ -184,7 +186,7 @@ def test_what_cannot_be_run_is_told(many: Path, shards: Path, tmp_path: Path) ->
         run_parts(plan, many / "out", FakeEmbedder)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("mine")
-    with pytest.raises(PartsError, match="not a folder of parts: letter.txt"):
+    with pytest.raises(PartsError, match="mine: not a folder of parts"):
         run_parts(plan, tmp_path / "mine", FakeEmbedder)
     with pytest.raises(OutputError, match="Not a directory"):
         run_parts(plan, tmp_path / "mine" / "letter.txt", FakeEmbedder)
@@ -209,3 +211,39 @@ def test_the_commands(run, many: Path, tmp_path: Path) -> None:
     assert code == 0 and json.loads(out)["rows"] == 30
     assert run("import", "out", "new.index")[:2] == (0, "28 photos to new.index\n")
     assert "new.index exists already" in run("import", "out", "new.index")[2]
+
+
+def test_places_with_any_bytes_in_their_names(run, tmp_path: Path) -> None:
+    odd = os.fsdecode(b"photos \xff\xfe")
+    for i in range(3):
+        make_photo(tmp_path / odd / f"{i}.png", i)
+    with tarfile.open(tmp_path / os.fsdecode(b"shard \xff.tar"), "w") as archive:
+        archive.add(tmp_path / odd / "1.png", os.fsdecode(b"member \xff.png"))
+    (tmp_path / "list.txt").write_bytes(os.fsencode(tmp_path / odd / "0.png") + b"\n")
+    for number, source in enumerate((odd, os.fsdecode(b"shard \xff.tar"), f"{odd}/2.png", "list.txt")):
+        plan, out = os.fsdecode(b"plan \xff%d" % number), os.fsdecode(b"out \xff%d" % number)
+        assert run("parts", "plan", source, "-o", plan)[0] == 0
+        made = run_parts(Plan.read(tmp_path / plan), tmp_path / out, FakeEmbedder)
+        assert made.failed == {} and made.unusable == 0 and made.rows == (3 if number == 0 else 1)
+        assert run("parts", "check", plan, out)[0] == 0
+        assert run("import", out, os.fsdecode(b"index \xff%d" % number))[0] == 0
+
+
+def test_a_folder_of_photos_is_not_called_wrong_parts(many: Path, tmp_path: Path, run) -> None:
+    make_plan([str(many)], tmp_path / "plan", images=8)
+    make_plan([str(many / "1")], tmp_path / "other", images=8)
+    run_parts(Plan.read(tmp_path / "other"), tmp_path / "others", FakeEmbedder)
+    for wrong, why in ((many, "not a folder of parts"), (tmp_path / "plan", "not a folder of parts")):
+        code, out, err = run("parts", "check", "plan", wrong)
+        assert code == 1 and why in err and "delete" not in out + err
+    code, out, err = run("parts", "check", "plan", "others")
+    assert code == 1 and "the parts of another plan" in err and "delete" not in out + err
+    with pytest.raises(OutputError, match="in the folder of the plan"):
+        run_parts(Plan.read(tmp_path / "plan"), tmp_path / "plan" / "out", FakeEmbedder)
+
+
+def test_files_are_no_files_of_pythons(tmp_path: Path) -> None:
+    # Arrow's threads let go of one when they like: while Python ends, that aborts the process.
+    (tmp_path / "x").write_bytes(b"x")
+    with open_file(str(tmp_path / "x")) as file:
+        assert isinstance(file, pa.NativeFile) and file.read() == b"x"

@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +59,43 @@ def test_another_models_parts_are_refused(drawn: Folder, url: str, run: Any, tmp
     assert run("vectors", "load", drawn.place, url)[0] == 0
     code, out, err = run("vectors", "load", other.place, url)
     assert code == 1 and "weights w1" in err and "weights w2" in err
+
+
+def test_a_file_of_milvus_lite_is_a_place_like_any_other(many: Path, made: Any, tmp_path: Path, run: Any) -> None:
+    if find_spec("milvus_lite") is None:
+        pytest.skip("milvus-lite is not installed: pip install -e '.[dev]'")
+    _, out, _ = made(many, images=8)
+    (tmp_path / "mine.db").write_text("mine")
+    (tmp_path / "folder.db").mkdir()
+    (tmp_path / "folder.db" / "mine.txt").write_text("mine")
+    for name, why in (("mine", "exists already"), ("folder", "exists already"), ("a/b/c", "cannot be made there")):
+        code, _, err = run("vectors", "load", out.place, tmp_path / f"{name}.db")
+        assert code == 1 and why in err
+    code, _, err = run("vectors", "load", out.place, many / "1" / "x.db")
+    assert code == 2 and "in the photo folder" in err and not (many / "1" / "x.db").exists()
+    for command in (("search", next(many.glob("1/*"))), ("check", out.place)):
+        code, _, err = run("vectors", *command, tmp_path / "new.db")
+        assert code == 1 and "no such file; run: simclr-hub vectors load" in err and not (tmp_path / "new.db").exists()
+    assert (tmp_path / "mine.db").read_text() == "mine" and len(list((tmp_path / "folder.db").iterdir())) == 1
+
+
+def test_processes_come_one_after_another(many: Path, made: Any, url: str, tmp_path: Path) -> None:
+    _, out, _ = made(many, images=8)
+    for command, said in (
+        ("load", "4 parts: 0 were there, 4 loaded (28 images)"),
+        ("load", "4 parts: 4 were there, 0 loaded (0 images)"),
+        ("check", "complete: 28 of 28 images"),  # 0.1 % of which are none, of which all are found
+    ):
+        words = [sys.executable, "-m", "simclr_hub", "vectors", command, out.place, url]
+        ended = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert ended.returncode == 0 and said in ended.stdout and not ended.stderr, ended
+
+
+def test_what_is_deleted_is_named_as_on_the_command_line(many: Path, made: Any, run: Any, url: str) -> None:
+    _, out, _ = made(many, images=8)
+    photo = next(many.glob("1/*.png"))
+    assert run("vectors", "delete", out.place, os.path.relpath(photo))[0] == 0
+    code, _, err = run("vectors", "delete", out.place, "phto.png")
+    assert code == 1 and "phto.png: no such file, and neither a whole path, a URI nor a SHA-256" in err
+    code, said, _ = run("vectors", "load", out.place, url)
+    assert code == 0 and "1 left out" in said
