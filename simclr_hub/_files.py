@@ -4,6 +4,7 @@ After a kill or a power loss there is the old one or the new one, never half of 
 users name as outputs: nothing that this package did not write is replaced, and nothing is written below photos.
 """
 
+import errno
 import os
 import secrets
 import shutil
@@ -16,6 +17,9 @@ from typing import IO
 
 from ._text import shown
 from .errors import OutputError, SimCLRHubError
+
+#: Errors of a place that no name would mend there.
+_FULL = {errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 #: The file that makes a folder an index, see `index.store`.
 INDEX_FILE = "store.sqlite3"
@@ -194,8 +198,10 @@ def new_directory(path: Path) -> Iterator[Path]:
         if path.exists():
             path.rmdir()
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as e:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(e, OSError) and e.errno in _FULL and not isinstance(e, SimCLRHubError):
+            raise OutputError(f"{_name(path)}: {e.strerror}; choose another place") from e
         raise
     fsync_directory(path.parent)
 

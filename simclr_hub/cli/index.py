@@ -332,11 +332,12 @@ def import_command(exported: Path, index: Path, model: str | None, as_json: bool
     """
     check_output(index, FOLDER)
     clip = (exported / "img_emb").is_dir()
-    if clip is (model is None):
-        told = (
-            "does not tell which model made its vectors; name it" if clip else "tells what made its vectors; without"
+    if clip and model is None:
+        raise click.UsageError(f"{exported}: does not tell which model made its vectors; name it: --model")
+    if model and not clip:
+        raise click.UsageError(
+            f"--model: {exported} is not in {CLIP}'s layout (no img_emb in it); all else tells what made its vectors"
         )
-        raise click.UsageError(f"{exported}: {told}: --model")
     with counting_bar("importing") as progress:
         if clip:
             from ..index.clip_layout import import_clip

@@ -213,7 +213,7 @@ def _check_as_a_whole(store: Store, report: CheckReport) -> None:
 
 def _with_vector(store: Store) -> int:
     with store.reading():
-        number = sum(photo.state != "failed" for photo in store.each_photo())
+        number = sum(photo.content_hash is not None for photo in store.each_photo())
         without = store.without_vector()
     if without:
         raise store.damaged(f"{without:,} photos without a vector")

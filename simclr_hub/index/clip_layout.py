@@ -22,12 +22,13 @@ from ..images import describe, load_image, read_file
 from ..runtimes import cores
 from ..scan import FileStat
 from ..signature import picture_signature
-from .maker import as_embedder, unit_vector
+from .maker import as_embedder, choose_whitening, unit_vector
 from .parquet import PAGE, Header, _pyarrow, export_schema, import_files, photo_row, write_rows
 from .store import About, Details, Photo, Root, Store
 
 #: Photos of a part that is written.
 ROWS = 1_000_000
+_WHITENED = "they look whitened, of which an index cannot be made: export after `simclr-hub whiten INDEX --off`"
 _NAMES = {"img_emb": re.compile(r"img_emb_(\d+)\.npy"), "metadata": re.compile(r"metadata_(\d+)\.parquet")}
 #: Columns with the path of an image, or its name in a data set.
 _PATHS = ("image_path", "key", "url")
@@ -120,9 +121,12 @@ def import_clip(
     for vectors, metadata in parts:
         places, shape = _places(metadata, folder), _vectors(vectors).shape
         if shape != (len(places), about.dim):
+            whitening = choose_whitening(model, embedder, None)
+            whitened = whitening is not None and shape == (len(places), whitening.dim)
             raise ExportError(
                 f"{describe(vectors)}: {' x '.join(map(str, shape))} numbers, for {len(places):,} rows of "
-                f"{metadata.name} and a model that gives vectors of {about.dim}; give what belongs together"
+                f"{metadata.name} and a model that gives vectors of {about.dim}; "
+                + (_WHITENED if whitened else "give what belongs together")
             )
         above |= {os.path.dirname(place) for place in places}
     root = Root(0, os.fsencode(os.path.commonpath(above) if above else os.path.abspath(folder)), "ok")

@@ -198,13 +198,12 @@ def export_index(
     out = Path(out)
     _files.check_output(out, EXPORT)
     with closing(Store(file, read_only=True)) as store, store.reading():
-        counts = store.counts()
         header = Header(
             store.about,
             [(os.fsdecode(root.path), root.listing) for root in store.roots().values()],
             os.sep,
             sorted((a.hex(), b.hex()) for a, b in store.distinct()),
-            counts["live"] + counts["missing"],
+            store.counts()["with content"],
             store.whitening(),
         )
         try:
@@ -256,14 +255,15 @@ def _rows(store: Store, header: Header) -> Iterator[dict[str, Any]]:
     after = (0, b"")
     while page := store.page(after, PAGE):
         for photo in page:
-            if photo.state != "failed":
+            if photo.content_hash is not None:  # what failed is read again where the import is
                 yield _row(store, photo, roots[photo.root_id], positions[photo.root_id], gps=header.about.gps)
         after = (page[-1].root_id, page[-1].path)
 
 
 def _row(store: Store, photo: Photo, root: Root, position: int, *, gps: bool) -> dict[str, Any]:
-    vector = None if photo.content_hash is None else store.vector(photo.content_hash)
-    if photo.content_hash is None or vector is None:
+    assert photo.content_hash
+    vector = store.vector(photo.content_hash)
+    if vector is None:
         raise store.damaged("a photo without a vector")
     details = store.details_of(photo.content_hash)
     return photo_row(photo, root, position, vector, details, gps=gps)
@@ -365,6 +365,8 @@ def import_files(
                     done += _import_file(path, name, store, recorded, _added(progress, done, photos))
     except OutputError:
         raise
+    except IndexWriteError as e:  # it names the store beside the place
+        raise IndexWriteError(f"{describe(directory)}: {e.__cause__ or e}; nothing was made") from e
     except FileNotFoundError as e:
         raise IndexNotFoundError(f"{name}: no such file") from e
     except FileExistsError as e:

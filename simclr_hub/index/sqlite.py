@@ -1,12 +1,13 @@
 """An SQLite file that keeps what it acknowledged: opened, locked and written, every error named."""
 
+import errno
 import os
 import sqlite3
 import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -72,20 +73,26 @@ class Database:
         _open_databases.add(self)
 
     @classmethod
-    def create_file(cls, file: Path) -> sqlite3.Connection:
-        """Make an empty file; its one transaction is open for first rows, to be committed and closed."""
-        db = sqlite3.connect(file, isolation_level=None)
+    @contextmanager
+    def create_file(cls, file: Path) -> Iterator[sqlite3.Connection]:
+        """Make an empty file, and give a transaction for first rows.
+
+        Raises:
+            OSError: there is no room, or the disk fails; whoever chose the place names it.
+        """
         try:
-            for pragma in ("page_size = 16384", "journal_mode = DELETE", "synchronous = EXTRA"):
-                db.execute(f"PRAGMA {pragma}")
-            db.execute("BEGIN")
-            identity = (f"PRAGMA application_id = {cls.application_id}", f"PRAGMA user_version = {cls.layout}")
-            for statement in (*cls.schema, *identity):
-                db.execute(statement)
-        except BaseException:
-            db.close()
-            raise
-        return db
+            with closing(sqlite3.connect(file, isolation_level=None)) as db:
+                for pragma in ("page_size = 16384", "journal_mode = DELETE", "synchronous = EXTRA"):
+                    db.execute(f"PRAGMA {pragma}")
+                db.execute("BEGIN")
+                identity = (f"PRAGMA application_id = {cls.application_id}", f"PRAGMA user_version = {cls.layout}")
+                for statement in (*cls.schema, *identity):
+                    db.execute(statement)
+                yield db
+                db.execute("COMMIT")
+        except sqlite3.OperationalError as e:
+            full = e.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL
+            raise OSError(errno.ENOSPC if full else errno.EIO, str(e)) from e
 
     def close(self) -> None:
         """Close the file; harmless twice, and in a forked child, where the connection is left to the parent."""

@@ -76,7 +76,7 @@ class Photo:
     stat: FileStat  # belongs to the bytes that `content_hash` is of
     settled: bool  # `stat` alone tells whether the file changed; if not, it is hashed again next time
     content_hash: bytes | None  # SHA-256 of the file; None if it has no vector because it failed
-    state: State  # "missing": not there at the last listing, and kept; "failed": there, but it has no vector
+    state: State  # "failed": it has no vector; "missing": either, not there at the last listing, and kept
     error: str | None = None  # why it failed
     metadata: str = "{}"  # JSON object for `Match.metadata`
 
@@ -229,13 +229,12 @@ class Store(Database):
         fingerprint = {k: v for k, v in about.fingerprint.items() if k != "whitening"}
         if whitening:
             fingerprint["whitening"] = whitening.sha256
-        with closing(Store.create_file(file)) as db:
+        with Store.create_file(file) as db:
             put_meta(db, "about", vars(about) | {"fingerprint": fingerprint})
             if whitening:
                 put_meta(db, "whitening", _whitening_record(whitening))
             put_meta(db, "state", {"generation": 0, "photos": 0, "live": 0, "changes": 0})
             put_meta(db, "cache", {"generation": -1, "files": []})
-            db.execute("COMMIT")
 
     # Reading.
 
@@ -371,10 +370,11 @@ class Store(Database):
         return root.join(photo.path)
 
     def counts(self) -> dict[str, int]:
-        """Count the "live", "missing" and "failed" photos, and the "vectors"."""
+        """Count the "live", "missing" and "failed" photos, those "with content", and the "vectors"."""
         with self.reading():
             counts = dict.fromkeys(("live", "missing", "failed"), 0)
             counts.update(self._rows("SELECT state, count(*) FROM photos GROUP BY state"))
+            counts["with content"] = self._rows("SELECT count(content_hash) FROM photos")[0][0]
             counts["vectors"] = self._rows("SELECT count(*) FROM vectors")[0][0]
         return counts
 
@@ -531,7 +531,7 @@ class Store(Database):
     def without_vector(self) -> int:
         """Count the photos that ought to have a vector and have none."""
         sql = "SELECT 1 FROM vectors v WHERE v.content_hash = p.content_hash"
-        where = f"p.state != 'failed' AND NOT EXISTS ({sql})"
+        where = f"(p.state = 'live' OR p.content_hash IS NOT NULL) AND NOT EXISTS ({sql})"
         return int(self._rows(f"SELECT count(*) FROM photos p WHERE {where}")[0][0])
 
     def unused_vectors(self) -> int:

@@ -172,8 +172,11 @@ class Folder:
         """
         if not is_remote(self.place):
             path = Path(self.place, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_file(path, lambda file: file.write(data))
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_file(path, lambda file: file.write(data))
+            except OSError as e:
+                raise type(e)(e.errno, e.strerror, str(self)) from e
             return
         system, path_there = locate(self.join(name))
         # In one piece: a `with` around the making of `data` would also publish what an error left half made.

@@ -283,3 +283,17 @@ def test_a_known_photo_that_the_model_fails_on_is_a_problem(directory: Path) -> 
 
     report = check_index(directory, deep=True, model=Failing())
     assert len(report.problems) == 1 and "does not give the recorded vector again" in report.problems[0]
+
+
+def test_an_unreadable_photo_that_went_away_is_no_damage(tmp_path: Path) -> None:
+    photos, index = tmp_path / "photos", SimilarityIndex.create(tmp_path / "i", FakeEmbedder())
+    make_photo(photos / "good.png", 0)
+    (photos / "bad.png").write_bytes(b"no image")
+    with index:
+        index.sync(photos)
+        (photos / "bad.png").unlink()
+        index.sync(photos)
+        assert index.missing() == [str(photos / "bad.png")] and index.failures() == []
+        assert index.check(deep=True).problems == []
+        assert index.export(tmp_path / "x.parquet") == 1
+        assert index.prune(force=True) == 1 and index.check().problems == []

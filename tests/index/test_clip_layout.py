@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -100,8 +101,12 @@ def test_the_vectors_of_a_whitened_index_are_those_of_a_search(photos: Path, tmp
     found = np.load(tmp_path / "clip" / "img_emb" / "img_emb_0.npy")
     there = pq.read_table(tmp_path / "clip" / "metadata" / "metadata_0.parquet")["image_path"].to_pylist()
     np.testing.assert_allclose(found, [expected[paths.index(path)] for path in there], atol=1e-6)
-    with pytest.raises(ExportError, match="200 x 3 numbers, for 200 rows .* vectors of 5"):
+    with pytest.raises(ExportError, match="200 x 3 numbers, for 200 rows .* vectors of 5; give what belongs"):
         import_clip(tmp_path / "clip", tmp_path / "new", FakeEmbedder())
+    embedder: Any = FakeEmbedder()
+    embedder.whitening = whitening
+    with pytest.raises(ExportError, match="they look whitened, .* export after `simclr-hub whiten INDEX --off`"):
+        import_clip(tmp_path / "clip", tmp_path / "new", embedder)
 
 
 def a_row_less(folder: Path) -> None:
@@ -147,6 +152,8 @@ def test_what_does_not_fit_is_named(told: str, exported: Path, tmp_path: Path) -
 def test_the_commands(run, exported: Path, photos: Path, tmp_path: Path) -> None:
     code, _, err = run("import", exported, "new.index")
     assert code == 2 and "does not tell which model made its vectors; name it: --model" in err
+    code, _, err = run("import", exported / "img_emb", "new.index", "--model", "default")
+    assert code == 2 and "img_emb is not in clip-retrieval's layout" in err
     code, _, err = run("import", exported, "new.index", "--model", "default")
     assert code == 1 and "64 x 5 numbers" in err and "256" in err
     code, _, err = run("export", tmp_path / "i", photos / "out", "--layout", "clip-retrieval")

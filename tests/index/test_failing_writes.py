@@ -1,5 +1,6 @@
 """The n-th statement, write or commit fails: one clear error, the store as before, and the next sync completes."""
 
+import shutil
 import sqlite3
 import subprocess
 from collections.abc import Iterator
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 from index_fakes import FakeEmbedder, check_index, make_photo
 
-from simclr_hub.errors import IndexWriteError
+from simclr_hub.errors import IndexWriteError, OutputError
 from simclr_hub.index import SimilarityIndex, plan, sync
+from simclr_hub.parts.plan import make_plan
 
 
 class Failing:
@@ -95,6 +97,39 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
             assert report.embedded == 600 - held and len(check_index(index)) == 600
     finally:
         subprocess.run(["umount", mount], check=True)
+
+
+def test_no_room_for_a_new_index(tmp_path: Path) -> None:
+    """At every size that is too small, whatever is made there is named, and nothing stays."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    make_photo(tmp_path / "photos/1.png", 1)
+    with SimilarityIndex.create(tmp_path / "i", model=FakeEmbedder()) as index:
+        index.sync(tmp_path / "photos")
+        index.export(tmp_path / "x.parquet")
+    makers: list[Any] = [
+        lambda: SimilarityIndex.create(mount / "n", model=FakeEmbedder()).close(),
+        lambda: SimilarityIndex.from_export(tmp_path / "x.parquet", mount / "n").close(),
+        lambda: make_plan([str(tmp_path / "photos")], mount / "n"),
+    ]
+    failed = 0
+    for size in range(4, 300, 32):
+        if subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}k", "none", mount], capture_output=True, check=False
+        ).returncode:
+            pytest.skip("mounting needs root")
+        try:
+            for make in makers:
+                try:
+                    make()
+                except (OutputError, IndexWriteError) as e:
+                    failed += 1
+                    assert str(e).startswith(f"{mount}/n: ") and ("full" in str(e) or "No space left" in str(e))
+                    assert list(mount.iterdir()) == []
+                shutil.rmtree(mount / "n", ignore_errors=True)
+        finally:
+            subprocess.run(["umount", mount], check=True)
+    assert failed > 10
 
 
 def test_no_room_for_the_temporary_file(tmp_path: Path, many: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ def test_what_is_put_is_read_back(file: Path) -> None:
         assert store.photo(1, b"b") == store.photos_with(b"h")[1]
         assert store.roots()[1].path == b"/photos\xff"
         np.testing.assert_array_equal(store.vector(b"h"), np.array([0.6, 0.8, 0], np.float32))
-        assert store.counts() == {"live": 2, "missing": 0, "failed": 0, "vectors": 1}
+        assert store.counts() == {"live": 2, "missing": 0, "failed": 0, "with content": 2, "vectors": 1}
 
 
 def test_durability_settings(file: Path) -> None:

@@ -101,6 +101,26 @@ class Folder(RuleBasedStateMachine):
         self.rows = {path: data for path, data in expected.items() if path not in renamed}
         assert report.missing == sum(path.startswith(f"{folder}/".lstrip("/")) for path in self.missing)
 
+    @rule()
+    def check_and_take_elsewhere(self) -> None:
+        assert self.index.check().problems == []
+        self.index.export(self.directory / "x.parquet")
+        with SimilarityIndex.from_export(self.directory / "x.parquet", self.directory / "copy") as copy:
+            assert copy.check().problems == []
+            held = {path: row for path, row in self._held().items() if row[0] is not None}
+            assert self._held(copy) == held
+        shutil.rmtree(self.directory / "copy")
+        (self.directory / "x.parquet").unlink()
+
+    @rule()
+    def prune(self) -> None:
+        roots = [os.fsdecode(root.path) for root in self.index._store.roots().values() if root.listing != "ok"]
+        lost = [f"{root}/" for root in roots if not os.path.isdir(root)]
+        gone = {path for path in self.rows if path in self.missing or f"{self.photos}/{path}".startswith(tuple(lost))}
+        assert self.index.prune(force=True) == len(gone)
+        self.rows = {path: data for path, data in self.rows.items() if path not in gone}
+        self.missing -= gone
+
     @invariant()
     def the_index_holds_what_is_expected(self) -> None:
         held = self._held()
@@ -113,9 +133,10 @@ class Folder(RuleBasedStateMachine):
         for path, vector in zip(paths, vectors, strict=True):
             np.testing.assert_allclose(vector, self._vector(self.rows[os.path.relpath(path, self.photos)]), atol=1e-6)
 
-    def _held(self) -> dict[str, tuple[bytes | None, str]]:
-        roots, photos = self.index._store.roots(), self.index._store.photos()
-        paths = [os.path.relpath(os.fsdecode(self.index._store.locate(p, roots)), self.photos) for p in photos]
+    def _held(self, index: SimilarityIndex | None = None) -> dict[str, tuple[bytes | None, str]]:
+        store = (self.index if index is None else index)._store  # an empty one is false
+        roots, photos = store.roots(), store.photos()
+        paths = [os.path.relpath(os.fsdecode(store.locate(p, roots)), self.photos) for p in photos]
         assert len(set(paths)) == len(paths)  # no photo twice, whatever the roots
         return {path: (p.content_hash, p.state) for path, p in zip(paths, photos, strict=True)}
 
