@@ -95,7 +95,7 @@ class Plan:
         except PartsError:
             raise
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as e:
-            raise PartsError(f"{folder}: {PARTS} is damaged: {e}; plan again") from e
+            raise _unread(folder, PARTS, e) from e
         try:
             parts = {row["name"]: Part(**row) for row in rows}
             roots = [str(root) for root in header["roots"]]
@@ -126,8 +126,15 @@ class Plan:
             if _part_name(items) == name:
                 return items
         except (pa.ArrowException, OSError, ValueError, TypeError, IndexError) as e:
-            raise PartsError(f"{self.folder}: {ITEMS} is damaged: {e}; plan again") from e
+            raise _unread(self.folder, ITEMS, e) from e
         raise PartsError(f"{self.folder}: damaged or changed: the items of part {name} are others; plan again")
+
+
+def _unread(folder: Folder, name: str, error: Exception) -> PartsError:
+    """Return what to say of a file of a plan; a bucket's network and keys fail with OSError, as damage may, too."""
+    if is_remote(folder.place) and isinstance(error, OSError):
+        return PartsError(f"{folder}: {name} cannot be read now: {error}; if that stays so, plan again")
+    return PartsError(f"{folder}: {name} is damaged: {error}; plan again")
 
 
 def make_plan(

@@ -9,6 +9,7 @@ import pytest
 from index.index_fakes import make_photo, tree_state
 
 from simclr_hub.errors import OutputError, PartsError
+from simclr_hub.parts import storage
 from simclr_hub.parts.listing import image_column
 from simclr_hub.parts.plan import ITEMS, PARTS, Plan, make_plan
 from simclr_hub.parts.storage import as_place
@@ -151,3 +152,12 @@ def test_places() -> None:
     assert as_place("s3://bucket/a b%20?#") == "s3://bucket/a b%20?#"
     assert as_place("file:///a%20b") == "/a b"
     assert as_place("a") == os.path.abspath("a")
+
+
+def test_a_bucket_that_nobody_answers_for_is_no_damage(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage._bucket.cache_clear()
+    for name, value in {"ENDPOINT_URL": "http://127.0.0.1:1", "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    code, _, err = run("parts", "check", "s3://bucket/plan", "s3://bucket/parts")
+    assert code == 1 and "s3://bucket/plan: parts.parquet cannot be read now: " in err and "damaged" not in err
+    storage._bucket.cache_clear()
