@@ -157,5 +157,5 @@ def test_many_more() -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        Folder, settings=settings(TestFolder.settings, max_examples=500, stateful_step_count=40)
+        Folder, settings=settings(TestFolder.settings, max_examples=200, stateful_step_count=40)
     )
