@@ -6,7 +6,7 @@ it; about 150 bytes a photo. Memory holds a page of both sides at a time.
 
 import itertools
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 from ..scan import SEPARATOR, FileStat
@@ -132,6 +132,7 @@ def make_plan(
     recorded: Iterable[Photo],
     errors: Mapping[bytes, str],
     folder: bytes = b"",
+    inside: Callable[[bytes], FileStat | None] = lambda path: None,
 ) -> Plan:
     """Compare a listing with what is recorded; no file is touched.
 
@@ -140,6 +141,7 @@ def make_plan(
         recorded: the photos of the root, in the order of the paths.
         errors: what could not be examined, see `Listing.errors`; what lies below is not judged.
         folder: what was scanned, relative to the root; photos outside are not judged.
+        inside: returns the stat of the file, if any, that a path which was not listed leads into, such as an archive.
     """
     plan = Plan()
     same = renumbered = 0
@@ -153,7 +155,11 @@ def make_plan(
         if ends_process(photo.error):
             plan.crashed.add(path)
         if stat is None:
-            if photo.state != "missing" and not _unknown(path, errors):
+            around = inside(path)
+            if around and (around.size, around.mtime_ns) == (photo.stat.size, photo.stat.mtime_ns):
+                if photo.state == "missing":
+                    plan.add("came back", path, photo.stat)
+            elif photo.state != "missing" and not _unknown(path, errors):
                 plan.add("missing", path, photo.stat)
         else:
             like = stat != photo.stat and _same_file(stat, photo.stat)

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from stat import S_ISDIR
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -147,7 +148,8 @@ def _sync(
         for absorbed in where.absorbed:
             _absorb(store, absorbed, root)
     report = SyncReport(skipped=listing.skipped)
-    with closing(make_plan(listed.in_order(), _recorded(store, root), listing.errors, where.folder)) as plan:
+    recorded, inside = _recorded(store, root), _Inside(root)
+    with closing(make_plan(listed.in_order(), recorded, listing.errors, where.folder, inside)) as plan:
         pipeline = _Pipeline(store, root, where.folder, listed, report, scan_time, progress, on_failure)
         pipeline.run(plan, embedder)
     report.found = report.embedded + report.unchanged + report.renamed + report.copied + report.failed
@@ -166,6 +168,30 @@ def _recorded(store: Store, root: Root) -> Iterator[Photo]:
         incomplete = older and photo.content_hash and store.details_of(photo.content_hash) is None
         again = incomplete or (photo.error and reader_has_come(photo.error))
         yield replace(photo, settled=False) if again else photo
+
+
+class _Inside:
+    """Tells which file a path leads into: images of archives and of Parquet files, which parts bring, lie in one."""
+
+    def __init__(self, root: Root):
+        self._root = root
+        self._last: tuple[bytes, FileStat | None] = (b"", None)
+
+    def __call__(self, path: bytes) -> FileStat | None:
+        above = os.path.dirname(path)
+        if above != self._last[0]:  # paths come in order
+            self._last = above, self._file(above)
+        return self._last[1]
+
+    def _file(self, path: bytes) -> FileStat | None:
+        while path:
+            try:
+                found = os.stat(self._root.join(path))
+            except OSError:
+                path = os.path.dirname(path)
+            else:
+                return None if S_ISDIR(found.st_mode) else FileStat.of(found)
+        return None
 
 
 class Place(NamedTuple):

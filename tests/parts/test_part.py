@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from index.index_fakes import FakeEmbedder, expected_vector, tree_state
+from index.index_fakes import FakeEmbedder, expected_vector, make_photo, tree_state
 from parts_fixtures import Made, png
 
 from simclr_hub import SimilarityIndex
@@ -157,3 +157,22 @@ def test_a_second_attempt_decodes_in_a_child(many: Path, made: Made, tmp_path: P
     assert (result.state, result.attempt, len(decoded)) == ("made", 2, 5)
     bad = [row for row in rows(out) if "ends the process" in str(row["error"])]
     assert len(bad) == 1 and bad[0]["error"].startswith(bad[0]["path"])
+
+
+def test_a_sync_keeps_what_lies_in_archives_while_they_are_there(shards: Path, made: Made, tmp_path: Path) -> None:
+    make_photo(shards / "single.png", 77)
+    _, out, _ = made(shards)
+    import_parts(out.place, tmp_path / "i")
+    archive, away = shards / "00000.tar", tmp_path / "00000.tar"
+    with SimilarityIndex.open(tmp_path / "i", FakeEmbedder()) as index:
+        everything = index.vectors()[0]
+        assert len(everything) > 10 and index.sync(shards).missing == 0 and index.vectors()[0] == everything
+        inside = sum(path.startswith(str(archive)) for path in everything)
+        archive.rename(away)
+        assert index.sync(shards).missing == inside and len(index.vectors()[0]) == len(everything) - inside
+        away.rename(archive)
+        report = index.sync(shards)
+        assert (report.missing, report.came_back, report.embedded) == (0, inside, 0)
+        assert index.sync(shards.parent).missing == 0 and index.vectors()[0] == everything  # its root in a larger one
+        os.utime(archive, ns=(0, 0))  # another archive: nobody knows what is in it
+        assert index.sync(shards).missing == inside and index.check().problems == []
