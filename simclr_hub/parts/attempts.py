@@ -84,6 +84,8 @@ def hand_out(names: Sequence[str], tell: Callable[[Result], object], crew: Crew)
                 raise PartsError(said)
             if said:
                 end(said)
+            else:
+                unloaded[place] = 0  # what fails now and then may go on for days
             name = waiting.popleft() if waiting else None
             new = crew.give(ticket, name)
             if name is not None:
