@@ -166,14 +166,16 @@ def test_tables_of_others_are_left_alone(url: str, drawn: Folder) -> None:
             connect(f"{base}#{bad}")
 
 
-def test_a_newer_layout_is_told(url: str, server: VectorServer, drawn: Folder) -> None:
+@pytest.mark.parametrize("layout, advice", [(9, "upgrade"), (1, "older simclr_hub: load into another name")])
+def test_another_layout_is_told(layout: int, advice: str, url: str, server: VectorServer, drawn: Folder) -> None:
     load_parts(drawn.place, server)
     import psycopg
 
     base, _, name = url.partition("#")
     with psycopg.connect(base) as db:
-        db.execute(f"UPDATE {name}_state SET value = replace(value, '\"layout\": 2', '\"layout\": 9')")  # type: ignore[call-overload]
-    with pytest.raises(VectorServerError, match="upgrade"):
+        changed = f"replace(value, '\"layout\": 2', '\"layout\": {layout}')"
+        db.execute(f"UPDATE {name}_state SET value = {changed}")  # type: ignore[call-overload]
+    with pytest.raises(VectorServerError, match=advice):
         load_parts(drawn.place, server)
 
 
