@@ -293,8 +293,8 @@ def load_until_killed(parts: str, url: str, half: bool, told: str) -> None:
 
 
 def connected(url: str) -> VectorServer:
-    """Connect once a server that was started has come back."""
-    end = time.monotonic() + 300
+    """Connect once a server that was started has come back: Milvus reads its log again first, for minutes."""
+    end = time.monotonic() + 1200
     while True:
         try:
             server = connect(url)
