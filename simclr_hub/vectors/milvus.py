@@ -36,6 +36,8 @@ _NONE: dict[type, Any] = {str: "", int: -(1 << 62), float: -1.7e308}
 _TEXT, _VALUE = 65_535, 60_000
 #: Bytes of vectors that are sent at once, and rows.
 _BYTES, _ROWS = 8 << 20, 2000
+#: Rows that one answer has at most.
+_MOST_ROWS = 16_384
 _SECONDS = 30
 #: Lists of each segment, of a million vectors x 256 at most; looking through all of them is exact.
 LISTS = 1024
@@ -91,13 +93,14 @@ class Milvus:
                 if self._db.has_collection(self._collection):
                     raise VectorServerError(f"{self}: a collection of that name is there that simclr_hub did not make")
                 return None
-        found = self._values("about ")
+        told = self._values("about ", "deleted ")
+        found = {key: value for key, value in told.items() if key.startswith("about ")}
         self._built = found.pop(_UNBUILT, None) is None
         if not found or not self._db.has_collection(self._collection):
             return None  # killed while it was made
         description = Description.from_text("".join(found[key] for key in sorted(found)), str(self))
         self._half, self._setting = description.half, description.setting
-        self._marks = self.marks()
+        self._marks = {bytes.fromhex(key.removeprefix("deleted ")) for key in told if key.startswith("deleted ")}
         return replace(description, built=self._built)
 
     def create(self, description: Description) -> None:
@@ -131,7 +134,8 @@ class Milvus:
         index = self._db.prepare_index_params()
         parameters = {"nlist": LISTS} if kind == "IVF_FLAT" else {}
         index.add_index("vector", index_type=kind, metric_type="IP", params=parameters)
-        self._db.create_collection(name, schema=schema, index_params=index, consistency_level="Bounded")
+        # Of pymilvus's iterators this is the only way to say so; searches say "Bounded".
+        self._db.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
 
     def parts(self) -> set[str]:
         """Return the names of parts that were loaded."""
@@ -252,7 +256,7 @@ class Milvus:
             (found,) = self._db.search(
                 self._collection,
                 data=[vector.astype(np.float16) if self._half else vector],
-                limit=min(k, 16_384),
+                limit=min(k, _MOST_ROWS),
                 filter=_filter(where),
                 output_fields=["hash", "path", *COLUMNS],
                 search_params={"metric_type": "IP", "params": parameters},
@@ -276,17 +280,25 @@ class Milvus:
             for start in range(0, len(rows), 50):
                 self._db.upsert(self._state, rows[start : start + 50])
 
-    def _values(self, prefix: str) -> dict[str, str]:
+    def _values(self, *prefixes: str) -> dict[str, str]:
+        # The exclamation mark follows the space at their end.
+        ranges = [f'(key >= "{prefix}" and key < "{prefix[:-1]}!")' for prefix in prefixes]
         with self._errors():
-            condition = f'key >= "{prefix}" and key < "{prefix[:-1]}!"'  # which follows the space at its end
-            return {row["key"]: row["value"] for row in self._query(self._state, condition, ["key", "value"])}
+            return {
+                row["key"]: row["value"] for row in self._query(self._state, " or ".join(ranges), ["key", "value"])
+            }
 
     def _query(self, collection: str, condition: str, columns: list[str]) -> list[dict[str, Any]]:
-        """Return all rows that meet a condition, however many."""
-        rows: list[dict[str, Any]] = []
-        iterator = self._db.query_iterator(
-            collection, batch_size=500, filter=condition, output_fields=columns, consistency_level="Strong"
+        """Return all rows that meet a condition, however many, also what was put a moment ago."""
+        rows: list[dict[str, Any]] = list(
+            self._db.query(
+                collection, filter=condition, output_fields=columns, limit=_MOST_ROWS, consistency_level="Strong"
+            )
         )
+        if len(rows) < _MOST_ROWS:
+            return rows
+        rows = []
+        iterator = self._db.query_iterator(collection, batch_size=500, filter=condition, output_fields=columns)
         try:
             while some := iterator.next():
                 rows += some
