@@ -14,7 +14,7 @@ from server_fixtures import DIM, milvus_collection
 
 from simclr_hub.errors import VectorServerError
 from simclr_hub.parts.storage import Folder
-from simclr_hub.vectors import recall
+from simclr_hub.vectors import milvus, recall
 from simclr_hub.vectors.check import check_vectors
 from simclr_hub.vectors.conditions import compile_where, meets
 from simclr_hub.vectors.connect import connect
@@ -46,8 +46,6 @@ def test_conditions_are_quoted_and_nothing_lacks_what_they_ask_for(where: dict[s
     "url", [f"http://user:{SECRET}@127.0.0.1:1/photos", f"milvus://user:{SECRET}@{SECRET}@127.0.0.1:1", "milvus://127.0.0.1:1"]
 )  # fmt: skip
 def test_no_token_is_told(url: str, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    from simclr_hub.vectors import milvus
-
     monkeypatch.setenv(TOKEN, f"user:{SECRET}")
     monkeypatch.setattr(milvus, "_SECONDS", 1)
     with pytest.raises(VectorServerError) as raised:
@@ -226,6 +224,34 @@ def test_nothing_is_called_exact_while_rows_lie_in_no_list(tmp_path: Path, monke
     for name in ("flush", "describe_index", "refresh_load"):  # milvus-lite has them in another way
         monkeypatch.setattr(server._db, name, lambda *of, **how: {})
     assert server.build() and server.search(vectors[0], 3).exact and server.describe().built
+    server.close()
+
+
+def test_what_was_recorded_is_read_strictly_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A query says so by itself; an iterator of pymilvus only by its collection."""
+    if find_spec("milvus_lite") is None:
+        pytest.skip("milvus-lite is not installed")
+    server: Any = connect(str(tmp_path / "lite.db"))
+    levels: dict[str, set[Any]] = {"create_collection": set(), "query": set()}
+
+    def spied(name: str) -> Any:
+        whole = getattr(server._db, name)
+
+        def spy(*of: Any, **how: Any) -> Any:
+            levels[name].add(how.get("consistency_level"))
+            return whole(*of, **how)
+
+        return spy
+
+    for name in levels:
+        monkeypatch.setattr(server._db, name, spied(name))
+    load_parts(draw_parts(tmp_path / "p", [units(9, DIM)]).place, server)
+    marks = {bytes([i] * 16) for i in range(7)}
+    server.forget(marks)
+    assert server.marks() == marks
+    monkeypatch.setattr(milvus, "_MOST_ROWS", 3)
+    assert server.marks() == marks and server.describe() and server._marks == marks
+    assert levels == {"create_collection": {"Strong"}, "query": {"Strong"}}
     server.close()
 
 
