@@ -293,8 +293,8 @@ def load_until_killed(parts: str, url: str, half: bool, told: str) -> None:
 
 
 def connected(url: str) -> VectorServer:
-    """Connect once a server that was started has come back."""
-    end = time.monotonic() + 300
+    """Connect once a server that was started has come back: Milvus reads its log again first, for minutes."""
+    end = time.monotonic() + 1200
     while True:
         try:
             server = connect(url)
@@ -305,6 +305,17 @@ def connected(url: str) -> VectorServer:
             if time.monotonic() > end:
                 raise
             time.sleep(1)
+
+
+def wait_until_quiet(started: Started) -> float:
+    """Wait until a server has ended what it does after a load, as Milvus's merging; return seconds."""
+    start = time.perf_counter()
+    while time.perf_counter() - start < 900:
+        before = cpu_of(started.pid())
+        time.sleep(5)
+        if cpu_of(started.pid()) - before < 0.5:
+            break
+    return round(time.perf_counter() - start, 1)
 
 
 def run_server(started: Started, parts: Path, images: int, half: bool, truth: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -352,9 +363,12 @@ def run_server(started: Started, parts: Path, images: int, half: bool, truth: di
     server.build = built  # type: ignore[method-assign]
     report = load_parts(parts, server, half=half)
     phase("measure its recall and choose, s")
-    told |= phases | {"count": report.count, "loaded after the kill": report.images, "setting": vars(report.setting)}
+    told |= {"count": report.count, "loaded after the kill": report.images, "setting": vars(report.setting)}
     again = load_parts(parts, server)
     told["count after loading again"] = again.count
+    told["quiet after s"] = wait_until_quiet(started)
+    phase("afterwards, s")
+    told |= phases
 
     def ask(query: np.ndarray, where: dict[str, Any]) -> tuple[list[str], bool]:
         found = search(server, query, K, where=where)

@@ -61,11 +61,11 @@ def load_command(parts: str, url: str, half: bool, again: bool, as_json: bool) -
 def _tell_setting(report: LoadReport) -> str:
     setting = report.setting or Setting()
     rounding = f"; numbers of 16 bits lose {setting.lost:.1%} of the nearest 10" if setting.lost else ""
-    if not setting.ef:
+    if not setting.breadth:
         return f"every search is exact{rounding}"
     some = f"where less than {setting.min_share:.0%} pass" if setting.min_share <= 1 else "under conditions"
-    graph = f"searched by a graph (ef {setting.ef}, measured recall@10 {setting.recall:.3f})"
-    return f"{graph}{f', {some} exactly' * (setting.min_share > 0)}{rounding}"
+    fast = f"searched with breadth {setting.breadth} (measured recall@10 {setting.recall:.3f})"
+    return f"{fast}{f', {some} exactly' * (setting.min_share > 0)}{rounding}"
 
 
 @vectors_command.command("search")

@@ -22,6 +22,7 @@ from ..images import describe
 from ..scan import FileStat, Rules
 from ..whitening import Whitening
 from .paths import is_below
+from .search.segments import try_update_cache
 from .store import (
     KNOWN_INFO,
     LENGTH_TOLERANCE,
@@ -357,12 +358,15 @@ def import_files(
             _files.check_place(Path(directory), [os.fsdecode(root) for root, _ in roots if root != b"/"])
             partial = made.enter_context(_files.new_directory(Path(directory)))
             Store.create(partial / STORE_NAME, first.about, first.whitening)
-            with closing(Store(partial / STORE_NAME)) as store, store.writing(), store.transaction():
-                recorded = [store.put_root(*root).id for root in roots]
-                done = 0
-                for path in paths:
-                    name = describe(path)
-                    done += _import_file(path, name, store, recorded, _added(progress, done, photos))
+            with closing(Store(partial / STORE_NAME)) as store, store.writing():
+                with store.transaction():
+                    recorded = [store.put_root(*root).id for root in roots]
+                    done = 0
+                    for path in paths:
+                        name = describe(path)
+                        done += _import_file(path, name, store, recorded, _added(progress, done, photos))
+                # Without it each process would read the whole store and compare with every vector, until a sync.
+                try_update_cache(store)
     except OutputError:
         raise
     except IndexWriteError as e:  # it names the store beside the place

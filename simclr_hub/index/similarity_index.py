@@ -4,7 +4,7 @@ import operator
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -18,10 +18,8 @@ from ..duplicates.thresholds import Thresholds
 from ..errors import (
     ImageError,
     IndexExistsError,
-    IndexLockedError,
     IndexMismatchError,
     IndexNotFoundError,
-    IndexWriteError,
     PruneRefusedError,
 )
 from ..images import describe
@@ -40,7 +38,7 @@ from .search.arrays import DamagedArraysError
 from .search.explain import explain_empty
 from .search.filters import make_condition
 from .search.find import Match, Search
-from .search.segments import update_cache
+from .search.segments import try_update_cache
 from .search.snapshot import Snapshot, take_snapshot
 from .store import SCHEMA_VERSION, STORE_NAME, About, Photo, Store
 from .sync import SyncReport, sync_folder
@@ -646,9 +644,8 @@ class SimilarityIndex:
             return work(snapshot)
 
     def _write_cache(self, progress: Callable[[int, int], object] | None = None) -> None:
-        """Bring the cache up to date; inside `Store.writing`: a search never writes."""
-        with suppress(OSError, IndexWriteError, IndexLockedError):  # the store is what counts
-            update_cache(self._store, progress)
+        """Bring the cache up to date; inside `Store.writing`."""
+        try_update_cache(self._store, progress)
 
 
 def _count(k: Any) -> int:

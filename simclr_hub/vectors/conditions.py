@@ -2,15 +2,17 @@
 
 import difflib
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..images import describe
 from ..index.search.filters import Range, make_condition
-from .server import COLUMNS, Comparison
+from .server import COLUMNS, Comparison, Hit
 
 #: Follows every text that begins as another: no text of an image holds it, since it cannot be printed.
 _LAST = "\U0010ffff"
+_COMPARED = {">=": operator.ge, "<=": operator.le, "<": operator.lt}
 
 
 def compile_where(where: Mapping[str, Any] | None) -> tuple[Comparison, ...]:
@@ -23,6 +25,12 @@ def compile_where(where: Mapping[str, Any] | None) -> tuple[Comparison, ...]:
     return tuple(one for bounds in (condition.ranges if condition else ()) for one in _compile(bounds))
 
 
+def meets(where: Sequence[Comparison], hit: Hit) -> bool:
+    """Tell whether an image that was found meets comparisons, as a server would; what it lacks meets none."""
+    told = hit.values | {"id": hit.id.hex()}
+    return all(told[column] is not None and _COMPARED[sign](told[column], value) for column, sign, value in where)
+
+
 def _compile(bounds: Range) -> list[Comparison]:
     kind = COLUMNS.get(bounds.key)
     if kind is None:
@@ -32,7 +40,7 @@ def _compile(bounds: Range) -> list[Comparison]:
     if kind is str:
         return _texts(bounds)
     found = []
-    for operator, bound in ((">=", bounds.low), ("<=", bounds.high)):
+    for sign, bound in ((">=", bounds.low), ("<=", bounds.high)):
         if bound is not None:
             try:
                 number = float(bound)
@@ -40,24 +48,24 @@ def _compile(bounds: Range) -> list[Comparison]:
                 number = math.nan
             if math.isnan(number):
                 raise ValueError(f"where: {bounds.key}={describe(str(bound))}: a number is needed")
-            found.append(Comparison(bounds.key, operator, _whole(number, operator) if kind is int else number))
+            found.append(Comparison(bounds.key, sign, _whole(number, sign) if kind is int else number))
     return found
 
 
-def _whole(number: float, operator: str) -> int:
+def _whole(number: float, sign: str) -> int:
     """Return the last whole number that a bound lets pass, as 64 bits hold it."""
     number = max(-float(1 << 62), min(number, float(1 << 62)))
-    return math.ceil(number) if operator == ">=" else math.floor(number)
+    return math.ceil(number) if sign == ">=" else math.floor(number)
 
 
 def _texts(bounds: Range) -> list[Comparison]:
     found = []
-    for operator, bound in ((">=", bounds.low), ("<=", bounds.high)):
+    for sign, bound in ((">=", bounds.low), ("<=", bounds.high)):
         if bound is None:
             continue
         if not isinstance(bound, str):
             raise ValueError(f"where: {bounds.key}={bound:g}: text is needed")
         if not bound.isprintable():
             raise ValueError(f"where: {bounds.key}={describe(bound)}: no image's text holds such characters")
-        found.append(Comparison(bounds.key, operator, bound if operator == ">=" or bounds.exact else bound + _LAST))
+        found.append(Comparison(bounds.key, sign, bound if sign == ">=" or bounds.exact else bound + _LAST))
     return found

@@ -93,10 +93,10 @@ def load_parts(
             progress(1, len(names), "loading parts")
     report.count = server.count()
     setting = description.setting
-    if report.loaded or setting is None:
-        needs = server.build()
+    if report.loaded or setting is None or not description.built:
+        fast = server.build()
         if setting is None or not setting.rows / 2 <= report.count <= setting.rows * 1.5:
-            setting = tune(folder, server, progress, graph=needs, half=description.half)
+            setting = tune(folder, server, progress, fast=fast, half=description.half)
             server.create(replace(description, setting=setting))
     report.setting = setting
     return report

@@ -47,8 +47,6 @@ class PgVector:
         MissingExtraError: psycopg or pgvector's client is not installed.
     """
 
-    goes_exact = True
-
     def __init__(self, url: str, table: str):
         self._psycopg = _psycopg()
         self._name = f"{shown_url(url)}, table {table}"
@@ -220,9 +218,9 @@ class PgVector:
 
     def _candidates(self, vector: np.ndarray, k: int, where: Sequence[Comparison], setting: Setting) -> int:
         """Return how many candidates a search of the graph takes; 0: what meets the conditions is compared exactly."""
-        if not setting.ef or k > MOST_K:
+        if not setting.breadth or k > MOST_K:
             return 0
-        ef = setting.ef * max(1.0, k / 10)
+        ef = setting.breadth * max(1.0, k / 10)
         if not where:
             return min(_MOST_EF, math.ceil(ef))
         conditions, values = _where(where)

@@ -22,7 +22,7 @@ K, QUERIES = 10, 100
 #: Shares of the images to which conditions are measured: what they let pass is drawn by ids, which are hashes.
 SHARES = (0.5, 0.02, 0.001)
 _TUNED_SHARES = (0.5, 0.2, 0.1, 0.05, 0.02)
-_TUNED_EF = (16, 24, 40, 64, 100, 160, 250, 400, 700, 1000)
+_TUNED_BREADTHS = (16, 24, 40, 64, 100, 160, 250, 400, 700, 1000)
 #: Nearest of which the exact score is known: beyond them a score that the server tells is believed.
 _KEPT = 5 * K
 _NOISE = 1e-5  # of scores
@@ -164,33 +164,30 @@ def _keep(best: list[dict[bytes, float]], ids: Sequence[bytes], scores: np.ndarr
             best[line] = dict(heapq.nlargest(_KEPT, known.items(), key=lambda pair: pair[1]))
 
 
-def tune(
-    folder: Folder, server: VectorServer, progress: Progress | None = None, *, graph: bool, half: bool
-) -> Setting:
+def tune(folder: Folder, server: VectorServer, progress: Progress | None = None, *, fast: bool, half: bool) -> Setting:
     """Find the cheapest setting by which searches find enough, without and with conditions; exact where none does.
 
     Args:
         folder: of the parts.
         server: that holds them.
         progress: see `server.Progress`.
-        graph: whether there is one to search; without, every search is exact.
+        fast: what `VectorServer.build` returned; without, every search is exact.
         half: whether numbers of 16 bits are stored, whose loss is measured, too.
     """
     rows, wanted = server.count(), RECALL + MARGIN
-    if not (graph or half):
+    if not (fast or half):
         return Setting(rows=rows)
     truth = find_truth(folder, server.marks(), (1.0, *_TUNED_SHARES), progress, half=half)
-    for ef in _TUNED_EF if graph else ():
-        setting = Setting(ef, 0.0, rows=rows, exact_rows=0, lost=truth.lost)
+    for breadth in _TUNED_BREADTHS if fast else ():
+        setting = Setting(breadth, 0.0, rows=rows, exact_rows=0, lost=truth.lost)
         recall = truth.recall(server, 1.0, setting)[0]
-        held = server.goes_exact or all(truth.recall(server, one, setting)[0] >= wanted for one in _TUNED_SHARES)
-        if recall >= wanted and held:
+        if recall >= wanted:
             break
     else:
         return Setting(rows=rows, lost=truth.lost)
-    least = 1.1 if server.goes_exact else 0.0  # of no condition, or of any
-    for share in _TUNED_SHARES if server.goes_exact else ():
+    least = 1.1  # of no condition
+    for share in _TUNED_SHARES:
         if truth.recall(server, share, setting)[0] < wanted:
             break
         least = share
-    return Setting(ef, least, recall, rows, lost=truth.lost)
+    return Setting(breadth, least, recall, rows, lost=truth.lost)

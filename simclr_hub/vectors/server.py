@@ -31,7 +31,7 @@ COLUMNS: dict[str, type] = {
 }
 #: A k beyond this is always searched exactly, as in an index: no setting is measured for it.
 MOST_K = 100
-_LAYOUT = 1
+_LAYOUT = 2  # 1 had HNSW in Milvus
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,17 @@ class Setting:
     """Hold what a measurement found to be enough, see `recall.tune`.
 
     Attributes:
-        ef: how many candidates a search of the graph (HNSW) keeps for k = 10; 0: every search is exact.
+        breadth: for k = 10, the candidates that a search of pgvector's graph keeps (hnsw.ef_search), or the lists that
+            one of Milvus looks through (nprobe); 0: every search is exact.
         min_share: of a condition: where a smaller share of the images passes, what passes is compared exactly.
         recall: that was measured, of 1, at k = 10.
         rows: images that there were.
-        exact_rows: where not more than so many images pass, they are compared exactly, which costs milliseconds.
+        exact_rows: where not more than so many images pass by the server's estimate, they are compared exactly, which
+            costs milliseconds.
         lost: which part of the true nearest 10 an exact search does not find because of numbers of 16 bits.
     """
 
-    ef: int = 0
+    breadth: int = 0
     min_share: float = 1.0
     recall: float = 1.0
     rows: int = 0
@@ -64,12 +66,15 @@ class Description:
         whitening: what made the vectors of the model's; None: they are the model's.
         half: numbers of 16 bits instead of 32.
         setting: None until one was measured.
+        built: whether `VectorServer.build` has ended since the last `put`, where a server's searches differ by it; the
+            server tells it.
     """
 
     about: About
     whitening: Whitening | None = None
     half: bool = False
     setting: Setting | None = None
+    built: bool = True
 
     @property
     def dim(self) -> int:
@@ -88,12 +93,14 @@ class Description:
         """Decode what `to_text` gives.
 
         Raises:
-            VectorServerError: something else, or by a newer version.
+            VectorServerError: something else, or by another version.
         """
         try:
             told = json.loads(text)
             if told["layout"] > _LAYOUT:
                 raise VectorServerError(f"{name}: made by a newer simclr_hub: upgrade")
+            if told["layout"] < _LAYOUT:
+                raise VectorServerError(f"{name}: made by an older simclr_hub: load into another name")
             whitening = Whitening.from_bytes(b64decode(told["whitening"])) if told["whitening"] else None
             setting = Setting(**told["setting"]) if told["setting"] else None
             return cls(About(**told["about"]), whitening, bool(told["half"]), setting)
@@ -161,10 +168,8 @@ class Found(NamedTuple):
 class VectorServer(Protocol):
     """One table or collection of a server; every method raises VectorServerError where the server does.
 
-    `str` of it names it without credentials. `goes_exact` tells whether `Setting.min_share` means something to it.
+    `str` of it names it without credentials.
     """
-
-    goes_exact: bool
 
     def describe(self) -> Description | None:
         """Return what was created; None if nothing was."""

@@ -59,6 +59,21 @@ def test_a_sync_writes_it_and_the_next_process_reads_it(file: Path, monkeypatch:
     assert rebuilds == []
 
 
+def test_an_import_writes_it_and_the_next_process_reads_it(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with reopen(file) as index:
+        index.export(tmp_path / "out.parquet")
+    SimilarityIndex.from_export(tmp_path / "out.parquet", tmp_path / "imported").close()
+    rebuilds = count_rebuilds(monkeypatch)
+    with SimilarityIndex.open(tmp_path / "imported", model=FakeEmbedder()) as index:
+        assert len(index.search(np.ones(DIM), k=4)) == 4
+        with index._store.reading():
+            (segment,) = segments.read_cache(index._store) or []
+        assert (segment.ivf is not None) == (len(segment.vectors) == 300)
+    assert rebuilds == []
+
+
 def test_an_index_of_another_generation_is_not_read(file: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = file.read_bytes()
     with reopen(file) as index:

@@ -49,12 +49,12 @@ def test_conditions_hold_what_they_promise_on_a_graph(
     parts, vectors = sided
     server = connect(url)
     setting = load_parts(parts.place, server).setting
-    assert setting and setting.ef and setting.recall >= recall.RECALL
+    assert setting and setting.breadth and setting.recall >= recall.RECALL
     assert not server.search(vectors[0], 10).exact
     report = check_vectors(parts.place, server)
     assert report.complete and report.exact == {1.0: 0, 0.5: 1, 0.02: 1, 0.001: 1}
     # Without what is compared exactly because it is little: the graph goes on until it has enough.
-    patient = Setting(setting.ef, 0.0, exact_rows=0)
+    patient = Setting(setting.breadth, 0.0, exact_rows=0)
     for share in (0.5, 0.02):
         truth = recall.find_truth(parts, set(), (share,))
         found, exact = truth.recall(server, share, patient)
@@ -87,7 +87,7 @@ def test_a_graph_that_finds_too_little_is_not_used(
     monkeypatch.setattr(pgvector.PgVector, "_nearest", poor)
     server = connect(url)
     setting = load_parts(sided[0].place, server).setting
-    assert setting and not setting.ef and server.search(sided[1][0], 10).exact
+    assert setting and not setting.breadth and server.search(sided[1][0], 10).exact
     described = server.describe()
     monkeypatch.setattr(server, "_setting", Setting(40, 0.0, exact_rows=0))
     monkeypatch.setattr(server, "describe", lambda: described)  # someone else set it so
@@ -166,14 +166,16 @@ def test_tables_of_others_are_left_alone(url: str, drawn: Folder) -> None:
             connect(f"{base}#{bad}")
 
 
-def test_a_newer_layout_is_told(url: str, server: VectorServer, drawn: Folder) -> None:
+@pytest.mark.parametrize("layout, advice", [(9, "upgrade"), (1, "older simclr_hub: load into another name")])
+def test_another_layout_is_told(layout: int, advice: str, url: str, server: VectorServer, drawn: Folder) -> None:
     load_parts(drawn.place, server)
     import psycopg
 
     base, _, name = url.partition("#")
     with psycopg.connect(base) as db:
-        db.execute(f"UPDATE {name}_state SET value = replace(value, '\"layout\": 1', '\"layout\": 9')")  # type: ignore[call-overload]
-    with pytest.raises(VectorServerError, match="upgrade"):
+        changed = f"replace(value, '\"layout\": 2', '\"layout\": {layout}')"
+        db.execute(f"UPDATE {name}_state SET value = {changed}")  # type: ignore[call-overload]
+    with pytest.raises(VectorServerError, match=advice):
         load_parts(drawn.place, server)
 
 

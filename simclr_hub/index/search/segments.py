@@ -15,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from ..._files import write_file
+from ...errors import IndexLockedError, IndexWriteError
 from ...signature import as_rows, low_frequencies
 from ..store import Store, VectorRow
 from . import ann
@@ -325,6 +326,12 @@ def update_cache(store: Store, progress: Callable[[int, int], object] | None = N
         store.put_cache(now, [*(files[:1] if first else []), {"name": name, "sha256": sha256}])
     _remove_others(store)
     return True
+
+
+def try_update_cache(store: Store, progress: Callable[[int, int], object] | None = None) -> None:
+    """Do so, unless it cannot be written: the store is what counts, and a search never writes."""
+    with suppress(OSError, IndexWriteError, IndexLockedError):
+        update_cache(store, progress)
 
 
 def _remove_others(store: Store) -> None:
