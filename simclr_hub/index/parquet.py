@@ -262,9 +262,8 @@ def _rows(store: Store, header: Header) -> Iterator[dict[str, Any]]:
 
 
 def _row(store: Store, photo: Photo, root: Root, position: int, *, gps: bool) -> dict[str, Any]:
-    assert photo.content_hash
-    vector = store.vector(photo.content_hash)
-    if vector is None:
+    vector = None if photo.content_hash is None else store.vector(photo.content_hash)
+    if photo.content_hash is None or vector is None:
         raise store.damaged("a photo without a vector")
     details = store.details_of(photo.content_hash)
     return photo_row(photo, root, position, vector, details, gps=gps)
