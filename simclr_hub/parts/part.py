@@ -240,7 +240,7 @@ def part_header(schema: Any, name: str) -> PartHeader:
     try:
         told = json.loads((schema.metadata or {}).get(_KEY, b"null"))
         plan, part, parts = str(told["plan"]), str(told["part"]), int(told["parts"])
-    except (ValueError, TypeError, KeyError) as e:
+    except (ValueError, TypeError, KeyError, RecursionError) as e:
         raise ExportError(f"{name}: not a part that `simclr-hub parts run` wrote") from e
     return PartHeader(plan, part, parts, read_header(schema, name))
 

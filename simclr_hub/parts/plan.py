@@ -94,7 +94,7 @@ class Plan:
             raise PartsError(f"{folder}: no plan there; make one: simclr-hub parts plan SOURCE -o {folder}") from e
         except PartsError:
             raise
-        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as e:
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError) as e:
             raise _unread(folder, PARTS, e) from e
         try:
             parts = {row["name"]: Part(**row) for row in rows}

@@ -114,7 +114,7 @@ def prepare(folder: Folder, plan: Plan) -> dict[str, int]:
     if f"{folder.place}/".startswith(f"{plan.folder.place}/"):
         raise OutputError(f"{folder}: in the folder of the plan; choose another folder for the parts")
     if not is_remote(folder.place):
-        _files.check_place(Path(folder.place), plan.folders)
+        _files.check_place(Path(folder.place), [*plan.folders, plan.folder.place])  # by any link, too
     try:
         found = folder.sizes()
         if MARK not in found and not any(not name.startswith(".") for name in found):
@@ -138,8 +138,10 @@ def check_mark(folder: Folder, plan: Plan) -> None:
         with folder.open(MARK) as file:
             marked = json.loads(file.read(1 << 16))["plan"]
     except FileNotFoundError:
-        raise PartsError(f"{folder}: not a folder of parts; give one that `simclr-hub parts run` filled") from None
-    except (ValueError, TypeError, KeyError):
+        raise PartsError(
+            f"{folder}: not a folder of parts; give one that `parts run` filled, or for a run a new one"
+        ) from None
+    except (ValueError, TypeError, KeyError, RecursionError):
         marked = None
     if marked != plan.id:
         raise PartsError(f"{folder}: holds the parts of another plan; choose another folder")

@@ -176,7 +176,7 @@ class Folder:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_file(path, lambda file: file.write(data))
             except OSError as e:
-                raise type(e)(e.errno, e.strerror, str(self)) from e
+                raise OSError(e.errno or errno.EIO, e.strerror or str(e), str(self)) from e
             return
         system, path_there = locate(self.join(name))
         # In one piece: a `with` around the making of `data` would also publish what an error left half made.

@@ -11,8 +11,12 @@ import pytest
 from index.index_fakes import FakeEmbedder
 from parts_fixtures import Made
 
+from simclr_hub.errors import OutputError, PartsError
 from simclr_hub.parts.check import PartsReport, check_parts
 from simclr_hub.parts.part import Worker
+from simclr_hub.parts.plan import Plan
+from simclr_hub.parts.run import prepare
+from simclr_hub.parts.storage import Folder
 
 
 def copy(path: Path) -> None:
@@ -88,3 +92,28 @@ def test_a_flipped_bit_is_found_or_changes_nothing(many: Path, made: Made) -> No
         else:  # such as one of a page's statistics
             assert pq.read_table(path).equals(table)
     assert found > 25
+
+
+def test_json_without_end_is_refused_and_no_traceback(many: Path, made: Made, tmp_path: Path) -> None:
+    plan, out, _ = made(many)
+    deep = b"[" * 60_000
+    name = f"{next(iter(plan.parts))}.parquet"
+    table = pq.read_table(Path(out.place, name))
+    metadata = dict(table.schema.metadata) | {b"simclr_hub.part": deep}
+    pq.write_table(table.replace_schema_metadata(metadata), Path(out.place, name))
+    assert list(check_parts(plan, out).damaged) == [name]
+    Path(out.place, "_plan.json").write_bytes(deep)
+    with pytest.raises(PartsError, match="the parts of another plan"):
+        check_parts(plan, out)
+    parts = pq.read_table(tmp_path / "plan" / "parts.parquet")
+    key = next(iter(parts.schema.metadata))
+    pq.write_table(parts.replace_schema_metadata({key: deep}), tmp_path / "plan" / "parts.parquet")
+    with pytest.raises(PartsError, match="parts.parquet is damaged"):
+        Plan.read(tmp_path / "plan")
+
+
+def test_a_link_to_the_plan_is_no_place_for_parts(many: Path, made: Made, tmp_path: Path) -> None:
+    plan, _, _ = made(many)
+    (tmp_path / "link").symlink_to(tmp_path / "plan")
+    with pytest.raises(OutputError, match="where nothing is written"):
+        prepare(Folder(tmp_path / "link" / "out"), plan)
